@@ -1,0 +1,46 @@
+# Everything a contributor runs. The work is done by scripts/ and the tools themselves.
+
+PYTHON3 ?= python3
+VENV := .venv/bin
+IMAGE ?= debian-13
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench docs image clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: image ## Set up, build the image and run a first test on a real guest
+	$(VENV)/python -m pytest -v example_suites/quickstart $(PYTEST_ARGS)
+
+test: image ## Set up and run all tests, real guests included
+	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+lint: ## Check style, types, layers and spelling
+	@$(PYTHON3) scripts/setup.py --extra lint
+	@$(VENV)/python scripts/lint.py
+
+format: ## Rewrite the code as the formatter wants it
+	@$(PYTHON3) scripts/setup.py --extra lint
+	$(VENV)/ruff check --fix-only --quiet .
+	$(VENV)/ruff format .
+
+bench: image ## Measure; tables on the terminal, JSON in bench/results/
+	@$(VENV)/python scripts/bench.py
+
+docs: ## Build the documentation, warnings are errors
+	@$(PYTHON3) scripts/setup.py --extra docs
+	$(VENV)/sphinx-build -W -n --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
+
+setup: ## Install host packages where allowed, make .venv
+	@$(PYTHON3) scripts/setup.py --extra test
+
+image: setup
+	@$(VENV)/pytest-kvm images build $(IMAGE)
+
+clean: ## Remove what was made in this checkout (never images in the cache)
+	rm -rf .venv build dist docs/_build bench/results kvm-artifacts htmlcov .coverage .coverage.*
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,104 @@
+"""Resets as tests cause them: somebody changed the guest, somebody else wants it as it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from bench.boot import Quiet
+from bench.processes import wait_parked
+from pytest_kvm.handles.guest import Guest
+from pytest_kvm.provision.keeper import Keeper
+from pytest_kvm.provision.ledger import Owner
+from pytest_kvm.provision.run import Run
+from pytest_kvm.settings import Settings
+from pytest_kvm.spec.guest import GuestSpec
+
+Use = Callable[[Guest], object]
+FIRST: dict[str, Use] = {"agent": lambda guest: guest.agent.ping(), "ssh": lambda guest: guest.run(["true"])}
+"""What the test does first after the reset."""
+Times = dict[str, list[float]]
+
+
+@contextmanager
+def running(settings: Settings, spec: GuestSpec, *, keeper: Keeper) -> Iterator[tuple[Run, Guest]]:
+    """Start a guest in a run of its own, with the template in the cache."""
+    run = Run(settings, progress=Quiet(), keeper=keeper)
+    try:
+        guest = run.start(spec, name="bench")
+        guest.wait_ready()
+        yield run, guest
+    finally:
+        run.close()
+
+
+def by_pool(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
+    """Swap in a clone that is parked already."""
+    return _by_clone(replace(settings, pool=1), spec, rounds=rounds, prepare=_parked)
+
+
+def by_new_clone(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
+    """Make a clone and swap it in."""
+    return _by_clone(replace(settings, pool=0), spec, rounds=rounds, prepare=lambda _: None)
+
+
+def by_load(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
+    """Load a savepoint in place; also how long it takes to take one."""
+    times: Times = {each: [] for each in [*FIRST, "take"]}
+    with running(replace(settings, pool=0), spec, keeper=Keeper()) as (_, guest):
+        began = time.perf_counter()
+        point = guest.savepoint()
+        times["take"].append(time.perf_counter() - began)
+        for _ in range(rounds):
+            for what, use in FIRST.items():
+                _change(guest)
+                began = time.perf_counter()
+                point.restore()
+                use(guest)
+                times[what].append(time.perf_counter() - began)
+                _check_undone(guest)
+    return times
+
+
+def _by_clone(settings: Settings, spec: GuestSpec, *, rounds: int, prepare: Callable[[Guest], None]) -> Times:
+    keeper = Keeper()
+    times: Times = {each: [] for each in FIRST}
+    with running(settings, spec, keeper=keeper) as (_, guest):
+        for number in range(rounds):
+            for what, use in FIRST.items():
+                with _test(keeper, f"test {number} changes"):
+                    _change(guest)
+                    prepare(guest)
+                with _test(keeper, f"test {number} finds nothing"):
+                    began = time.perf_counter()
+                    keeper.settle(guest)
+                    use(guest)
+                    times[what].append(time.perf_counter() - began)
+                    _check_undone(guest)
+    return times
+
+
+@contextmanager
+def _test(keeper: Keeper, name: str) -> Iterator[None]:
+    """Do what the plugin does around a test."""
+    owner = Owner(name)
+    with keeper.at_work(owner):
+        yield
+    owner.ended = True
+
+
+def _change(guest: Guest) -> None:
+    guest.run(["touch", "/root/changed"])
+
+
+def _check_undone(guest: Guest) -> None:
+    guest.run(["test", "!", "-e", "/root/changed"])
+
+
+def _parked(guest: Guest) -> None:
+    pid = guest.machine.domain.pid
+    if pid is None:
+        raise SystemExit("bench: guests must run on this machine")
+    wait_parked(pid)

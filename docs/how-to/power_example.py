@@ -1,0 +1,35 @@
+"""Switch a guest off and on."""
+
+from __future__ import annotations
+
+import pytest
+
+import pytest_kvm as kvm
+
+
+def test_a_paused_guest_does_nothing(machine: kvm.Guest) -> None:
+    with machine.start("while :; do echo tick; sleep 0.1; done") as clock:
+        machine.pause()
+        with pytest.raises(kvm.CommandTimeout):
+            list(clock.lines(timeout=2))
+        before = clock.so_far().stdout
+        machine.resume()
+        machine.run(["sleep", "1"])
+        assert len(clock.so_far().stdout) > len(before)
+
+
+def test_what_is_on_the_disk_outlives_a_reboot(machine: kvm.Guest) -> None:
+    machine.write_text("/root/kept", "still here\n")
+    machine.write_text("/run/lost", "memory only\n")
+    before = machine.read_text("/proc/sys/kernel/random/boot_id")
+    machine.reboot()
+    assert machine.read_text("/proc/sys/kernel/random/boot_id") != before
+    assert machine.read_text("/root/kept") == "still here\n"
+    machine.wait_for_file("/run/lost", absent=True)
+
+
+def test_a_guest_that_is_off_says_so(machine: kvm.Guest) -> None:
+    machine.shutdown()
+    assert machine.state == "ended"
+    with pytest.raises(kvm.GuestGone):
+        machine.run(["true"])

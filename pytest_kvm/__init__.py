@@ -1,0 +1,100 @@
+"""Tests on real machines: guests as pytest fixtures.
+
+``import pytest_kvm as kvm``, then declare guests with :func:`guest` and
+:class:`GuestSpec`. Names are loaded when they are first used: pytest imports
+this package in every project that has the plugin installed, guests or not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_kvm.errors import (
+        BootFailed,
+        CommandFailed,
+        CommandTimeout,
+        GuestError,
+        GuestGone,
+        HostError,
+        KvmError,
+        SpecError,
+        UnitFailed,
+        WaitTimeout,
+    )
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.process import Process
+    from pytest_kvm.handles.result import CommandResult
+    from pytest_kvm.handles.savepoint import Savepoint
+    from pytest_kvm.plugin.declare import guest
+    from pytest_kvm.plugin.fixtures import Guests
+    from pytest_kvm.spec.cloudinit import CloudInit, File, User
+    from pytest_kvm.spec.disk import Disk
+    from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.spec.image import ImageRef
+    from pytest_kvm.spec.network import Nic
+    from pytest_kvm.spec.prepare import HostFile, Script
+
+_HOMES = {
+    "errors": (
+        *("BootFailed", "CommandFailed", "CommandTimeout", "GuestError", "GuestGone", "HostError"),
+        *("KvmError", "SpecError", "UnitFailed", "WaitTimeout"),
+    ),
+    "handles.guest": ("Guest",),
+    "handles.process": ("Process",),
+    "handles.result": ("CommandResult",),
+    "handles.savepoint": ("Savepoint",),
+    "plugin.declare": ("guest",),
+    "plugin.fixtures": ("Guests",),
+    "spec.cloudinit": ("CloudInit", "File", "User"),
+    "spec.disk": ("Disk",),
+    "spec.guest": ("GuestSpec",),
+    "spec.image": ("ImageRef",),
+    "spec.network": ("Nic",),
+    "spec.prepare": ("HostFile", "Script"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BootFailed",
+    "CloudInit",
+    "CommandFailed",
+    "CommandResult",
+    "CommandTimeout",
+    "Disk",
+    "File",
+    "Guest",
+    "GuestError",
+    "GuestGone",
+    "GuestSpec",
+    "Guests",
+    "HostError",
+    "HostFile",
+    "ImageRef",
+    "KvmError",
+    "Nic",
+    "Process",
+    "Savepoint",
+    "Script",
+    "SpecError",
+    "UnitFailed",
+    "User",
+    "WaitTimeout",
+    "guest",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module (PEP 562)."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return __all__

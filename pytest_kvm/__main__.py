@@ -1,0 +1,8 @@
+"""``python -m pytest_kvm`` is ``pytest-kvm``."""
+
+from __future__ import annotations
+
+from pytest_kvm.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,48 @@
+"""``pytest-kvm``: what is done outside a test run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pytest_kvm.cli import cache, doctor, images
+from pytest_kvm.errors import KvmError
+from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    arguments = parser().parse_args(argv)
+    try:
+        settings = settings_from([lambda option: _given(arguments, option), from_environment])
+        return int(arguments.handler(arguments, settings))
+    except KvmError as error:
+        sys.stderr.write(f"pytest-kvm: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    made = argparse.ArgumentParser(
+        prog="pytest-kvm", description="Images, templates and checks for pytest-kvm's guests."
+    )
+    for option in OPTIONS:
+        if option.name in _WANTED:
+            help_text = f"{option.help} (default: {option.default}; environment {option.variable})"
+            made.add_argument(option.flag, dest=option.ini, metavar=option.metavar, help=help_text)
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    images.add_parser(commands)
+    cache.add_parser(commands)
+    doctor.add_parser(commands)
+    return made
+
+
+_WANTED = ("uri", "accel", "cache_dir", "run_dir")
+"""Options that mean something without a test."""
+
+
+def _given(arguments: argparse.Namespace, option: Option) -> tuple[str, str | None]:
+    return option.flag, getattr(arguments, option.ini, None)

@@ -1,0 +1,201 @@
+"""Commands through QEMU's guest agent: no network, no login.
+
+Protocol: qemu-ga-ref(7). The agent answers in 4-8 ms and starts early in the
+boot, so it can say why SSH does not answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pytest_kvm.errors import AgentError, CommandTimeout, WaitTimeout
+from pytest_kvm.handles.result import CommandResult
+from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.waiting import NotYet, wait_until
+
+READ_LIMIT = 1024 * 1024
+"""Bytes of a file that :meth:`GuestAgent.read_text` returns at most."""
+_LOOK_EVERY = 0.05
+
+
+class GuestAgent:
+    """The guest agent of one guest.
+
+    Args:
+        domain: The guest's domain.
+        timeout: Seconds that one call may take.
+    """
+
+    def __init__(self, domain: Domain, *, timeout: float) -> None:
+        self._domain = domain
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"<GuestAgent of {self._domain.name}>"
+
+    def ping(self) -> None:
+        """Return when the agent answers.
+
+        Raises:
+            AgentError: It does not: not installed, not started yet, or hung.
+        """
+        self.call("guest-ping")
+
+    def wait(self, *, timeout: float) -> None:
+        """Wait until the agent answers.
+
+        Raises:
+            AgentError: It did not within ``timeout`` seconds.
+        """
+
+        def answers() -> None:
+            try:
+                self.ping()
+            except AgentError as error:
+                if not self._domain.alive():
+                    raise
+                raise NotYet(error.brief) from error
+
+        wait_until(answers, describe=f"the agent of {self._domain.name}", timeout=timeout, error=AgentError)
+
+    def call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Run one agent command (``guest-get-osinfo``) and return its ``return`` value.
+
+        Raises:
+            AgentError: The agent did not answer or refused.
+        """
+        return self._domain.agent(command, arguments, timeout=self._timeout)
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess.run's word
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> CommandResult:
+        """Run a program as root and return what it did.
+
+        The agent keeps at most 16 MiB of each stream and hands them over when
+        the program has ended; a program that runs out of time goes on in the
+        guest, since the agent has no command to end it.
+
+        Args:
+            argv: The program and its arguments; no shell takes part.
+            input: Standard input.
+            env: Its whole environment; None: the agent's own.
+            timeout: Seconds; None: what one agent call may take.
+            check: Raise if it exits non-zero.
+
+        Raises:
+            AgentError: The agent did not answer or refused (some
+                distributions forbid ``guest-exec`` in qemu-ga's settings).
+            CommandFailed: It exited non-zero and ``check`` is true.
+            CommandTimeout: It still ran after ``timeout`` seconds.
+        """
+        begun = time.monotonic()
+        limit = self._timeout if timeout is None else timeout
+        pid = self.start(argv, input=input, env=env)
+        try:
+            result = self.finish(argv, pid, timeout=limit)
+        except WaitTimeout as late:
+            raise CommandTimeout(
+                f"{self._domain.name}: {argv[0]}, run by the guest agent, still ran after {limit:.0f} s",
+                resolution=f"it goes on as process {pid}",
+                result=_result(argv, {"exitcode": -1}),
+            ) from late
+        result = replace(result, duration=time.monotonic() - begun)
+        return result.check() if check else result
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess.run's word
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a program as root and return its process id; see :meth:`exec`.
+
+        Raises:
+            AgentError: The agent did not answer or refused.
+        """
+        arguments: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+        if input is not None:
+            data = input.encode() if isinstance(input, str) else input
+            arguments["input-data"] = base64.b64encode(data).decode()
+        if env is not None:
+            arguments["env"] = [f"{name}={value}" for name, value in env.items()]
+        pid: int = self.call("guest-exec", arguments)["pid"]
+        return pid
+
+    def finish(
+        self, argv: Sequence[str], pid: int, *, timeout: float, every: float = _LOOK_EVERY
+    ) -> CommandResult:
+        """Return what a program did that :meth:`start` started, once it has ended.
+
+        The agent tells it once.
+
+        Args:
+            argv: How the result calls it.
+            pid: From :meth:`start`.
+            timeout: Seconds.
+            every: Seconds between two looks.
+
+        Raises:
+            AgentError: The agent did not answer, or knows of no such program.
+            WaitTimeout: It still runs.
+        """
+
+        def ended() -> CommandResult:
+            status: dict[str, Any] = self.call("guest-exec-status", {"pid": pid})
+            if not status["exited"]:
+                raise NotYet("still running")
+            return _result(argv, status)
+
+        return wait_until(ended, describe=argv[0], timeout=timeout, every=every)
+
+    def open(self, path: str) -> int:
+        """Open a file, FIFO or device that is there for :meth:`write`, and return the agent's handle.
+
+        Raises:
+            AgentError: There is none, or the agent did not answer.
+        """
+        handle: int = self.call("guest-file-open", {"path": path, "mode": "r+"})
+        return handle
+
+    def write(self, handle: int, data: bytes) -> None:
+        """Write to what :meth:`open` opened.
+
+        Raises:
+            AgentError: It cannot be written to, or the agent did not answer.
+        """
+        self.call("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(data).decode()})
+        self.call("guest-file-flush", {"handle": handle})
+
+    def read_text(self, path: str, *, limit: int = READ_LIMIT) -> str:
+        """Return a file's text, its first ``limit`` bytes at most.
+
+        Raises:
+            AgentError: No such file, or the agent did not answer.
+        """
+        handle = self.call("guest-file-open", {"path": path, "mode": "r"})
+        try:
+            read = self.call("guest-file-read", {"handle": handle, "count": limit})
+        finally:
+            self.call("guest-file-close", {"handle": handle})
+        return base64.b64decode(read["buf-b64"]).decode("utf-8", "replace")
+
+
+def _result(argv: Sequence[str], status: Mapping[str, Any]) -> CommandResult:
+    """Translate guest-exec-status; a signal's number becomes 128 plus it, as in a shell."""
+    return CommandResult(
+        argv=tuple(argv),
+        exit_code=128 + status["signal"] if "signal" in status else status["exitcode"],
+        stdout_bytes=base64.b64decode(status.get("out-data", "")),
+        stderr_bytes=base64.b64decode(status.get("err-data", "")),
+    )

@@ -1,0 +1,239 @@
+"""Files between host and guest, as streams over SSH.
+
+A stream into ``cat`` or ``tar`` needs no answer for each block, which is what
+limits SFTP; and both are in every guest that has a shell.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import IO
+
+from pytest_kvm.errors import RemoteFileError
+from pytest_kvm.handles import archive, filescripts
+from pytest_kvm.handles.archive import Owner
+from pytest_kvm.handles.filescripts import Target
+from pytest_kvm.handles.streams import OUTPUT_LIMIT
+from pytest_kvm.handles.transfer import Ended, Opener, Transfer
+
+GET_LIMIT = 8 * 1024**3
+"""Bytes that :meth:`Files.get` takes from a guest unless it is told otherwise."""
+
+_PIECE = 1024**2
+_TAR_WARNED = 1
+"""GNU tar's exit code when a file changed while it was read."""
+
+
+class Files:
+    """A guest's files.
+
+    Paths in the guest are absolute or below the login user's home. The path
+    that is named is the path that will be; one that ends with a slash means
+    "into this folder, under its own name". Folders above it are made.
+
+    Everything is done by the login user; where an owner is given, by root.
+
+    Args:
+        shell: Starts the guest's half of a transfer.
+        log: The guest's logger.
+    """
+
+    def __init__(self, shell: Opener, *, log: logging.Logger) -> None:
+        self._shell = shell
+        self._log = log
+
+    def put(
+        self, local: str | os.PathLike[str], remote: str, *, mode: int | None = None, owner: str | None = None
+    ) -> None:
+        """Copy a file or a folder's content into the guest.
+
+        A file appears whole or not at all. A folder is merged with one that
+        exists; its links stay links, its modes are kept.
+
+        Args:
+            local: File or folder on the host.
+            remote: Path in the guest.
+            mode: Permission bits; None: those of ``local``. For a single file.
+            owner: "user", "user:group" or numbers; None: the login user, or
+                whoever owns the file that is replaced.
+
+        Raises:
+            OSError: ``local`` cannot be read.
+            RemoteFileError: The guest could not write.
+        """
+        source = Path(local)
+        bits = source.stat().st_mode & 0o7777
+        target = _target(remote, name=source.absolute().name)
+        if not source.is_dir():
+            with source.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                script = filescripts.file_in(
+                    target, size=size, mode=bits if mode is None else mode, owner=owner
+                )
+                self._send(file, script, path=target.final, owner=owner)
+            return
+        if mode is not None:
+            raise ValueError("mode= is for a single file: a folder's entries keep theirs")
+        whom = self._owner(owner)
+        script = filescripts.tree_in(target, mode=bits, owner=whom)
+        with Transfer(self._shell, script, path=target.final, user=_who(owner)) as transfer:
+            try:
+                archive.pack(source, transfer, owner=whom, log=self._log)
+            except Ended:
+                self._log.debug("%s: the guest's tar ended early", target.final)
+            transfer.finish()
+
+    def get(self, remote: str, local: str | os.PathLike[str], *, max_bytes: int = GET_LIMIT) -> Path:
+        """Copy a file or a folder's content out of the guest and return where it is.
+
+        Nothing is written outside ``local``, whatever the guest sends. Left
+        out, with a warning in the log: devices, pipes, sockets, and links
+        that could lead out of the folder.
+
+        Args:
+            remote: Path in the guest; links are followed.
+            local: Path on the host; an existing folder takes a file under its
+                own name, and a folder's content.
+            max_bytes: More than this is refused.
+
+        Raises:
+            OSError: ``local`` cannot be written.
+            RemoteFileError: The guest could not read, or sent too much.
+        """
+        target = Path(local)
+        with Transfer(self._shell, filescripts.out(remote), path=remote) as transfer:
+            kind, mode = _header(transfer)
+            if kind == "tree":
+                target.mkdir(parents=True, exist_ok=True)
+                archive.unpack(transfer, target, most=max_bytes, log=self._log)
+                if said := transfer.finish(harmless=_TAR_WARNED).decode(errors="replace").strip():
+                    self._log.warning("%s: %s", remote, said)
+                return target
+            if target.is_dir():
+                target /= Path(filescripts.plain(remote)).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _replaced(target, mode) as file:
+                _copy(transfer, file, most=max_bytes)
+                transfer.finish()
+        return target
+
+    def write_bytes(
+        self, path: str, data: bytes, *, mode: int = 0o644, owner: str | None = None, append: bool = False
+    ) -> None:
+        """Write a file in the guest, whole or not at all; files of the kernel (``/proc``, ``/sys``) directly.
+
+        Args:
+            path: Path in the guest.
+            data: Its new content.
+            mode: Permission bits; when appending, those of a new file.
+            owner: As for :meth:`put`.
+            append: Add to what is there.
+
+        Raises:
+            RemoteFileError: The guest could not write.
+        """
+        target = _target(path, name="")
+        script = (
+            filescripts.file_append(target, mode=mode, owner=owner)
+            if append
+            else filescripts.file_in(target, size=len(data), mode=mode, owner=owner)
+        )
+        self._send(io.BytesIO(data), script, path=target.final, owner=owner)
+
+    def write_text(
+        self, path: str, text: str, *, mode: int = 0o644, owner: str | None = None, append: bool = False
+    ) -> None:
+        """Write UTF-8 text: see :meth:`write_bytes`."""
+        self.write_bytes(path, text.encode(), mode=mode, owner=owner, append=append)
+
+    def read_bytes(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            RemoteFileError: It is a folder, cannot be read, or is larger than ``max_bytes``.
+        """
+        content = io.BytesIO()
+        with Transfer(self._shell, filescripts.out(path), path=path) as transfer:
+            if _header(transfer)[0] != "file":
+                raise RemoteFileError(f"{path}: is a folder", resolution="get() copies folders")
+            _copy(transfer, content, most=max_bytes)
+            transfer.finish()
+        return content.getvalue()
+
+    def read_text(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> str:
+        """Return a file's content as UTF-8, what is not UTF-8 replaced by U+FFFD."""
+        return self.read_bytes(path, max_bytes=max_bytes).decode(errors="replace")
+
+    # ------------------------------------------------------------ inside
+
+    def _send(self, file: IO[bytes], script: str, *, path: str, owner: str | None) -> None:
+        with Transfer(self._shell, script, path=path, user=_who(owner)) as transfer:
+            try:
+                while piece := file.read(_PIECE):
+                    transfer.write(piece)
+            except Ended:
+                self._log.debug("%s: the guest took no more", path)
+            transfer.finish()
+
+    def _owner(self, owner: str | None) -> Owner | None:
+        """Complete "user" with the group that the guest gives that user: tar wants both."""
+        if owner is None:
+            return None
+        user, _, group = owner.partition(":")
+        if not group:
+            with Transfer(self._shell, f"id -gn -- {quote(user)}", path=user) as transfer:
+                group = transfer.read(256).decode(errors="replace").strip()
+                transfer.finish()
+        return Owner(user=user, group=group)
+
+
+def _target(path: str, *, name: str) -> Target:
+    return Target(path=path, name=name, token=secrets.token_hex(6))
+
+
+def _who(owner: str | None) -> str | None:
+    """Only root gives files away."""
+    return None if owner is None else "root"
+
+
+def _header(transfer: Transfer) -> tuple[str, int]:
+    """Read the line that says what follows; without one the script has failed."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 32 and (byte := transfer.read(1)):
+        line += byte
+    kind, _, mode = line.decode(errors="replace").partition(" ")
+    if kind not in ("file", "tree") or not mode.strip().isdecimal():
+        transfer.finish()
+        raise RemoteFileError(f"the guest announced neither file nor folder: {line!r}")
+    return kind, int(mode, 8) & 0o777
+
+
+def _copy(transfer: Transfer, file: IO[bytes], *, most: int) -> None:
+    left = most
+    while piece := transfer.read(_PIECE):
+        left -= len(piece)
+        if left < 0:
+            raise RemoteFileError(f"the file holds more than {most} bytes", resolution="raise max_bytes=")
+        file.write(piece)
+
+
+@contextmanager
+def _replaced(path: Path, mode: int) -> Iterator[IO[bytes]]:
+    """Open a file beside ``path`` that takes its place once it is complete."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            os.fchmod(file.fileno(), mode)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

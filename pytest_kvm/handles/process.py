@@ -1,0 +1,247 @@
+"""A command that runs in a guest, in the foreground of a test or behind it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal as signals
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestError, GuestGone, SshUnavailable
+from pytest_kvm.handles.channel import Channel, send
+from pytest_kvm.handles.output import Output
+from pytest_kvm.handles.result import CommandResult, label, streams_of
+from pytest_kvm.handles.streams import OUTPUT_LIMIT
+
+_LOOK_EVERY = 0.5
+"""Seconds between two looks at whether the guest still lives."""
+_SIGNAL_WITHIN = 10.0
+"""Seconds until a started command has told its process group, or a killed one has ended."""
+_SIGNAL = re.compile(r"(?:SIG)?([A-Z][A-Z0-9+-]*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What a process needs of the shell that started it."""
+
+    guest: str
+    log: logging.Logger
+    lost: Callable[[], GuestError | None]
+    """Why no answer can come any more (guest or connection gone); None while both are there."""
+    round_trip: Callable[[], object]
+    """Return once sshd has answered: what it sent before has arrived then."""
+    send_signal: Callable[[str, int], object]
+    """Signal a process group, by a command of its own."""
+    timeout: float
+    """Seconds to wait where the caller names none."""
+    output_limit: int = OUTPUT_LIMIT
+    """Bytes kept of each stream."""
+
+
+class Process:
+    """A running command, as :meth:`Guest.start` returns it.
+
+    A context manager: leaving it ends the command. All its output is kept
+    and told to the log, whether it is asked for or not.
+    """
+
+    def __init__(self, channel: Channel, argv: tuple[str, ...] | str, *, host: Host) -> None:
+        self.argv = argv
+        self._channel = channel
+        self._host = host
+        self._begun = time.monotonic()
+        self._took: float | None = None
+        self._output = Output(channel, name=label(argv)[:24], log=host.log, limit=host.output_limit)
+
+    # ------------------------------------------------------------ what it does
+
+    @property
+    def running(self) -> bool:
+        """Say whether no exit status has come and the connection is there."""
+        return not self._channel.status_event.is_set()
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while it runs, -1 if the connection was lost before."""
+        return None if self.running else self._channel.exit_status
+
+    def so_far(self) -> CommandResult:
+        """Return what it has written until now; ``exit_code`` is -1 while it runs."""
+        code = self.poll()
+        return CommandResult(
+            argv=self.argv,
+            exit_code=-1 if code is None else code,
+            stdout_bytes=self._output.out.value(),
+            stderr_bytes=self._output.err.value(),
+            duration=self._took if self._took is not None else self._elapsed(),
+            guest=self._host.guest,
+        )
+
+    def lines(self, *, timeout: float | None = None) -> Iterator[str]:
+        """Yield standard output line by line as it comes, until the command ends.
+
+        Args:
+            timeout: Seconds to wait for each further line; None: the run's command time-out.
+
+        Raises:
+            CommandTimeout: No line came in time; the command goes on.
+            GuestGone: The guest ended.
+            SshUnavailable: The connection was lost.
+        """
+        seconds = self._host.timeout if timeout is None else timeout
+        position = 0
+        while line := self._line(position, time.monotonic() + seconds):
+            position += len(line)
+            yield line.decode(errors="replace").removesuffix("\n").removesuffix("\r")
+
+    def wait(self, timeout: float | None = None) -> CommandResult:
+        """Return the result once the command has ended; the exit code is not checked.
+
+        It has ended when its exit status is there and its output is closed. A
+        child that it left behind and that holds the output open
+        (``sleep 1000 &``) is not waited for, unlike ``ssh(1)`` does.
+
+        Args:
+            timeout: Seconds; None: the run's command time-out.
+
+        Raises:
+            CommandTimeout: It still runs. It is left alone and can be waited for again.
+            CommandFailed: It wrote more than can be kept, and was killed.
+            GuestGone: The guest ended.
+            SshUnavailable: The connection was lost.
+        """
+        deadline = time.monotonic() + (self._host.timeout if timeout is None else timeout)
+        while not self._channel.status_event.wait(min(_LOOK_EVERY, max(0.0, deadline - time.monotonic()))):
+            self._check_alive()
+            if time.monotonic() >= deadline:
+                raise self._timed_out()
+        if self._took is None:
+            self._took = self._elapsed()
+        self._output.drain(self._host.round_trip)
+        self._check_alive()
+        return self.so_far()
+
+    # ------------------------------------------------------------ what it is told
+
+    def write(self, data: str | bytes) -> None:
+        """Write to its standard input; blocks while the command does not read.
+
+        Raises:
+            SshUnavailable: Its standard input is closed, or the connection is lost.
+            GuestGone: The guest ended.
+        """
+        try:
+            send(self._channel, data.encode() if isinstance(data, str) else data)
+        except (OSError, EOFError) as error:
+            lost = self._host.lost() or SshUnavailable(f"{self._where()}: its standard input is closed")
+            raise lost from error
+
+    def close_stdin(self) -> None:
+        """Let it read the end of its standard input."""
+        try:
+            self._channel.shutdown_write()
+        except (OSError, EOFError):
+            self._host.log.debug("%s: the connection went before standard input did", self._where())
+
+    def signal(self, name: str | signals.Signals) -> None:
+        """Signal the command and its children (its process group); nothing if it has ended.
+
+        Args:
+            name: "TERM", "SIGTERM" or ``signal.SIGTERM``.
+        """
+        found = _SIGNAL.fullmatch(name.name if isinstance(name, signals.Signals) else name)
+        if found is None:
+            raise ValueError(f"{name!r} is not a signal's name")
+        output = self._output
+        output.await_change(lambda: output.group is not None or output.ended, _SIGNAL_WITHIN)
+        if self.running and output.group is not None:
+            self._host.send_signal(found[1], output.group)
+
+    def kill(self) -> None:
+        """Kill the command and its children."""
+        self.signal("KILL")
+
+    def stop(self, grace: float = 2.0) -> CommandResult:
+        """End the command and return its result: SIGTERM, then SIGKILL.
+
+        Args:
+            grace: Seconds between the two.
+        """
+        if self.running:
+            self.signal("TERM")
+            if not self._channel.status_event.wait(grace):
+                self.kill()
+        try:
+            return self.wait(_SIGNAL_WITHIN)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Close the channel; a command that still runs is not ended by that."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the command; when its guest is gone there is nothing left to end."""
+        try:
+            self.stop()
+        except (GuestGone, SshUnavailable):
+            self._host.log.debug("%s: the guest was gone before it was stopped", self._where())
+
+    def __repr__(self) -> str:
+        code = self.poll()
+        return f"<Process {self._where()}: {'running' if code is None else f'exit code {code}'}>"
+
+    # ------------------------------------------------------------ inside
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._begun
+
+    def _where(self) -> str:
+        return f"{self._host.guest}: `{label(self.argv)}`"
+
+    def _line(self, position: int, deadline: float) -> bytes:
+        """Return the line at a position, b"" at the end."""
+        out = self._output.out
+        while (line := out.line_at(position)) is None:
+            if not self.running:
+                self._output.drain(self._host.round_trip)
+                continue
+            self._check_alive()
+            if time.monotonic() >= deadline:
+                raise self._timed_out()
+            self._output.await_change(
+                lambda: out.line_at(position) is not None, min(_LOOK_EVERY, deadline - time.monotonic())
+            )
+        if not line:
+            self._check_alive()
+        return line
+
+    def _check_alive(self) -> None:
+        """Raise if the result can never come, or can never be whole."""
+        if self._output.overflowed:
+            self.kill()
+            raise CommandFailed(
+                f"{self._where()}: wrote more than {self._host.output_limit} bytes and was killed",
+                resolution="redirect its output to a file in the guest and get() that",
+                result=self.so_far(),
+            )
+        if (self.running or self._channel.exit_status == -1) and (lost := self._host.lost()):
+            lost.details = "\n".join(filter(None, (lost.details, streams_of(self.so_far()))))
+            raise lost
+
+    def _timed_out(self) -> CommandTimeout:
+        so_far = self.so_far()
+        return CommandTimeout(
+            f"{self._where()}: still running after {self._elapsed():.1f} s",
+            details=streams_of(so_far),
+            resolution="pass a longer timeout=, or start() it and wait for what you need",
+            result=so_far,
+        )

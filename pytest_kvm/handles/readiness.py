@@ -1,0 +1,136 @@
+"""The readiness ladder: from power on to a guest that a test can use.
+
+::
+
+    power on → console speaks → SSH banner → login → cloud-init done → units active
+
+Each rung has named failures (:mod:`pytest_kvm.errors`), and a guest that is
+broken ends the climb when it says so, not at the deadline.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from pytest_kvm.errors import (
+    GuestGone,
+    LoginRefused,
+    SshUnavailable,
+    UnitFailed,
+    UnitNotActive,
+    WaitTimeout,
+)
+from pytest_kvm.handles.banner import wait_for_banner
+from pytest_kvm.handles.climb import Climb
+from pytest_kvm.handles.cloudinit import keys_are_written, wait_for_cloud_init
+from pytest_kvm.handles.diagnosis import ConsoleWatch
+from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.phases import Phases
+from pytest_kvm.handles.suspicion import Suspicion
+from pytest_kvm.handles.waits import wait_for_unit
+from pytest_kvm.waiting import NotYet, wait_until
+
+_LOGIN_PAUSE = 0.5
+
+
+def climb_to_ready(
+    machine: Machine, *, phases: Phases, units: Sequence[str] = (), boot_timeout: float | None = None
+) -> None:
+    """Return when the guest is ready.
+
+    Args:
+        machine: The guest, powered on; its shell is logged in afterwards.
+        phases: The boot's stop watch, started at power on.
+        units: systemd units that must be active.
+        boot_timeout: Seconds for all rungs together; None: each rung has its own
+            (:class:`~pytest_kvm.settings.Timeouts`).
+
+    Raises:
+        BootFailed: Its subclass names the rung.
+    """
+    climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console))
+
+    def left(own: float) -> float:
+        return own if boot_timeout is None else max(0.0, boot_timeout - phases.elapsed())
+
+    log_in(climb, boot=left(machine.timeouts.boot), login=left(machine.timeouts.login))
+    wait_for_cloud_init(climb, timeout=left(machine.timeouts.cloud_init))
+    phases.reached("cloud_init")
+    for unit in units:
+        _wait_for_wanted(climb, unit, timeout=left(machine.timeouts.command))
+    phases.reached("ready")
+
+
+def log_in(climb: Climb, *, boot: float, login: float) -> None:
+    """Climb to a login: the shell is connected afterwards.
+
+    A refused key is final once cloud-init has written the users' keys; before
+    that, sshd is merely early.
+
+    Args:
+        climb: The boot.
+        boot: Seconds until a banner.
+        login: Seconds from the banner to a login.
+
+    Raises:
+        SshNeverAnswered: No banner came.
+        LoginRefused: sshd refused the key, or showed a foreign host key.
+        BootFailed: The guest died on the way.
+    """
+    line: socket.socket | None = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb))
+    climb.phases.reached("banner")
+    shell = climb.machine.shell
+
+    def attempt() -> None:
+        nonlocal line
+        this, line = line or wait_for_banner(climb, timeout=login), None
+        final = keys_are_written(climb) if refused else False
+        try:
+            climb.attended(lambda: shell.connect(this))
+        except LoginRefused as error:
+            refused.append(error)
+            if final:
+                raise
+            raise NotYet(error.brief) from error
+        except SshUnavailable as error:
+            raise NotYet(error.brief) from error
+        finally:
+            if not shell.connected:
+                this.close()
+
+    refused: list[LoginRefused] = []
+    try:
+        wait_until(
+            attempt,
+            describe="a login",
+            timeout=login,
+            every=_LOGIN_PAUSE,
+            error=LoginRefused,
+            log=climb.machine.log,
+        )
+    except LoginRefused as error:
+        last = refused[-1] if refused else error
+        raise climb.failure(
+            LoginRefused, last.brief, details=last.details, resolution=last.resolution or _WHY_REFUSED
+        ) from error
+    climb.phases.reached("login")
+
+
+_WHY_REFUSED = (
+    "the seed's key never reached the user's authorized_keys: does the image run cloud-init, "
+    "and does the spec's user-data replace 'users' or 'ssh_authorized_keys'?"
+)
+
+
+def _wait_for_wanted(climb: Climb, unit: str, *, timeout: float) -> None:
+    try:
+        wait_for_unit(climb.machine, unit, timeout=timeout)
+    except GuestGone:
+        climb.check()  # it knows the rung's name for it
+        raise
+    except (UnitFailed, WaitTimeout) as error:
+        raise climb.failure(
+            UnitNotActive, error.brief, details=error.details, resolution=error.resolution
+        ) from error
+    climb.phases.reached(unit)

@@ -1,0 +1,253 @@
+"""The guest's half of a renewal: sent there as text and run as root by the guest's own Python.
+
+Its orders are lines of words, from standard input or, with an argument, from a
+FIFO that it makes under that name and waits at. Texts are in base64; ``end``
+is the last line.
+
+Python 3.7 is enough. Only built-in modules are imported at the top: to import
+``json``, ``pathlib`` or ``subprocess`` takes a translated guest tenths of a
+second.
+"""
+
+from __future__ import annotations
+
+import binascii
+import fcntl
+import itertools
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_ADD_ENTROPY = 0x40085203
+_RESEED = 0x5207
+"""RNDADDENTROPY and RNDRESEEDCRNG of linux/random.h, as x86 and ARM encode them."""
+_SET_ADDRESS = 0x8924
+"""SIOCSIFHWADDR of netdevice(7)."""
+_SETTINGS = 10
+_CLOSE = 2_000_000
+"""Nanoseconds."""
+_ETHERNET = 1
+_HANGUP = 1
+_SSHD_PID_FILE = "/run/sshd.pid"
+_SSHD_WITHIN = 60.0
+_HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+_LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")
+_MAC_FOLDERS = (
+    "/etc/systemd/network",
+    "/run/systemd/network",
+    "/etc/netplan",
+    "/etc/udev/rules.d",
+    "/etc/network/interfaces.d",
+    "/etc/NetworkManager/system-connections",
+)
+"""Where network settings name a card by its address."""
+
+
+def tell_time() -> None:
+    """Print the wall clock, in nanoseconds."""
+    print(time.time_ns(), flush=True)
+
+
+def seed(data: str) -> None:
+    """Mix random bytes into the kernel's generator and have it start afresh (random(4))."""
+    raw = binascii.a2b_base64(data)
+    header = (len(raw) * 8).to_bytes(4, sys.byteorder) + len(raw).to_bytes(4, sys.byteorder)
+    with open("/dev/urandom", "wb", 0) as device:
+        fcntl.ioctl(device, _ADD_ENTROPY, header + raw)
+        fcntl.ioctl(device, _RESEED)
+
+
+def move_clock(nanoseconds: str) -> None:
+    """Set the wall clock forward or, with a negative number, back.
+
+    By the monotonic clock, which goes on unchanged: the time from reading one
+    to setting the other is an error, and the first time a restored guest does
+    so that is tenths of a second.
+    """
+    wanted = _wall_from_monotonic() + int(nanoseconds)
+    for _ in range(_SETTINGS):
+        time.clock_settime_ns(time.CLOCK_REALTIME, time.monotonic_ns() + wanted)
+        if abs(_wall_from_monotonic() - wanted) < _CLOSE:
+            return
+
+
+def _wall_from_monotonic() -> int:
+    looks: list[tuple[int, int]] = []
+    for _ in range(3):
+        before = time.monotonic_ns()
+        wall = time.time_ns()
+        after = time.monotonic_ns()
+        looks.append((after - before, wall - (before + after) // 2))
+    return min(looks)[1]
+
+
+def rename(name: str) -> None:
+    """Change the host name, the kernel's and that of the files cloud-init wrote."""
+    new = _text(name)
+    old = os.uname().nodename
+    _write("/proc/sys/kernel/hostname", new + "\n")
+    _write("/etc/hostname", new + "\n")
+    with open("/etc/hosts") as file:
+        hosts = file.read()
+    _write("/etc/hosts", renamed_hosts(hosts, old=old, new=new))
+
+
+def renamed_hosts(text: str, *, old: str, new: str) -> str:
+    """Return hosts(5) with a machine's own name replaced where it is a loopback address's."""
+    names = {old: new, old.partition(".")[0]: new.partition(".")[0]}
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
+        address, *rest = line.split() or [""]
+        own = address in _LOOPBACK and old in rest
+        lines.append("\t".join([address, *(names.get(name, name) for name in rest)]) + "\n" if own else line)
+    return "".join(lines)
+
+
+def set_machine_id(identifier: str) -> None:
+    """Write the machine id; who has read the old one keeps it until it is restarted."""
+    _write("/etc/machine-id", identifier + "\n")
+    copy = "/var/lib/dbus/machine-id"
+    if os.path.isfile(copy) and not os.path.islink(copy):
+        _write(copy, identifier + "\n")
+
+
+def set_host_key(private: str, public: str) -> None:
+    """Replace sshd's ed25519 key; return once sshd shows the new one.
+
+    sshd reads its keys when it starts and does so anew on SIGHUP (sshd(8)): it
+    removes its pid file and writes another when it listens. Without a pid file
+    systemd listens, and starts an sshd for each connection.
+    """
+    _write(_HOST_KEY, _text(private), mode=0o600)
+    _write(_HOST_KEY + ".pub", _text(public), mode=0o644)
+    before = _identity(_SSHD_PID_FILE)
+    if before is None:
+        return
+    with open(_SSHD_PID_FILE) as file:
+        os.kill(int(file.read()), _HANGUP)
+    deadline = time.monotonic() + _SSHD_WITHIN
+    while _identity(_SSHD_PID_FILE) in (None, before):
+        if time.monotonic() > deadline:
+            raise TimeoutError("sshd did not come back after SIGHUP")
+        time.sleep(0.01)  # noqa: TID251 - in the guest, where nothing else tells
+
+
+def set_address(old: str, new: str) -> None:
+    """Give the card of one address another, and make the settings that name it follow.
+
+    QEMU knows the new one already: it holds after a reboot, too.
+    """
+    import socket  # noqa: PLC0415 - takes longer to import than most renewals
+
+    card = card_of(old)
+    address = _ETHERNET.to_bytes(2, sys.byteorder) + bytes.fromhex(new.replace(":", ""))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SET_ADDRESS, card.encode().ljust(16, b"\0") + address.ljust(24, b"\0"))
+    for folder in _MAC_FOLDERS:
+        if os.path.isdir(folder):
+            replace_in_files(folder, old=old.lower(), new=new.lower())
+
+
+def card_of(address: str, folder: str = "/sys/class/net") -> str:
+    """Return the name of the network card that has an address."""
+    for card in os.listdir(folder):
+        with open(folder + "/" + card + "/address") as file:
+            if file.read().strip().lower() == address.lower():
+                return card
+    raise LookupError("no network card has the address " + address)
+
+
+def replace_in_files(folder: str, *, old: str, new: str) -> None:
+    """Replace a word, in whichever case it is written, in each file of a folder."""
+    for name in os.listdir(folder):
+        path = folder + "/" + name
+        if not os.path.isfile(path) or os.path.islink(path):
+            continue
+        with open(path, errors="surrogateescape") as file:
+            text = file.read()
+        at = text.lower().find(old)
+        if at < 0:
+            continue
+        while at >= 0:
+            text = text[:at] + new + text[at + len(old) :]
+            at = text.lower().find(old, at + len(new))
+        _write(path, text)
+
+
+def renew_leases() -> None:
+    """Have systemd-networkd ask for addresses anew.
+
+    It is restarted, because it tells DHCP servers who asks by the machine id
+    that it read when it started.
+    """
+    command = ["systemctl", "--quiet", "try-restart", "systemd-networkd.service"]
+    os.spawnvp(os.P_WAIT, command[0], command)  # noqa: S606 - needs none
+
+
+def _text(data: str) -> str:
+    return binascii.a2b_base64(data).decode()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return (status.st_ino, status.st_mtime_ns) if status.st_size else None
+
+
+def _write(path: str, text: str, *, mode: int | None = None) -> None:
+    """Write a file in place: it may be a mount point, and keeps its owner."""
+    flags = os.O_WRONLY | os.O_TRUNC | (0 if path.startswith("/proc/") else os.O_CREAT)
+    descriptor = os.open(path, flags, 0o644 if mode is None else mode)
+    with open(descriptor, "w", errors="surrogateescape") as file:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        file.write(text)
+
+
+ORDERS: dict[str, Callable[..., None]] = {
+    "time": tell_time,
+    "seed": seed,
+    "clock": move_clock,
+    "hostname": rename,
+    "machine-id": set_machine_id,
+    "host-key": set_host_key,
+    "mac": set_address,
+    "leases": renew_leases,
+}
+
+
+def obey(orders: Iterable[bytes]) -> None:
+    """Carry out orders until the last."""
+    for order in orders:
+        word, *arguments = order.decode().split()
+        if word == "end":
+            return
+        ORDERS[word](*arguments)
+    raise EOFError("the orders broke off")
+
+
+def park(path: str) -> None:
+    """Wait at a FIFO for the orders; it is there once nothing is left to be prepared."""
+    new = path + ".new"
+    os.mkfifo(new, 0o600)
+    # Opened for writing, too, it never ends.
+    with open(os.open(new, os.O_RDWR), "rb") as orders:
+        seed(binascii.b2a_base64(os.urandom(256)).decode())  # what ran once starts faster
+        os.rename(new, path)
+        first = orders.readline()
+        os.unlink(path)
+        obey(itertools.chain([first], orders))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        park(sys.argv[1])
+    else:
+        obey(sys.stdin.buffer)
+    os._exit(0)  # a parked interpreter that was just restored takes a while to tidy up

@@ -1,0 +1,294 @@
+"""Commands over SSH: log in once, run many.
+
+Connections open lazily and reopen when they were lost between two commands.
+A command that may have started is never run a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable, WaitTimeout
+from pytest_kvm.handles.channel import Channel
+from pytest_kvm.handles.commandline import Command, as_given, command_line, signal_line
+from pytest_kvm.handles.link import Link, login
+from pytest_kvm.handles.machine import Access
+from pytest_kvm.handles.process import Host, Process
+from pytest_kvm.handles.result import CommandResult, label
+from pytest_kvm.settings import Timeouts
+from pytest_kvm.waiting import NotYet, wait_until
+
+_LINKS = 8
+"""Connections to one guest; each carries as many commands as sshd's MaxSessions (10) allows."""
+_SIGNAL_WITHIN = 10.0
+
+
+class SshShell:
+    """A guest's shell.
+
+    Args:
+        access: Where sshd listens, and the keys of both sides.
+        log: ``pytest_kvm.<guest>``; gets every command and its output.
+        timeouts: Already scaled for the accelerator.
+        is_alive: Says whether the guest's domain still runs.
+        end_reason: Says why it does not.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        log: logging.Logger,
+        timeouts: Timeouts,
+        is_alive: Callable[[], bool],
+        end_reason: Callable[[], str],
+    ) -> None:
+        self._access = access
+        self._guest = log.name.removeprefix("pytest_kvm.")
+        self._log = log
+        self._timeouts = timeouts
+        self._is_alive = is_alive
+        self._end_reason = end_reason
+        self._links: list[Link] = []
+        self._opening = threading.Lock()
+        self._processes: list[Process] = []
+
+    # ------------------------------------------------------------ the connection
+
+    @property
+    def connected(self) -> bool:
+        """Say whether a connection is open; a frozen guest's still is."""
+        return any(link.alive for link in self._links)
+
+    def connect(self, sock: socket.socket | None = None) -> None:
+        """Log in, once, over ``sock`` if one is given.
+
+        Raises:
+            LoginRefused: sshd refused the key or showed a foreign host key.
+            SshUnavailable: No connection, or it broke off.
+        """
+        with self._opening:
+            self._links.append(self._login(sock))
+
+    def close(self) -> None:
+        """Drop every connection; what runs over them ends with SshUnavailable."""
+        with self._opening:
+            for link in self._links:
+                link.close()
+            self._links.clear()
+
+    # ------------------------------------------------------------ commands
+
+    def run(
+        self,
+        command: Command,
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess.run's word
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> CommandResult:
+        """Run a command to its end.
+
+        Args:
+            command: A list is quoted word by word; a string is for the login
+                user's shell as it is.
+            input: Its standard input; None: empty.
+            env: Variables to add.
+            cwd: Working folder; None: the user's home.
+            user: Who runs it; None: the login user.
+            timeout: Seconds, after which it is killed; None: the run's command time-out.
+            check: Raise if it exits with anything but 0.
+
+        Raises:
+            CommandFailed: It exited non-zero and ``check`` is true.
+            CommandTimeout: It ran longer than ``timeout``; carries what it wrote until then.
+            GuestGone: The guest ended.
+            SshUnavailable: The connection was lost.
+        """
+        process = self._launch(command, env=env, cwd=cwd, user=user, within=timeout)
+        if input:
+            data = input.encode() if isinstance(input, str) else input
+            threading.Thread(target=_feed, args=(process, data), daemon=True).start()
+        else:
+            process.close_stdin()
+        try:
+            result = process.wait(timeout)
+        except CommandTimeout:
+            process.kill()
+            raise
+        finally:
+            process.release()
+        name = label(process.argv)[:24]
+        self._log.info("[%s] exit code %d after %.2f s", name, result.exit_code, result.duration)
+        return result.check() if check else result
+
+    def start(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> Process:
+        """Start a command in the background; its standard input stays open.
+
+        Raises:
+            GuestGone: The guest ended.
+            SshUnavailable: No connection, or it broke off.
+        """
+        process = self._launch(command, env=env, cwd=cwd, user=user)
+        self._processes = [*self.processes, process]
+        return process
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """What :meth:`start` started and has not ended yet."""
+        return tuple(process for process in self._processes if process.running)
+
+    def channel(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        within: float | None = None,
+    ) -> tuple[Channel, Host]:
+        """Start a command and hand over its raw channel, for whoever moves much data.
+
+        Args:
+            command: As for :meth:`run`, with ``env``, ``cwd`` and ``user``.
+            env: See there.
+            cwd: See there.
+            user: See there.
+            within: Seconds until sshd has to have answered; at most, and by
+                default, those of a login.
+
+        Raises:
+            GuestGone: The guest ended.
+            SshUnavailable: No connection, it broke off, or sshd did not answer.
+        """
+        login = self._timeouts.login
+        within = login if within is None else min(within, login)
+        given = as_given(command)
+        line = command_line(given, env=env or {}, cwd=cwd, user=user, login=self._access.user)
+        link, channel = self._session(within)
+        self._log.info("$ %s", label(given))
+        try:
+            link.execute(channel, line, within=within)
+        except SshUnavailable as error:
+            raise self._lost(link) or error from None
+        return channel, Host(
+            guest=self._guest,
+            log=self._log,
+            lost=partial(self._lost, link),
+            round_trip=link.round_trip,
+            send_signal=partial(self._send_signal, as_root=user is not None and self._access.user != "root"),
+            timeout=self._timeouts.command,
+        )
+
+    # ------------------------------------------------------------ inside
+
+    def _launch(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        within: float | None = None,
+    ) -> Process:
+        channel, host = self.channel(command, env=env, cwd=cwd, user=user, within=within)
+        return Process(channel, as_given(command), host=host)
+
+    def _session(self, within: float) -> tuple[Link, Channel]:
+        """Open a session on the newest connection that takes one, or on another."""
+        with self._opening:
+            self._links = [link for link in self._links if link.alive]
+            for link in reversed(self._links):
+                try:
+                    channel = link.session(within=within)
+                except SshUnavailable as lost:
+                    if link.alive:
+                        raise
+                    # Nothing has been started over it: another may take its place.
+                    self._log.debug("%s", lost.brief)
+                    continue
+                if channel is not None:
+                    return link, channel
+            if len(self._links) < _LINKS:
+                link = self._reconnect(within)
+                self._links.append(link)
+                channel = link.session(within=within)
+                if channel is not None:
+                    return link, channel
+            raise SshUnavailable(
+                f"{self._guest}: sshd takes no more commands on {len(self._links)} connections",
+                resolution="end processes that were started, or raise MaxSessions in the guest",
+            )
+
+    def _reconnect(self, within: float) -> Link:
+        return wait_until(
+            self._try_login,
+            describe=f"SSH of {self._guest}",
+            timeout=within,
+            error=SshUnavailable,
+            log=self._log,
+        )
+
+    def _try_login(self) -> Link:
+        if not self._is_alive():
+            raise self._gone()
+        try:
+            return self._login(None)
+        except SshUnavailable as error:
+            raise NotYet(error.brief) from error
+
+    def _login(self, sock: socket.socket | None) -> Link:
+        return login(self._access, sock, within=self._timeouts.login, log=self._log, guest=self._guest)
+
+    def _gone(self) -> GuestGone:
+        return GuestGone(f"{self._guest}: the guest has ended: {self._end_reason()}")
+
+    def _lost(self, link: Link) -> GuestError | None:
+        """Say why nothing can come over a connection any more."""
+        if self._is_alive() and link.alive:
+            return None
+        try:
+            # QEMU's end closes the connection a moment before libvirt tells of it.
+            wait_until(self._check_gone, describe="the guest's end", timeout=1.0, every=0.05, log=self._log)
+        except WaitTimeout:
+            return SshUnavailable(
+                f"{self._guest}: the SSH connection was lost while the guest runs on",
+                resolution="where a test restarts sshd or the network, start() that command instead",
+            )
+        return self._gone()
+
+    def _check_gone(self) -> None:
+        if self._is_alive():
+            raise NotYet("it runs")
+
+    def _send_signal(self, name: str, group: int, *, as_root: bool) -> None:
+        try:
+            process = self._launch(signal_line(name, group, as_root=as_root), within=_SIGNAL_WITHIN)
+            try:
+                process.wait(_SIGNAL_WITHIN)
+            finally:
+                process.release()
+        except GuestError as error:
+            self._log.warning("%s: could not send SIG%s: %s", self._guest, name, error.brief)
+
+
+def _feed(process: Process, data: bytes) -> None:
+    """Write a command's standard input; one that ends before it has read all is no error."""
+    with contextlib.suppress(GuestError):
+        process.write(data)
+    process.close_stdin()

@@ -1,0 +1,163 @@
+"""A script in the guest with much data going into it or coming out of it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from types import TracebackType
+from typing import Protocol, Self
+
+from pytest_kvm.errors import (
+    RemoteDiskFull,
+    RemoteFileDenied,
+    RemoteFileError,
+    RemoteFileMissing,
+    SshUnavailable,
+)
+from pytest_kvm.handles.channel import Channel, send
+from pytest_kvm.handles.commandline import Command
+from pytest_kvm.handles.process import Host
+from pytest_kvm.handles.result import tail
+from pytest_kvm.handles.streams import GroupFinder
+
+_READ_BYTES = 16 * 1024**2
+_ERRORS_KEPT = 64 * 1024
+_EXIT_WITHIN = 30.0
+_REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
+    (re.compile(rb"No such file or directory"), RemoteFileMissing),
+    (re.compile(rb"Permission denied|Operation not permitted|Read-only file system"), RemoteFileDenied),
+    (re.compile(rb"No space left on device|[Qq]uota exceeded"), RemoteDiskFull),
+)
+"""strerror(3) of the C locale, which every script sets for itself."""
+
+
+class Opener(Protocol):
+    """Whoever starts a command and hands over its channel: :class:`~pytest_kvm.handles.ssh.SshShell`."""
+
+    def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, Host]:
+        """Start a command."""
+        ...
+
+
+class Ended(Exception):  # noqa: N818 - finish() tells the error
+    """The script ended before it had taken all its data; :meth:`Transfer.finish` says why."""
+
+
+class Transfer:
+    """A running script; a context manager that gives its channel up.
+
+    Args:
+        opener: Starts it.
+        script: POSIX shell; its messages must be those of the C locale.
+        path: The guest's path that it is about, for messages.
+        user: Who runs it; None: the login user.
+    """
+
+    def __init__(self, opener: Opener, script: str, *, path: str, user: str | None = None) -> None:
+        self._channel, self._host = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
+        # Data that flows has no time-out as a whole, but it has to flow.
+        self._channel.settimeout(self._host.timeout)
+        self._path = path
+        self._ahead = memoryview(b"")
+        self._errors = bytearray()
+        self._listener = threading.Thread(
+            target=self._listen, name=f"{self._host.guest}: {path}", daemon=True
+        )
+        self._listener.start()
+
+    def write(self, data: bytes) -> int:
+        """Send data to the script.
+
+        Raises:
+            Ended: It takes no more.
+        """
+        try:
+            send(self._channel, data)
+        except (OSError, EOFError) as error:
+            raise Ended from error
+        return len(data)
+
+    def read(self, size: int) -> bytes:
+        """Return 1 to ``size`` bytes of the script's output, b"" at its end.
+
+        Raises:
+            RemoteFileError: Nothing came for as long as a command may take.
+        """
+        if not self._ahead:
+            # Taken as a whole: paramiko moves all that is left for every part.
+            try:
+                self._ahead = memoryview(self._channel.recv(_READ_BYTES))
+            except TimeoutError as error:
+                raise self._stalled() from error
+            except (OSError, EOFError):
+                return b""
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return bytes(data)
+
+    def finish(self, *, harmless: int = 0) -> bytes:
+        """Send the end of the data, wait for the script's exit and return its stderr.
+
+        Args:
+            harmless: An exit code that is accepted beside 0.
+
+        Raises:
+            RemoteFileError: It failed; of the subclass that its message tells.
+            GuestGone: The guest ended.
+            SshUnavailable: The connection was lost.
+        """
+        try:
+            self._channel.shutdown_write()
+        except (OSError, EOFError) as error:
+            raise self._host.lost() or self._broken() from error
+        if not self._channel.status_event.wait(self._host.timeout):
+            raise self._stalled()
+        self._listener.join(_EXIT_WITHIN)
+        code, said = self._channel.exit_status, bytes(self._errors)
+        if code == -1:
+            raise self._host.lost() or self._broken()
+        if code not in (0, harmless):
+            raise self._failed(code, said)
+        return said
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def _listen(self) -> None:
+        finder = GroupFinder()
+        while True:
+            try:
+                data = self._channel.recv_stderr(_READ_BYTES)
+            except TimeoutError:
+                continue  # that all goes well is no reason to stop listening
+            except (OSError, EOFError):
+                break
+            if not data:
+                break
+            self._hear(finder.feed(data))
+        self._hear(finder.finish())
+
+    def _hear(self, data: bytes) -> None:
+        self._errors += data[: _ERRORS_KEPT - len(self._errors)]
+
+    def _where(self) -> str:
+        return f"{self._host.guest}:{self._path}"
+
+    def _failed(self, code: int, said: bytes) -> RemoteFileError:
+        kind = next((kind for pattern, kind in _REASONS if pattern.search(said)), RemoteFileError)
+        lines = said.decode(errors="replace").strip().splitlines()
+        last = lines[-1][-200:] if lines else f"exit code {code}"
+        return kind(f"{self._where()}: {last}", details=tail(said)[0] if len(lines) > 1 else "")
+
+    def _stalled(self) -> RemoteFileError:
+        return RemoteFileError(
+            f"{self._where()}: no progress for {self._host.timeout:.0f} s",
+            details=tail(bytes(self._errors))[0],
+        )
+
+    def _broken(self) -> SshUnavailable:
+        return SshUnavailable(f"{self._where()}: the transfer broke off")

@@ -1,0 +1,226 @@
+"""Waits inside the guest: one blocking command each, not a poll over SSH.
+
+Every script below prints what it sees when that changes, and gives up by
+itself, so nothing is left running when the host stops listening. Time is read
+from ``/proc/uptime``, which costs no process and does not jump.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import CommandTimeout, UnitFailed, WaitTimeout
+from pytest_kvm.handles.attended import while_alive
+from pytest_kvm.handles.commandline import Command
+from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.terminal import plain
+from pytest_kvm.waiting import NotYet, wait_until
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.result import CommandResult
+
+_SLACK = 30.0
+"""Seconds beyond a wait's own time-out until the host stops believing in it."""
+_TIMED_OUT, _FAILED = 75, 76
+"""Exit codes of the scripts (EX_TEMPFAIL and EX_PROTOCOL of sysexits.h: nothing else uses them)."""
+_DETAILS_TIMEOUT = 60.0
+_JOURNAL = ("journalctl", "--boot", "--follow", "--lines=all", "--output=cat", "--no-pager")
+
+_LOOP = r"""
+up() { read -r up _ </proc/uptime; up=${up%.*}; }
+say() { [ "$1" = "$said" ] || { said=$1; printf '%s\n' "$said"; }; }
+said= ; up; end=$((up + LIMIT + 1))
+while :; do
+PROBE
+    up; [ "$up" -lt "$end" ] || exit 75
+    sleep EVERY
+done
+"""
+_UNIT = r"""
+    state=$(systemctl show --property=LoadState,ActiveState,SubState,Result,Job -- "$1") ||
+        { say "$state"; exit 76; }
+    say "$(echo $state)"
+    case $state in
+        *LoadState=not-found* | *LoadState=masked* | *LoadState=bad-setting* | *LoadState=error*) exit 76 ;;
+        *ActiveState=active*) exit 0 ;;
+        *ActiveState=failed*) exit 76 ;;
+        *ActiveState=inactive*) case $state in *Job=[1-9]*) idle=0 ;; *) idle=$((${idle:-0} + 1)) ;; esac
+            # Looked at twice: between two of its starts a unit is idle for a moment.
+            [ "$idle" -lt 4 ] || { [ -n "$(systemctl list-jobs --no-legend)" ] || exit 76; } ;;
+    esac
+"""
+_PORT = r"""
+    if command -v bash >/dev/null; then
+        timeout 3 bash -c 'exec 3<>"/dev/tcp/$1/$2"' bash "$1" "$2" 2>/dev/null
+    elif command -v nc >/dev/null; then
+        nc -z -w 3 "$1" "$2" 2>/dev/null
+    else
+        say "neither bash nor nc in the guest"; exit 76
+    fi && is=open || is=closed
+    say "$is"; [ $is != "$3" ] || exit 0
+"""
+_FILE = r"""
+    if [ -e "$1" ] || [ -L "$1" ]; then is=there; else is=absent; fi
+    say "$is"; [ $is != "$2" ] || exit 0
+"""
+
+
+def wait_for_unit(machine: Machine, unit: str, *, timeout: float) -> None:
+    """Wait until a systemd unit is active.
+
+    Raises:
+        UnitFailed: It failed, cannot be loaded, or is inactive with nothing
+            queued that could start it; with its status and journal.
+        WaitTimeout: It was not active after ``timeout`` seconds.
+        GuestGone: The guest ended or panicked.
+    """
+    seen = _looped(machine, _UNIT, [unit], what=f"unit {unit}", timeout=timeout, every=0.3)
+    if seen is not None:
+        raise UnitFailed(
+            f"{machine.name}: unit {unit} will not become active: {seen}",
+            details=_unit_details(machine, unit),
+            resolution="a name without suffix means .service; see the unit's journal above",
+        )
+
+
+def wait_for_port(machine: Machine, port: int, *, host: str, closed: bool, timeout: float) -> None:
+    """Wait until a TCP connection from inside the guest succeeds, or is refused.
+
+    Args:
+        machine: The guest.
+        port: TCP port.
+        host: Name or address as the guest sees it.
+        closed: Wait for the opposite.
+        timeout: Seconds.
+
+    Raises:
+        WaitTimeout: With the last observation.
+        GuestGone: The guest ended or panicked.
+    """
+    wanted = "closed" if closed else "open"
+    what = f"port {port} of {host} to be {wanted}"
+    seen = _looped(machine, _PORT, [host, str(port), wanted], what=what, timeout=timeout, every=0.2)
+    if seen is not None:
+        raise WaitTimeout(f"{machine.name}: cannot look at port {port}: {seen}")
+
+
+def wait_for_file(machine: Machine, path: str, *, absent: bool, timeout: float) -> None:
+    """Wait until a path exists in the guest (or, with ``absent``, until it is gone).
+
+    Raises:
+        WaitTimeout: With the last observation.
+        GuestGone: The guest ended or panicked.
+    """
+    wanted = "absent" if absent else "there"
+    _looped(machine, _FILE, [path, wanted], what=f"{path} to be {wanted}", timeout=timeout, every=0.1)
+
+
+def wait_until_succeeds(
+    machine: Machine, command: Command, *, user: str | None, timeout: float, every: float = 0.5
+) -> CommandResult:
+    """Run a command again and again until it exits with 0, and return that result.
+
+    Raises:
+        WaitTimeout: It never did; with its last exit code and output.
+        GuestGone: The guest ended or panicked.
+    """
+    last = ""
+
+    def succeeds() -> CommandResult:
+        nonlocal last
+        result = machine.shell.run(command, user=user, timeout=timeout, check=False)
+        if result.ok:
+            return result
+        last = f"--- stdout\n{result.stdout[-4000:]}\n--- stderr\n{result.stderr[-4000:]}"
+        final = (result.stderr.strip() or result.stdout.strip()).rpartition("\n")[2]
+        raise NotYet(f"exit code {result.exit_code}: {final[:200]}")
+
+    def waited() -> CommandResult:
+        return wait_until(
+            succeeds,
+            describe=f"{command!r} to succeed in {machine.name}",
+            timeout=timeout,
+            every=every,
+            details=lambda: last,
+            log=machine.log,
+        )
+
+    return while_alive(machine, waited, what=f"{command!r} to succeed")
+
+
+def wait_for_log(
+    machine: Machine, pattern: str | re.Pattern[str], *, unit: str | None, timeout: float
+) -> str:
+    """Wait until a journal line of this boot matches, and return the line.
+
+    Lines of the past count: what is waited for may have been logged already.
+
+    Raises:
+        WaitTimeout: None matched.
+        GuestGone: The guest ended or panicked.
+    """
+    regex = re.compile(pattern)
+    last = "nothing"
+
+    def matching(lines: Iterator[str]) -> str:
+        nonlocal last
+        for line in lines:
+            last = line.rstrip("\n")
+            if regex.search(last):
+                return last
+        raise WaitTimeout(
+            f"{machine.name}: timed out after {timeout:.0f} s waiting for /{regex.pattern}/ in the journal; "
+            f"last seen: {last[:200]}"
+        )
+
+    argv = ["timeout", str(math.ceil(timeout)), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
+    with machine.shell.start(argv, user="root") as journal:
+        what = f"/{regex.pattern}/ in the journal"
+        return while_alive(machine, lambda: matching(journal.lines(timeout=timeout + _SLACK)), what=what)
+
+
+def _looped(
+    machine: Machine, probe: str, arguments: list[str], *, what: str, timeout: float, every: float
+) -> str | None:
+    """Run a probe in a loop inside the guest.
+
+    Returns:
+        None when the probe says yes, else what it saw when it said "never".
+    """
+    values = {"LIMIT": str(math.ceil(timeout)), "EVERY": str(every), "PROBE": probe}
+    script = re.sub("|".join(values), lambda match: values[match[0]], _LOOP)
+    argv = ["sh", "-c", script, "sh", *arguments]
+    try:
+        result = while_alive(
+            machine, lambda: machine.shell.run(argv, timeout=timeout + _SLACK, check=False), what=what
+        )
+    except CommandTimeout as late:
+        raise WaitTimeout(
+            f"{machine.name}: hangs: a wait for {what} did not even end at its own time-out",
+            details=late.details,
+        ) from late
+    exit_code, errors = result.exit_code, result.stderr
+    seen = result.stdout.rstrip("\n").rpartition("\n")[2] or "nothing"
+    if exit_code == 0:
+        return None
+    if exit_code == _FAILED:
+        return seen
+    raise WaitTimeout(
+        f"{machine.name}: timed out after {timeout:.0f} s waiting for {what}; last seen: {seen}",
+        details="" if exit_code == _TIMED_OUT else f"the wait itself ended with {exit_code}\n{errors}",
+    )
+
+
+def _unit_details(machine: Machine, unit: str) -> str:
+    result = machine.shell.run(
+        'systemctl status --no-pager --full --lines=0 -- "$UNIT";'
+        ' journalctl --boot --no-pager --lines=40 --unit="$UNIT"',
+        env={"UNIT": unit},
+        user="root",
+        timeout=_DETAILS_TIMEOUT,
+        check=False,
+    )
+    return plain(result.stdout + result.stderr)

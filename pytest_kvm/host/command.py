@@ -1,0 +1,198 @@
+"""Run host programs: one function, whose child never outlives us."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pytest_kvm.errors import HostCommandFailed, MissingDependency
+
+OnLine = Callable[[str], None]
+
+_TAIL_LINES = 25
+_PACKAGES = {
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "tar": "tar",
+    "unshare": "util-linux",
+    "zstd": "zstd",
+}
+"""Debian's package for each program we call, for the resolution of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A host program that ended with exit code 0."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float,
+    input: str | None = None,  # noqa: A002 - the word subprocess.run uses
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_line: OnLine | None = None,
+) -> Completed:
+    """Run a program to its end and return what it printed.
+
+    The program runs in a process group of its own, which is killed when time
+    runs out or when this call is interrupted; the program itself also dies
+    with the calling thread (``PR_SET_PDEATHSIG``, prctl(2)), so that a killed
+    test run leaves nothing running.
+
+    Args:
+        argv: Program and arguments; never a shell string.
+        timeout: Seconds it may take.
+        input: Text for its standard input; without it, ``/dev/null``.
+        env: Variables added to ours.
+        cwd: Where it runs.
+        on_line: Called with each line of either stream as it comes, from a
+            reader thread, one line at a time.
+
+    Raises:
+        MissingDependency: The program is not installed.
+        HostCommandFailed: It exited non-zero, was killed, or ran out of time.
+    """
+    args = [os.fspath(arg) for arg in argv]
+    _require(args[0])
+    child = subprocess.Popen(
+        [*_death_signal(), *args],
+        stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        process_group=0,
+    )
+    with child:
+        streams = _Streams(child, input, on_line)
+        try:
+            exit_code = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            _kill_group(child)
+            streams.join()
+            raise _failure(args, f"ran out of time after {timeout:.0f} s", streams) from None
+        except BaseException:
+            _kill_group(child)
+            raise
+        streams.join()
+    if exit_code != 0:
+        how = (
+            f"exited with {exit_code}"
+            if exit_code > 0
+            else f"was killed by {signal.Signals(-exit_code).name}"
+        )
+        raise _failure(args, how, streams)
+    return Completed(argv=tuple(args), exit_code=exit_code, stdout=streams.stdout, stderr=streams.stderr)
+
+
+def require(*programs: str) -> None:
+    """Check that programs are installed before work starts that needs them.
+
+    Raises:
+        MissingDependency: Naming the first that is absent.
+    """
+    for program in programs:
+        _require(program)
+
+
+class _Streams:
+    """The three streams of a child, each served by a thread of its own."""
+
+    def __init__(self, child: subprocess.Popen[bytes], text: str | None, on_line: OnLine | None) -> None:
+        self._on_line = on_line
+        self._one_line = threading.Lock()
+        self._out: list[str] = []
+        self._err: list[str] = []
+        self._last: list[str] = []
+        self._threads: list[threading.Thread] = []
+        if child.stdout is not None:
+            self._serve(self._read, child.stdout, self._out)
+        if child.stderr is not None:
+            self._serve(self._read, child.stderr, self._err)
+        if child.stdin is not None and text is not None:
+            self._serve(_write, child.stdin, text)
+
+    @property
+    def stdout(self) -> str:
+        return "".join(self._out)
+
+    @property
+    def stderr(self) -> str:
+        return "".join(self._err)
+
+    @property
+    def tail(self) -> str:
+        """The last lines of both streams, in the order they came."""
+        return "".join(self._last[-_TAIL_LINES:])
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _read(self, stream: IO[bytes], lines: list[str]) -> None:
+        for raw in stream:
+            line = raw.decode(errors="replace")
+            with self._one_line:
+                lines.append(line)
+                self._last = [*self._last[-_TAIL_LINES:], line]
+                if self._on_line is not None:
+                    self._on_line(line.rstrip("\r\n"))
+
+
+def _write(stream: IO[bytes], text: str) -> None:
+    # A program that does not read its input to the end is no error of ours.
+    with suppress(BrokenPipeError), stream:
+        stream.write(text.encode())
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        package = _PACKAGES.get(Path(program).name, Path(program).name)
+        raise MissingDependency(
+            f"the program {program!r} is not installed",
+            resolution=f"install it (Debian package {package}: apt-get install {package})",
+        )
+
+
+def _death_signal() -> list[str]:
+    # setpriv(1) makes the prctl call and then becomes the program: the same as
+    # a preexec_fn, without running Python between fork and exec, which is not
+    # safe in a process that has threads.
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _failure(argv: list[str], how: str, streams: _Streams) -> HostCommandFailed:
+    return HostCommandFailed(
+        f"{argv[0]} {how}",
+        details=f"$ {shlex.join(argv)}\n{streams.tail}",
+        resolution="the last lines above say what it stumbled over; the command can be repeated by hand",
+    )

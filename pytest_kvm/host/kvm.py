@@ -1,0 +1,155 @@
+"""Whether KVM really runs guests here.
+
+That ``/dev/kvm`` opens says little: some modules behind it answer every query
+(``KVM_GET_API_VERSION``, even ``KVM_CREATE_VM``) and still cannot run what
+QEMU sets up. So a guest of five bytes is run, which takes some 30 ms.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pytest_kvm.host.packages import install_hint
+
+_DEVICE = Path("/dev/kvm")
+_KVM_GET_API_VERSION = 0xAE00
+_STABLE_API = 12
+"""The only version there has been since Linux 2.6.22 (Documentation/virt/kvm/api.rst)."""
+
+_ROM_SIZE = 64 * 1024
+_RESET_VECTOR = 0xFFF0
+_EXIT_PORT = 0xF4
+_SAYS = 0x2A
+_CODE = bytes([0xB0, _SAYS, 0xE6, _EXIT_PORT, 0xF4])
+"""mov al, 0x2a; out 0xf4, al; hlt."""
+_EXPECTED_EXIT = _SAYS << 1 | 1
+"""How QEMU's isa-debug-exit device turns a byte into an exit code."""
+_LONGEST_RUN = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvmProbe:
+    """A verdict on KVM."""
+
+    usable: bool
+    reason: str
+    """What was seen, as a clause ("a test guest ran")."""
+    remedy: str = ""
+    """What makes it usable; empty when it is, or when nothing on this machine can."""
+
+
+def kvm_usable(cache_dir: Path) -> KvmProbe:
+    """Find out whether KVM runs guests here.
+
+    Args:
+        cache_dir: Keeps the verdict until the machine is booted again, or
+            QEMU, the device or the modules change.
+    """
+    barrier = _no_access()
+    if barrier is not None:
+        return barrier
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        return KvmProbe(usable=False, reason="QEMU is not installed", remedy=install_hint("qemu-system"))
+    key = _circumstances(qemu)
+    kept = cache_dir / "kvm-probe.json"
+    known = _recall(kept, key)
+    if known is None:
+        known = _run_a_guest(qemu)
+        _remember(kept, key, known)
+    return known
+
+
+def _no_access() -> KvmProbe | None:
+    """Say what keeps us from the device; never remembered, it changes with a group or a mode."""
+    try:
+        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return KvmProbe(
+            usable=False,
+            reason="/dev/kvm does not exist",
+            remedy="load kvm_intel or kvm_amd (modprobe); in a container: --device /dev/kvm; "
+            "in a virtual machine: switch nested virtualization on at its host",
+        )
+    except PermissionError:
+        return KvmProbe(
+            usable=False,
+            reason="/dev/kvm may not be opened by this user",
+            remedy="usermod --append --groups kvm $USER and log in again; on a CI runner a udev rule: "
+            'KERNEL=="kvm", GROUP="kvm", MODE="0666", OPTIONS+="static_node=kvm"',
+        )
+    except OSError as problem:
+        return KvmProbe(
+            usable=False,
+            reason=f"/dev/kvm does not open: {problem.strerror}",
+            remedy="switch virtualization on in the firmware, or nested virtualization at the host"
+            if problem.errno == errno.ENODEV
+            else "",
+        )
+    try:
+        version = fcntl.ioctl(device, _KVM_GET_API_VERSION)
+    except OSError as problem:
+        return KvmProbe(usable=False, reason=f"/dev/kvm does not answer: {problem.strerror}")
+    finally:
+        os.close(device)
+    if version != _STABLE_API:
+        return KvmProbe(usable=False, reason=f"/dev/kvm speaks version {version}, not {_STABLE_API}")
+    return None
+
+
+def _run_a_guest(qemu: str) -> KvmProbe:
+    """Run one instruction sequence at the reset vector and see whether it comes through."""
+    rom = bytearray(b"\xf4" * _ROM_SIZE)
+    rom[_RESET_VECTOR : _RESET_VECTOR + len(_CODE)] = _CODE
+    # Where QEMU aborts, a core dump without an absolute path lands in the folder.
+    with tempfile.TemporaryDirectory(prefix="kvm-probe-") as folder:
+        bios = Path(folder, "rom")
+        bios.write_bytes(rom)
+        argv = [qemu, "-accel", "kvm", "-cpu", "host", "-machine", "q35", "-m", "16"]
+        argv += ["-nodefaults", "-no-user-config", "-display", "none", "-bios", str(bios)]
+        argv += ["-device", f"isa-debug-exit,iobase={_EXIT_PORT},iosize=1"]
+        try:
+            ran = subprocess.run(argv, capture_output=True, timeout=_LONGEST_RUN, check=False, cwd=folder)
+        except subprocess.TimeoutExpired:
+            return KvmProbe(usable=False, reason=f"a test guest hung for {_LONGEST_RUN:.0f} s")
+    if ran.returncode == _EXPECTED_EXIT:
+        return KvmProbe(usable=True, reason="a test guest ran")
+    said = ran.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ran.returncode}"]
+    return KvmProbe(usable=False, reason=f"a test guest did not run: {said[0]}")
+
+
+def _circumstances(qemu: str) -> str:
+    """Name everything the verdict depends on."""
+    binary = Path(qemu).stat()
+    device = _DEVICE.stat()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    modules = ",".join(sorted(path.name for path in Path("/sys/module").glob("kvm*")))
+    return (
+        f"{boot} {qemu} {binary.st_ino} {binary.st_mtime_ns} {device.st_rdev} {device.st_ctime_ns} {modules}"
+    )
+
+
+def _recall(kept: Path, key: str) -> KvmProbe | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        note = json.loads(kept.read_text())
+        if note["key"] == key:
+            return KvmProbe(**note["probe"])
+    return None
+
+
+def _remember(kept: Path, key: str, probe: KvmProbe) -> None:
+    # A cache that cannot be written costs 30 ms the next time, no more.
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_name(f"{kept.name}.{os.getpid()}")
+        fresh.write_text(json.dumps({"key": key, "probe": asdict(probe)}))
+        fresh.replace(kept)

@@ -1,0 +1,219 @@
+"""Which distribution package brings what the project needs: the one table.
+
+Errors and ``pytest-kvm doctor`` name packages from here, and set-up installs
+them. So it imports nothing but the standard library, and a bare ``python3``
+can run it before anything is installed::
+
+    python3 pytest_kvm/host/packages.py --print      # the commands for this machine
+    python3 pytest_kvm/host/packages.py --missing    # the needs that are not met
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+APT, DNF, ZYPPER, PACMAN = "apt-get", "dnf", "zypper", "pacman"
+
+_INSTALL = {
+    APT: "apt-get install --yes --no-install-recommends",
+    DNF: "dnf install --assumeyes --setopt=install_weak_deps=False",
+    ZYPPER: "zypper --non-interactive install --no-recommends",
+    PACMAN: "pacman -S --noconfirm --needed",
+}
+_REFRESH = {APT: "apt-get update", PACMAN: "pacman -Sy"}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something of the host, and what brings it.
+
+    Args:
+        why: What it is for.
+        found: It is there if one of these is: programs on PATH, or path globs.
+        packages: Package names by package manager.
+    """
+
+    why: str
+    found: tuple[str, ...]
+    packages: dict[str, tuple[str, ...]]
+
+
+def _packages(apt: str, dnf: str, zypper: str, pacman: str) -> dict[str, tuple[str, ...]]:
+    """Read a table row: names separated by spaces."""
+    return {
+        APT: tuple(apt.split()),
+        DNF: tuple(dnf.split()),
+        ZYPPER: tuple(zypper.split()),
+        PACMAN: tuple(pacman.split()),
+    }
+
+
+NEEDS = {
+    "qemu-system": Need(
+        "runs the guests",
+        ("qemu-system-x86_64", "/usr/libexec/qemu-kvm"),
+        _packages("qemu-system-x86", "qemu-system-x86-core", "qemu-x86", "qemu-system-x86"),
+    ),
+    "qemu-img": Need(
+        "makes overlays and converts images",
+        ("qemu-img",),
+        _packages("qemu-utils", "qemu-img", "qemu-img", "qemu-img"),
+    ),
+    "libvirt-qemu-driver": Need(
+        "libvirt's QEMU driver, loaded into the test process",
+        (
+            "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so",
+            "/usr/lib*/libvirt/connection-driver/libvirt_driver_qemu.so",
+        ),
+        _packages(
+            "libvirt-daemon-driver-qemu",
+            "libvirt-daemon-driver-qemu",
+            "libvirt-daemon-driver-qemu",
+            "libvirt",
+        ),
+    ),
+    "libvirt-build": Need(
+        "what libvirt's Python module is compiled with: PyPI has its source only",
+        ("/usr/include/libvirt/libvirt.h",),
+        _packages(
+            "libvirt-dev pkg-config gcc libc6-dev",
+            "libvirt-devel pkgconf-pkg-config gcc",
+            "libvirt-devel pkg-config gcc",
+            "libvirt pkgconf gcc",
+        ),
+    ),
+    "python-build": Need(
+        "virtual environments and the headers of the system's Python",
+        ("/usr/include/python3*/Python.h",),
+        _packages("python3-dev python3-venv", "python3-devel", "python3-devel", "python"),
+    ),
+    "mmdebstrap": Need(
+        "builds Debian images from packages",
+        ("mmdebstrap",),
+        _packages("mmdebstrap", "mmdebstrap", "mmdebstrap", "mmdebstrap"),
+    ),
+    "zstd": Need(
+        "packs the root file system that further packages are put into",
+        ("zstd",),
+        _packages("zstd", "zstd", "zstd", "zstd"),
+    ),
+    "mke2fs": Need(
+        "makes an image's file system without mounting it",
+        ("mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"),
+        _packages("e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"),
+    ),
+    "ssh-client": Need(
+        "what a person types to look into a guest, and what `make bench` compares with",
+        ("ssh",),
+        _packages("openssh-client", "openssh-clients", "openssh-clients", "openssh"),
+    ),
+    "uefi-firmware": Need(
+        "guests with firmware='uefi'",
+        ("/usr/share/qemu/firmware/*.json",),
+        _packages("ovmf", "edk2-ovmf", "qemu-ovmf-x86_64", "edk2-ovmf"),
+    ),
+    "subordinate-ids": Need(
+        "builds images as an ordinary user",
+        ("newuidmap",),
+        _packages("uidmap", "shadow-utils-subid", "shadow", "shadow"),
+    ),
+}
+
+
+def package_manager() -> str | None:
+    """Return the package manager of this machine, None if it is none of ours."""
+    return next((name for name in _INSTALL if shutil.which(name)), None)
+
+
+def is_met(need: str) -> bool:
+    """Tell whether a need is met, by looking for what its package installs."""
+    return any(_is_there(candidate) for candidate in NEEDS[need].found)
+
+
+def _is_there(candidate: str) -> bool:
+    if candidate.startswith("/"):
+        return any(Path("/").glob(candidate.removeprefix("/")))
+    return shutil.which(candidate) is not None
+
+
+def missing() -> list[str]:
+    """Return the names of all needs that are not met."""
+    return [need for need in NEEDS if not is_met(need)]
+
+
+def packages_for(needs: list[str], manager: str) -> list[str]:
+    """Return the packages that meet ``needs``, each once."""
+    return list(dict.fromkeys(package for need in needs for package in NEEDS[need].packages[manager]))
+
+
+def install_commands(needs: list[str]) -> list[list[str]]:
+    """Return what root has to run here so that ``needs`` are met, as argument lists.
+
+    Empty where nothing is missing, or the package manager is none of ours.
+    """
+    manager = package_manager()
+    commands: list[list[str]] = []
+    if needs and manager is not None:
+        if manager in _REFRESH:
+            commands.append(shlex.split(_REFRESH[manager]))
+        commands.append([*shlex.split(_INSTALL[manager]), *packages_for(needs, manager)])
+    if not has_qemu_account():
+        commands.append(ADD_QEMU_ACCOUNT)
+    return commands
+
+
+ADD_QEMU_ACCOUNT = shlex.split(
+    "useradd --system --user-group --no-create-home --home-dir /nonexistent"
+    " --shell /usr/sbin/nologin libvirt-qemu"
+)
+"""Debian makes the account that libvirt is compiled for only with
+``libvirt-daemon-system``, a daemon we do without; but a driver that runs as
+root refuses to start while ``getpwnam`` does not know the name
+(``virQEMUDriverConfigNew``), whatever ``qemu.conf`` says."""
+
+
+def has_qemu_account() -> bool:
+    """Tell whether the account of :data:`ADD_QEMU_ACCOUNT` is there, or is nothing to do with this system."""
+    if package_manager() != APT:
+        return True
+    try:
+        pwd.getpwnam("libvirt-qemu")
+    except KeyError:
+        return False
+    return True
+
+
+def install_hint(*needs: str) -> str:
+    """Return one line that says how to meet ``needs``, for an error's resolution."""
+    manager = package_manager()
+    if manager is None:
+        return "install " + " ".join(packages_for(list(needs), APT)) + " (Debian's names)"
+    return f"{_INSTALL[manager]} " + " ".join(packages_for(list(needs), manager))
+
+
+def main() -> int:
+    """Print what this machine lacks; exit code 0 when it lacks nothing."""
+    parser = argparse.ArgumentParser(description="host packages that pytest-kvm needs")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--print", action="store_true", help="the commands that install what is missing")
+    what.add_argument("--missing", action="store_true", help="the needs that are not met, with their reason")
+    arguments = parser.parse_args()
+    lacking = missing()
+    if arguments.missing:
+        lines = [f"{need}: {NEEDS[need].why}" for need in lacking]
+    else:
+        sudo = [] if os.geteuid() == 0 else ["sudo"]
+        lines = [shlex.join([*sudo, *command]) for command in install_commands(lacking)]
+    for line in lines:
+        print(line)
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

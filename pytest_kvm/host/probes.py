@@ -1,0 +1,234 @@
+"""What works on this machine, and what to do about what does not.
+
+Small facts, found without loading libvirt; ``pytest-kvm doctor`` prints them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_kvm.host import packages
+from pytest_kvm.host.kvm import kvm_usable
+from pytest_kvm.host.resources import cpus_available, disk_free_mib, memory_available_mib
+
+Severity = Literal["ok", "warning", "error"]
+Version = tuple[int, int, int]
+
+QEMU_FLOOR: Version = (7, 2, 0)
+LIBVIRT_FLOOR: Version = (9, 0, 0)
+_MEMORY_FOR_A_GUEST_MIB = 1024
+_SPACE_FOR_AN_IMAGE_MIB = 4096
+_SPACE_FOR_A_RUN_MIB = 2048
+_SUBORDINATE_IDS = 65536
+_LONGEST_QUESTION = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One thing that was looked at."""
+
+    name: str
+    severity: Severity
+    """``error``: no guest starts. ``warning``: something is slower or missing."""
+    seen: str
+    remedy: str = ""
+    """What to do; empty when there is nothing to do."""
+
+
+def all_facts(*, cache_dir: Path, run_dir: Path) -> Iterator[Fact]:
+    """Yield every fact, the slow ones as they come; all of it takes a second or two."""
+    yield accelerator_fact(cache_dir)
+    yield nested_fact()
+    yield qemu_fact()
+    yield from program_facts()
+    yield libvirt_library_fact()
+    yield libvirt_module_fact()
+    yield libvirt_driver_fact()
+    yield qemu_account_fact()
+    yield rootless_build_fact()
+    yield firmware_fact()
+    yield memory_fact()
+    yield cpu_fact()
+    yield space_fact("space for images", cache_dir, needed=_SPACE_FOR_AN_IMAGE_MIB)
+    yield space_fact("space for runs", run_dir, needed=_SPACE_FOR_A_RUN_MIB)
+
+
+def accelerator_fact(cache_dir: Path) -> Fact:
+    """Look whether KVM runs guests."""
+    probe = kvm_usable(cache_dir)
+    if probe.usable:
+        return Fact(name="KVM", severity="ok", seen=probe.reason)
+    seen = f"{probe.reason}; guests run under TCG, five to ten times slower"
+    return Fact(name="KVM", severity="warning", seen=seen, remedy=probe.remedy)
+
+
+def nested_fact(modules: Path = Path("/sys/module")) -> Fact:
+    """Look whether guests can run guests."""
+    for module in ("kvm_intel", "kvm_amd"):
+        switch = modules / module / "parameters/nested"
+        if switch.exists():
+            on = switch.read_text().strip() in {"1", "Y"}
+            return Fact(name="nested guests", severity="ok", seen=f"{module}: {'on' if on else 'off'}")
+    return Fact(name="nested guests", severity="ok", seen="off: no hardware virtualization module is loaded")
+
+
+def qemu_fact() -> Fact:
+    """Look for QEMU and its version."""
+    hint = packages.install_hint("qemu-system")
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        return Fact(name="QEMU", severity="error", seen="not installed", remedy=hint)
+    version = _version_in(_answer_of(qemu, "--version"))
+    if version is None or version < QEMU_FLOOR:
+        seen = f"{qemu} is version {_dotted(version)}; {_dotted(QEMU_FLOOR)} is the oldest that will do"
+        return Fact(name="QEMU", severity="error", seen=seen, remedy=hint)
+    return Fact(name="QEMU", severity="ok", seen=f"{_dotted(version)} ({qemu})")
+
+
+def program_facts() -> Iterator[Fact]:
+    """Look for the other programs that are called."""
+    yield _need_fact("qemu-img", severity="error")
+    for need in ("mmdebstrap", "mke2fs"):
+        yield _need_fact(need, severity="warning")
+
+
+def libvirt_library_fact() -> Fact:
+    """Look for libvirt's client library: its file name tells the version."""
+    found = [
+        (int(match[1]) // 1000, int(match[1]) % 1000, int(match[2]))
+        for folder in ("usr/lib", "usr/lib64", "usr/lib/*-linux-gnu", "usr/local/lib")
+        for file in Path("/").glob(f"{folder}/libvirt.so.0.*")
+        if (match := re.fullmatch(r"libvirt\.so\.0\.(\d+)\.(\d+)", file.name))
+    ]
+    hint = packages.install_hint("libvirt-qemu-driver")
+    if not found:
+        return Fact(name="libvirt library", severity="error", seen="not installed", remedy=hint)
+    version = max(found)
+    if version < LIBVIRT_FLOOR:
+        seen = f"version {_dotted(version)}; {_dotted(LIBVIRT_FLOOR)} is the oldest that will do"
+        return Fact(name="libvirt library", severity="error", seen=seen, remedy=hint)
+    return Fact(name="libvirt library", severity="ok", seen=_dotted(version))
+
+
+def libvirt_module_fact() -> Fact:
+    """Look for libvirt's Python module in this environment."""
+    if importlib.util.find_spec("libvirt") is not None:
+        return Fact(name="libvirt module", severity="ok", seen="libvirt-python is installed")
+    remedy = f"{packages.install_hint('libvirt-build')}; then pip install libvirt-python"
+    return Fact(
+        name="libvirt module", severity="error", seen="libvirt-python is not installed", remedy=remedy
+    )
+
+
+def libvirt_driver_fact() -> Fact:
+    """Look for libvirt's QEMU driver."""
+    return _need_fact("libvirt-qemu-driver", severity="error")
+
+
+def qemu_account_fact() -> Fact:
+    """Look for the account that libvirt insists on when it runs as root."""
+    if os.geteuid() != 0 or packages.has_qemu_account():
+        return Fact(name="account for QEMU", severity="ok", seen="there, or not needed")
+    remedy = " ".join(packages.ADD_QEMU_ACCOUNT)
+    seen = "there is no user libvirt-qemu; as root libvirt will not start without"
+    return Fact(name="account for QEMU", severity="error", seen=seen, remedy=remedy)
+
+
+def rootless_build_fact(
+    subuid: Path = Path("/etc/subuid"), namespaces: Path = Path("/proc/sys/user/max_user_namespaces")
+) -> Fact:
+    """Look whether this user can build images: root can, others need subordinate ids."""
+    name = "image builds"
+    if os.geteuid() == 0:
+        return Fact(name=name, severity="ok", seen="as root")
+    if not namespaces.exists() or int(namespaces.read_text()) == 0:
+        remedy = "sysctl user.max_user_namespaces=10000"
+        return Fact(name=name, severity="warning", seen="user namespaces are switched off", remedy=remedy)
+    if _answer_of("unshare", "--user", "true") is None:
+        remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0 kernel.unprivileged_userns_clone=1"
+        return Fact(name=name, severity="warning", seen="user namespaces are not allowed", remedy=remedy)
+    if not _has_subordinate_ids(subuid):
+        user = _user()
+        remedy = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+        return Fact(name=name, severity="warning", seen=f"{user} has no subordinate ids", remedy=remedy)
+    return _need_fact("subordinate-ids", severity="warning", name=name)
+
+
+def firmware_fact() -> Fact:
+    """Look for UEFI firmware."""
+    return _need_fact("uefi-firmware", severity="warning")
+
+
+def memory_fact() -> Fact:
+    """Look whether there is memory for a guest."""
+    free = memory_available_mib()
+    if free < _MEMORY_FOR_A_GUEST_MIB:
+        remedy = "end other programs, raise the container's limit, or use smaller guests"
+        return Fact(name="memory", severity="warning", seen=f"{free} MiB are free", remedy=remedy)
+    return Fact(name="memory", severity="ok", seen=f"{free} MiB are free")
+
+
+def cpu_fact() -> Fact:
+    """Count processors."""
+    return Fact(name="processors", severity="ok", seen=f"{cpus_available()}")
+
+
+def space_fact(name: str, folder: Path, *, needed: int) -> Fact:
+    """Look whether ``folder`` has ``needed`` MiB left."""
+    free = disk_free_mib(folder)
+    seen = f"{free} MiB are free in {folder}"
+    if free < needed:
+        remedy = f"make room: {needed} MiB are a comfortable minimum"
+        return Fact(name=name, severity="warning", seen=seen, remedy=remedy)
+    return Fact(name=name, severity="ok", seen=seen)
+
+
+def _need_fact(need: str, *, severity: Severity, name: str = "") -> Fact:
+    if packages.is_met(need):
+        return Fact(name=name or need, severity="ok", seen="installed")
+    seen = f"not installed; {packages.NEEDS[need].why}"
+    return Fact(name=name or need, severity=severity, seen=seen, remedy=packages.install_hint(need))
+
+
+def _answer_of(*argv: str) -> str | None:
+    """Return what a program prints, None if it fails."""
+    try:
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=_LONGEST_QUESTION, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ran.stdout
+
+
+def _version_in(text: str | None) -> Version | None:
+    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text or "")
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def _dotted(version: Version | None) -> str:
+    return ".".join(map(str, version)) if version else "unknown"
+
+
+def _has_subordinate_ids(subuid: Path) -> bool:
+    owners = {_user(), str(os.getuid())}
+    try:
+        lines = subuid.read_text().splitlines()
+    except OSError:
+        return False
+    rows = [line.split(":") for line in lines if line.count(":") == 2]
+    return any(row[0] in owners and int(row[2]) >= _SUBORDINATE_IDS for row in rows if row[2].isdecimal())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without an entry in /etc/passwd
+        return str(os.getuid())

@@ -1,0 +1,173 @@
+"""QEMU as our own child: its end is seen at once and the zombie collected.
+
+libvirt daemonises QEMU, so its parent becomes init, and then waits for its
+end by asking ``kill(pid, 0)`` every 200 ms for up to 40 s
+(``virProcessKillPainfullyDelay`` in libvirt's ``src/util/virprocess.c``). A
+zombie still answers that question: where init collects late, or never (a
+container whose first process is a test runner), each stop of a QEMU takes as
+long. As a *child subreaper* (prctl(2)) this process becomes the parent
+instead, and collects QEMU, and nobody else, the moment it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from pytest_kvm.errors import HostError
+from pytest_kvm.waiting import NotYet, wait_until
+
+_PR_SET_CHILD_SUBREAPER = 36
+_SCAN_EVERY = 0.02
+_LONGEST_START = 3600.0
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants our children from now on; idempotent.
+
+    Raises:
+        HostError: The kernel refused (it has known the call since Linux 3.4).
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise HostError(
+            f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}",
+            resolution="allow prctl in the seccomp profile of this container",
+        )
+
+
+class HostProcess:
+    """A process that is watched until its end, whoever its parent is.
+
+    It is held by a pidfd (pidfd_open(2)), so that a signal can never reach
+    another process that was given the same number later.
+
+    Raises:
+        ProcessLookupError: There is no such process.
+        psutil.NoSuchProcess: It went away meanwhile.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._session = os.getsid(pid)
+        self.is_our_child = psutil.Process(pid).ppid() == os.getpid()
+        """Whether it is collected here, and really gone once :attr:`ended`."""
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._code: int | None = None
+        threading.Thread(target=self._collect, name=f"kvm-reap-{pid}", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone, and collected if it was our child."""
+        return self._ended.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """Block until it ended or ``timeout`` seconds passed; say which."""
+        return self._ended.wait(timeout)
+
+    def kill(self) -> None:
+        """Send SIGKILL unless it has ended already.
+
+        Raises:
+            PermissionError: It belongs to another user.
+        """
+        with self._lock:
+            if not self.ended:
+                # Dead, but not yet collected by a foreign parent.
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        """Say it in words: "was killed by signal 9 (Killed)", "exited with status 1"."""
+        if not self.ended:
+            return "is still running"
+        if self._code is None:
+            return "ended"
+        if self._code < 0:
+            return f"was killed by signal {-self._code} ({signal.strsignal(-self._code)})"
+        return f"exited with status {self._code}"
+
+    def _collect(self) -> None:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll()
+        with suppress(ChildProcessError):
+            _, status = os.waitpid(self.pid, 0)
+            self._code = os.waitstatus_to_exitcode(status)
+            # QEMU's own -daemonize leaves a dead process between it and us.
+            os.waitpid(self._session, os.WNOHANG)
+        with self._lock:
+            self._ended.set()
+            os.close(self._pidfd)
+
+
+class PidfileWatch:
+    """Adopts the children whose pidfiles appear below a folder.
+
+    libvirt gives out the pid of a QEMU only after it has started, and removes
+    the pidfile of one that failed to start only after it saw it end; see the
+    module's text for why somebody must collect it before that.
+
+    Args:
+        root: The folder.
+        patterns: Where pidfiles may be, as globs below ``root``.
+    """
+
+    def __init__(self, root: Path, patterns: tuple[str, ...]) -> None:
+        self._root = root
+        self._patterns = patterns
+        self._lock = threading.Lock()
+        self._users = 0
+        self._adopted: dict[Path, HostProcess] = {}
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Look for new pidfiles as long as the block runs."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                threading.Thread(target=self._scan_until_idle, name="kvm-pidfiles", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+
+    def adopted(self, pidfile: str) -> HostProcess | None:
+        """Return the child of a pidfile (a path below the root), None if it is not ours."""
+        self._scan()
+        with self._lock:
+            return self._adopted.get(self._root / pidfile)
+
+    def _scan_until_idle(self) -> None:
+        def idle() -> None:
+            self._scan()
+            if self._users:
+                raise NotYet("a start is under way")
+
+        wait_until(idle, describe="QEMU processes to start", timeout=_LONGEST_START, every=_SCAN_EVERY)
+
+    def _scan(self) -> None:
+        for pattern in self._patterns:
+            for pidfile in self._root.glob(pattern):
+                # A file that is empty still, or gone again, is seen next time.
+                with suppress(OSError, ValueError, psutil.NoSuchProcess):
+                    self._adopt(pidfile, int(pidfile.read_text()))
+
+    def _adopt(self, pidfile: Path, pid: int) -> None:
+        with self._lock:
+            known = self._adopted.get(pidfile)
+            if known is not None and known.pid == pid and not known.ended:
+                return
+            if psutil.Process(pid).ppid() != os.getpid():
+                return
+            self._adopted[pidfile] = HostProcess(pid)

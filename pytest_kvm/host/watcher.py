@@ -1,0 +1,121 @@
+"""The process that cleans up after a run that could not do it itself.
+
+Started beside every run as ``python -I -S watcher.py FOLDER PID``, in a process
+session of its own. It sleeps until the run says "done" or dies, ``kill -9``
+included; in the second case it ends every QEMU of the run and removes the
+run's folder. Standard library only: it must start without the run's
+``sys.path`` and stay small, for there is one for each xdist worker.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+_PATIENCE_MS = 5000
+"""How long a killed process may take to disappear."""
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Return the ids of QEMU processes that use files below ``folder``.
+
+    Every domain of a run has its console log there, and the folder's name is
+    random: no other process has it on its command line by accident.
+    """
+    needle = os.fsencode(str(folder)) + b"/"
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            command_line = (entry / "cmdline").read_bytes()
+        except OSError:  # ended while we looked, or not ours to see
+            continue
+        program, _, arguments = command_line.partition(b"\0")
+        if b"qemu" in program.rpartition(b"/")[2] and needle in arguments:
+            found.append(int(entry.name))
+    return found
+
+
+def end_processes(folder: Path) -> list[int]:
+    """Kill the QEMU processes of a run and wait until they are gone."""
+    ended: list[int] = []
+    for pid in processes_of(folder):
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            # Between the look at /proc and the pidfd the id may have been
+            # given away: look again now that it cannot be.
+            if pid in processes_of(folder):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                _gone(handle)
+                ended.append(pid)
+        except (PermissionError, ProcessLookupError) as error:
+            sys.stderr.write(f"pytest-kvm: cannot end QEMU {pid} of {folder}: {error}\n")
+        finally:
+            os.close(handle)
+    return ended
+
+
+def remove_run(folder: Path) -> list[int]:
+    """End a dead run's processes, remove its folder, return the ids that were ended."""
+    ended = end_processes(folder)
+    shutil.rmtree(folder, onerror=_already_gone)
+    # A QEMU that was between fork and exec the first time has its own command
+    # line by now.
+    return ended + end_processes(folder)
+
+
+def _already_gone(_function: object, path: str, failure: tuple[object, BaseException, object]) -> None:
+    """Let rmtree pass over what vanished by itself; report the rest."""
+    error = failure[1]
+    if not isinstance(error, FileNotFoundError):
+        sys.stderr.write(f"pytest-kvm: cannot remove {path}: {error}\n")
+
+
+def _gone(handle: int) -> bool:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(_PATIENCE_MS))
+
+
+def _run_ended_well(parent: int) -> bool:
+    """Sleep until the run says "done" on stdin (True) or dies (False)."""
+    poll = select.poll()
+    poll.register(sys.stdin, select.POLLIN)
+    try:
+        handle = os.pidfd_open(parent)
+    except ProcessLookupError:
+        return False
+    # A forked child of the run holds the pipe open, so its end alone does not
+    # tell that the run has died; a pidfd does.
+    poll.register(handle, select.POLLIN)
+    ready = [source for source, _ in poll.poll()]
+    if sys.stdin.fileno() in ready:
+        return os.read(sys.stdin.fileno(), 16).startswith(b"done")
+    return False
+
+
+def main(arguments: list[str]) -> int:
+    """Watch one run.
+
+    Args:
+        arguments: The run's folder and its process id.
+    """
+    folder, parent = Path(arguments[0]), int(arguments[1])
+    # Ctrl-C and a closing terminal end the run; this process outlives both.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    if not _run_ended_well(parent):
+        remove_run(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

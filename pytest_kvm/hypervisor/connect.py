@@ -1,0 +1,44 @@
+"""The way in: a URI becomes a hypervisor. libvirt is loaded on the first call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import MissingDependency
+from pytest_kvm.host.packages import install_hint
+from pytest_kvm.hypervisor.chatter import logging_to
+
+if TYPE_CHECKING:
+    from pytest_kvm.hypervisor.protocol import Hypervisor
+
+
+def open_hypervisor(uri: str, *, run_dir: Path, cache_dir: Path) -> Hypervisor:
+    """Open a connection to libvirt.
+
+    Args:
+        uri: ``qemu:///embed`` (libvirt inside this process, in a folder below
+            ``run_dir``), ``qemu:///embed?root=…``, ``qemu:///session``,
+            ``qemu:///system``, ``qemu+ssh://…/system`` or ``test:///default``
+            (https://libvirt.org/uri.html).
+        run_dir: This run's own folder; short, sockets lie below it.
+        cache_dir: QEMU's capabilities are kept below it between runs.
+
+    Raises:
+        MissingDependency: libvirt, its Python module, its QEMU driver or QEMU
+            is not installed.
+        ConnectionFailed: The connection was refused, or this process has
+            another embedded driver open already.
+    """
+    try:
+        with logging_to(run_dir / "libvirt.log"):
+            # The plugin must load without libvirt.
+            from pytest_kvm.hypervisor.connection import connect  # noqa: PLC0415 - see above
+    except ImportError as failure:
+        if not (failure.name or "").startswith("libvirt") and "libvirt" not in str(failure):
+            raise
+        raise MissingDependency(
+            f"libvirt's Python module cannot be loaded: {failure}",
+            resolution=f"pip install libvirt-python, after {install_hint('libvirt-build')}",
+        ) from None
+    return connect(uri, run_dir=run_dir, cache_dir=cache_dir)

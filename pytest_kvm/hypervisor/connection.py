@@ -1,0 +1,229 @@
+"""An open libvirt connection: creates domains and hears how they fare."""
+
+from __future__ import annotations
+
+import os
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import libvirt
+
+from pytest_kvm.errors import DomainFailed
+from pytest_kvm.host.reaping import HostProcess
+from pytest_kvm.hypervisor import opening, qemu_log, revival
+from pytest_kvm.hypervisor.domains import LibvirtDomain
+from pytest_kvm.hypervisor.embed import EmbedRoot, embed_root, is_embed
+from pytest_kvm.hypervisor.errors import translated
+from pytest_kvm.hypervisor.facts import host_facts
+from pytest_kvm.hypervisor.forks import ProcessBound
+from pytest_kvm.hypervisor.lifecycle import Lifecycle
+from pytest_kvm.hypervisor.processes import find_qemu
+from pytest_kvm.hypervisor.protocol import Domain, HostFacts
+
+_DEATH_IS_SEEN_WITHIN = 2.0
+_SETTLED_WITHIN = 5.0
+_SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
+
+
+def connect(uri: str, *, run_dir: Path, cache_dir: Path) -> LibvirtHypervisor:
+    """Open a connection; see :func:`pytest_kvm.hypervisor.connect.open_hypervisor`."""
+    if not is_embed(uri):
+        return LibvirtHypervisor(opening.opened(uri), root=None)
+    root = embed_root(uri, run_dir=run_dir, cache_dir=cache_dir)
+    with root.watch.watching(), root.capabilities.shared():
+        if os.getpid() not in _embedded:
+            hypervisor = LibvirtHypervisor(opening.opened(root.uri), root=root)
+            hypervisor.facts()  # has libvirt ask QEMU for its capabilities, unless they are known
+            _embedded[os.getpid()] = hypervisor
+    return _embedded[os.getpid()]
+
+
+_embedded: dict[int, LibvirtHypervisor] = {}
+"""The embedded driver's one connection, by process id (a fork is another).
+
+With each opening libvirt registers its drivers anew, and fails with "Too many
+drivers, cannot register QEMU" after about ten. So it is opened once and kept.
+"""
+
+
+class LibvirtHypervisor:
+    """Implements :class:`pytest_kvm.hypervisor.protocol.Hypervisor`.
+
+    Every method may be called from any thread.
+
+    Args:
+        connection: An open one.
+        root: The embedded driver's folder; None for every other driver.
+    """
+
+    def __init__(self, connection: ProcessBound[libvirt.virConnect], *, root: EmbedRoot | None) -> None:
+        self._connection = connection
+        self._root = root
+        self._lock = threading.Lock()
+        self._domains: dict[str, LibvirtDomain] = {}
+        self._lives: dict[str, Lifecycle] = {}
+        self._closed = False
+        with translated("listen for domain events"):
+            # libvirt.py leaves the callback's type open.
+            self._callback = connection.get().domainEventRegisterAny(  # pyright: ignore[reportUnknownMemberType]
+                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None
+            )
+        opening.on_lost(connection.get(), self._on_lost)
+
+    def facts(self) -> HostFacts:
+        """Ask the connection about its machine."""
+        return host_facts(self._connection.get())
+
+    def create(self, xml: str, *, paused: bool = False) -> LibvirtDomain:
+        """Create and start a transient domain from its XML.
+
+        Raises:
+            DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
+        """
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        return self._started(xml, partial(_created, xml=xml, flags=flags), doing="create")
+
+    def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> LibvirtDomain:
+        """Start a transient domain from a snapshot that its disks hold; see :mod:`.revival`.
+
+        Raises:
+            DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
+        """
+        start = partial(revival.revived, xml=xml, snapshot=snapshot, paused=paused)
+        return self._started(xml, start, doing="revive")
+
+    def _started(self, xml: str, start: _Start, *, doing: str) -> LibvirtDomain:
+        connection = self._connection.get()
+        name = _name_in(xml)
+        with self._born(name) as life:
+            doing = f"{doing} the domain {name}"
+            with self._watching(), translated(doing, error=DomainFailed, details=lambda: self._said(name)):
+                raw = start(connection)
+                process = self._process_of(raw)
+            domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=process)
+            with self._lock:
+                self._domains[name] = domain
+        return domain
+
+    def domains(self) -> list[Domain]:
+        """Return every running domain of the connection, also those of former processes."""
+        with translated("list domains"):
+            found = self._connection.get().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        return [domain for domain in map(self._known, found) if domain.alive()]
+
+    def close(self) -> None:
+        """Let libvirt finish with domains that have ended, and close the connection.
+
+        Domains that run are not touched. The embedded driver's connection
+        stays until the process ends.
+        """
+        with self._lock:
+            ended = [life for life in self._lives.values() if not life.alive]
+        for life in ended:
+            life.wait_settled(_SETTLED_WITHIN)
+        if self._root is not None or self._closed:
+            return
+        self._closed = True
+        connection = self._connection.get()
+        with translated("close the connection"):
+            connection.domainEventDeregisterAny(self._callback)
+            connection.close()
+
+    def _known(self, raw: libvirt.virDomain) -> LibvirtDomain:
+        name: str = raw.name()
+        with self._lock:
+            known = self._domains.get(name)
+            if known is not None and known.uuid == raw.UUIDString():
+                return known
+            life = self._lives[name] = Lifecycle(name, autopsy=lambda: self._autopsy(name))
+            domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=self._process_of(raw))
+            self._domains[name] = domain
+            return domain
+
+    @contextmanager
+    def _born(self, name: str) -> Generator[Lifecycle]:
+        """Listen for a domain's events from before it exists; forget it if it never does."""
+        life = Lifecycle(name, autopsy=lambda: self._autopsy(name))
+        with self._lock:
+            former = self._lives.get(name)
+        if former is not None and not former.alive:
+            former.wait_settled(_SETTLED_WITHIN)
+        with self._lock:
+            former = self._lives.get(name)
+            if former is not None and former.alive:
+                raise DomainFailed(
+                    f"a domain named {name} runs already on this connection",
+                    resolution="give the guests different names, or destroy the first",
+                )
+            self._lives[name] = life
+        try:
+            yield life
+        except BaseException:
+            with self._lock:
+                del self._lives[name]
+            raise
+
+    def _watching(self) -> AbstractContextManager[None]:
+        return self._root.watch.watching() if self._root else nullcontext()
+
+    def _process_of(self, raw: libvirt.virDomain) -> HostProcess | None:
+        if self._root is not None:
+            ours = self._root.watch.adopted(self._root.pidfile(raw.name()))
+            if ours is not None:
+                return ours
+        return find_qemu(raw.UUIDString())
+
+    def _said(self, name: str) -> str:
+        return qemu_log.tail(self._root.qemu_log(name)) if self._root else ""
+
+    def _autopsy(self, name: str) -> str:
+        with self._lock:
+            domain = self._domains.get(name)
+        how = domain.how_qemu_ended(_DEATH_IS_SEEN_WITHIN) if domain else "ended while it was started"
+        said = self._said(name)
+        return f"it {how}:\n{said}" if said else f"it {how}"
+
+    def _on_event(
+        self, _connection: object, raw: libvirt.virDomain, event: int, detail: int, _mine: object
+    ) -> None:
+        with self._lock:
+            life = self._lives.get(raw.name())
+        if life is None:
+            return
+        if (event, detail) == _SHUT_DOWN and self._root and life.alive:
+            signalled = qemu_log.foreign_signal(self._root.qemu_log(life.name))
+            if signalled:
+                life.ended(f"QEMU died: {signalled}")
+        life.event(event, detail)
+        with self._lock:
+            # Settled, its name is free: by now it may be another's.
+            if life.settled and self._lives.get(life.name) is life:
+                del self._lives[life.name]
+                self._domains.pop(life.name, None)
+
+    def _on_lost(self, reason: str) -> None:
+        with self._lock:
+            lives = list(self._lives.values())
+        for life in lives:
+            life.ended(f"the connection to libvirt was lost: {reason}")
+
+
+_Start = Callable[[libvirt.virConnect], libvirt.virDomain]
+
+
+def _created(connection: libvirt.virConnect, *, xml: str, flags: int) -> libvirt.virDomain:
+    return connection.createXML(xml, flags)
+
+
+def _name_in(xml: str) -> str:
+    try:
+        name = ET.fromstring(xml).findtext("name")  # noqa: S314 - rendered by us, or by the user's own hook
+    except ET.ParseError as problem:
+        raise DomainFailed(f"the domain's XML does not parse: {problem}", details=xml) from None
+    if not name:
+        raise DomainFailed("the domain's XML has no <name>", details=xml)
+    return name

@@ -1,0 +1,237 @@
+"""One domain: start to end, and everything asked of it between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import libvirt
+
+from pytest_kvm.errors import DomainFailed
+from pytest_kvm.host.reaping import HostProcess
+from pytest_kvm.hypervisor import migration, monitor, revival, screens
+from pytest_kvm.hypervisor.errors import translated
+from pytest_kvm.hypervisor.forks import ProcessBound
+from pytest_kvm.hypervisor.lifecycle import Lifecycle
+from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.hypervisor.snapshots import Snapshots
+
+_KILLED_WITHIN = 10.0
+_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTOFF: DomainState.SHUTOFF,
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
+}
+"""``SHUTDOWN`` means "being shut down": it still runs."""
+
+
+class LibvirtDomain:
+    """A domain of a libvirt connection.
+
+    Implements :class:`pytest_kvm.hypervisor.protocol.Domain`. Every method may
+    be called from any thread.
+    """
+
+    def __init__(
+        self,
+        connection: ProcessBound[libvirt.virConnect],
+        domain: libvirt.virDomain,
+        *,
+        lifecycle: Lifecycle,
+        process: HostProcess | None,
+    ) -> None:
+        self._connection = connection
+        self._domain: ProcessBound[libvirt.virDomain] = ProcessBound(domain)
+        self._lifecycle = lifecycle
+        self._process = process
+        self._uuid: str = domain.UUIDString()
+        self._snapshots = Snapshots(self)
+
+    def __repr__(self) -> str:
+        state = "alive" if self.alive() else self.end_reason()
+        return f"<LibvirtDomain {self.name}: {state}>"
+
+    @property
+    def name(self) -> str:
+        """The name, unique on its connection."""
+        return self._lifecycle.name
+
+    @property
+    def uuid(self) -> str:
+        """The UUID as text."""
+        return self._uuid
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id; None on another host and for the test driver."""
+        return self._process.pid if self._process else None
+
+    def state(self) -> DomainState:
+        """Ask libvirt; a domain that is gone is shut off."""
+        if not self.alive():
+            return DomainState.SHUTOFF
+        try:
+            state = int(self._domain.get().info()[0])
+        except libvirt.libvirtError as failure:
+            if failure.get_error_code() in _GONE:
+                return DomainState.SHUTOFF
+            with translated(f"ask for the state of {self.name}", error=DomainFailed):
+                raise
+        return _STATES.get(state, DomainState.RUNNING)
+
+    def xml(self) -> str:
+        """Return the live XML."""
+        return str(self._call("read the XML of", lambda domain: domain.XMLDesc(0)))
+
+    def alive(self) -> bool:
+        """Say whether no end was noticed; costs nothing."""
+        return self._lifecycle.alive
+
+    def end_reason(self) -> str:
+        """Say why it ended; empty while alive."""
+        return self._lifecycle.reason
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        """Call back once with the reason; see :meth:`Lifecycle.on_end`."""
+        self._lifecycle.on_end(callback)
+
+    def wait_end(self, timeout: float) -> bool:
+        """Block until it ended or ``timeout`` seconds passed; say which."""
+        return self._lifecycle.wait(timeout)
+
+    def resume(self) -> None:
+        """Let the vCPUs run."""
+        self._call("resume", lambda domain: domain.resume())
+
+    def suspend(self) -> None:
+        """Stop the vCPUs."""
+        self._call("suspend", lambda domain: domain.suspend())
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        self._call("reset", lambda domain: domain.reset(0))
+
+    def shutdown(self) -> None:
+        """Press the power button; the guest decides what follows."""
+        self._call("press the power button of", _press_power_button)
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to every vCPU."""
+        self._call("send an NMI to", lambda domain: domain.injectNMI(0))
+
+    def send_keys(self, keycodes: list[int], *, hold_ms: int = 50) -> None:
+        """Press Linux keycodes (``linux/input-event-codes.h``) together for ``hold_ms`` milliseconds."""
+        self._call(
+            "press keys of",
+            lambda domain: domain.sendKey(libvirt.VIR_KEYCODE_SET_LINUX, hold_ms, keycodes, len(keycodes), 0),
+        )
+
+    def screenshot(self) -> bytes:
+        """Return the first screen as PNG or PPM bytes."""
+        return screens.screenshot(self._connection.get(), self._living())
+
+    def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Run a QMP command and return its ``return`` value."""
+        return monitor.qmp(self._living(), command, arguments=arguments)
+
+    def hmp(self, line: str) -> str:
+        """Run a human monitor command and return what it printed."""
+        return monitor.hmp(self._living(), line)
+
+    def save_state(self, target: BinaryIO) -> None:
+        """Write the state of all but the RAM file to an open file; see :func:`migration.save`."""
+        migration.save(self._living(), target)
+
+    def load_state(self, source: BinaryIO) -> None:
+        """Take in what :meth:`save_state` wrote; see :func:`migration.load`."""
+        migration.load(self._living(), source)
+
+    def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:  # noqa: ANN401 - JSON
+        """Run a guest agent command; see :func:`monitor.agent`."""
+        return monitor.agent(self._living(), command, arguments=arguments, timeout=timeout)
+
+    def take_snapshot(self, name: str) -> None:
+        """Write memory, devices and disks into the disks; see :class:`Snapshots`."""
+        self._snapshots.take(name)
+
+    def load_snapshot(self, name: str) -> None:
+        """Put memory, devices and disks back."""
+        self._snapshots.load(name)
+
+    def drop_snapshot(self, name: str) -> None:
+        """Free what a snapshot occupies."""
+        self._snapshots.drop(name)
+
+    def leave_snapshot(self, name: str) -> None:
+        """Write a snapshot for a domain that is revived from copies of the disks."""
+        revival.leave_snapshot(self._living(), name)
+
+    def how_qemu_ended(self, within: float) -> str:
+        """Say what became of QEMU, once it ended or ``within`` seconds passed."""
+        if self._process is None:
+            return "ended"
+        self._process.wait(within)
+        return self._process.how_it_ended()
+
+    def destroy(self) -> None:
+        """Kill QEMU; it is gone when this returns. A second call does nothing.
+
+        libvirt alone would send SIGTERM and look again every 200 ms. A QEMU
+        that is our child is killed and collected here in a few milliseconds;
+        libvirt notices by itself and tidies up meanwhile.
+
+        Raises:
+            DomainFailed: QEMU did not die (it hangs in the kernel), or libvirt
+                refused.
+        """
+        raw = self._domain.get()
+        self._lifecycle.expect("destroyed")
+        if not self._killed():
+            try:
+                raw.destroy()
+            except libvirt.libvirtError as failure:
+                if failure.get_error_code() not in _GONE:
+                    with translated(f"destroy {self.name}", error=DomainFailed):
+                        raise
+        self._lifecycle.ended("destroyed")
+
+    def _killed(self) -> bool:
+        """Kill QEMU if that is ours to do; say whether nothing is left for libvirt to kill."""
+        process = self._process
+        if process is None:
+            return False
+        try:
+            process.kill()
+        except PermissionError:
+            return False  # another user's daemon started it
+        if not process.wait(_KILLED_WITHIN):
+            raise DomainFailed(
+                f"QEMU of {self.name} (pid {process.pid}) outlived SIGKILL by {_KILLED_WITHIN:.0f} s",
+                resolution=f"see what it waits for: cat /proc/{process.pid}/stack",
+            )
+        return process.is_our_child
+
+    def _living(self) -> libvirt.virDomain:
+        if not self.alive():
+            raise DomainFailed(f"{self.name} has ended: {self.end_reason()}")
+        return self._domain.get()
+
+    def _call(self, doing: str, call: Callable[[libvirt.virDomain], Any]) -> Any:  # noqa: ANN401 - JSON
+        with translated(f"{doing} {self.name}", error=DomainFailed):
+            return call(self._living())
+
+
+def _press_power_button(domain: libvirt.virDomain) -> None:
+    try:
+        # Without the flag libvirt would ask the guest agent instead, if there is one.
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+    except libvirt.libvirtError as failure:
+        if failure.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+            raise
+        domain.shutdown()  # the test driver has no buttons to choose from

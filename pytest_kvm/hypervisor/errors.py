@@ -1,0 +1,131 @@
+"""libvirt's errors as ours: no ``libvirtError`` leaves this package.
+
+What the codes mean: https://libvirt.org/html/libvirt-virterror.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import libvirt
+
+from pytest_kvm.errors import (
+    AgentError,
+    ConnectionFailed,
+    DomainFailed,
+    HypervisorError,
+    KvmError,
+    NetworkFailed,
+    SnapshotFailed,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What one libvirt error code means to a user of the plugin."""
+
+    error: type[KvmError] | None
+    """None: whatever the failed operation is about."""
+    resolution: str
+
+
+_BAD_XML = Meaning(
+    error=DomainFailed, resolution="if the spec has an `xml` hook, look there; else report this as a bug"
+)
+_ENDED = Meaning(error=DomainFailed, resolution="the guest has ended; its end reason and console log say why")
+_LOST = Meaning(error=ConnectionFailed, resolution="see whether libvirt's daemon runs on that host")
+_LOGIN = Meaning(
+    error=ConnectionFailed, resolution="check the account's rights on that host (group libvirt, polkit)"
+)
+_SILENT_AGENT = Meaning(
+    error=AgentError, resolution="see that qemu-guest-agent is installed and running in the guest"
+)
+_UNSUPPORTED = Meaning(
+    error=HypervisorError, resolution="use qemu:///embed, which supports all that the plugin does"
+)
+_NO_HINT = Meaning(error=None, resolution="")
+
+MEANINGS: Mapping[int, Meaning] = {
+    libvirt.VIR_ERR_XML_ERROR: _BAD_XML,
+    libvirt.VIR_ERR_XML_DETAIL: _BAD_XML,
+    libvirt.VIR_ERR_XML_INVALID_SCHEMA: _BAD_XML,
+    libvirt.VIR_ERR_OS_TYPE: _BAD_XML,
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED: Meaning(
+        error=DomainFailed, resolution="leave that field out of the spec, or use a newer QEMU and libvirt"
+    ),
+    libvirt.VIR_ERR_NO_DOMAIN: _ENDED,
+    libvirt.VIR_ERR_OPERATION_INVALID: _ENDED,
+    libvirt.VIR_ERR_DOM_EXIST: Meaning(error=DomainFailed, resolution="give the guests different names"),
+    libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT: Meaning(error=SnapshotFailed, resolution="take the snapshot first"),
+    libvirt.VIR_ERR_SNAPSHOT_REVERT_RISKY: Meaning(
+        error=SnapshotFailed, resolution="the snapshot belongs to another configuration; take a new one"
+    ),
+    libvirt.VIR_ERR_NO_NETWORK: Meaning(
+        error=NetworkFailed, resolution="name a network that `virsh net-list` shows as active"
+    ),
+    libvirt.VIR_ERR_NETWORK_EXIST: Meaning(
+        error=NetworkFailed, resolution="choose another name for the network"
+    ),
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: _SILENT_AGENT,
+    libvirt.VIR_ERR_AGENT_UNSYNCED: _SILENT_AGENT,
+    libvirt.VIR_ERR_NO_CONNECT: _LOST,
+    libvirt.VIR_ERR_INVALID_CONN: _LOST,
+    libvirt.VIR_ERR_RPC: _LOST,
+    libvirt.VIR_ERR_AUTH_FAILED: _LOGIN,
+    libvirt.VIR_ERR_AUTH_CANCELLED: _LOGIN,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE: _LOGIN,
+    libvirt.VIR_ERR_ACCESS_DENIED: _LOGIN,
+    libvirt.VIR_ERR_NO_MEMORY: Meaning(error=None, resolution="run fewer guests at once, or smaller ones"),
+    libvirt.VIR_ERR_RESOURCE_BUSY: Meaning(
+        error=None, resolution="wait until the other user has let go, or end it"
+    ),
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: Meaning(
+        error=None, resolution="another call on this domain hangs; see whether its QEMU still answers"
+    ),
+    libvirt.VIR_ERR_NO_SUPPORT: _UNSUPPORTED,
+    libvirt.VIR_ERR_OPERATION_UNSUPPORTED: _UNSUPPORTED,
+    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: _UNSUPPORTED,
+}
+"""Every code that says something about the cause. ``INTERNAL_ERROR``,
+``OPERATION_FAILED``, ``SYSTEM_ERROR`` and the like only say that it failed:
+for these the text counts."""
+
+
+@contextmanager
+def translated(
+    doing: str,
+    *,
+    error: type[KvmError] = HypervisorError,
+    details: Callable[[], str] = lambda: "",
+) -> Generator[None]:
+    """Turn a ``libvirtError`` of the block into one of ours.
+
+    Args:
+        doing: What is tried, as in "libvirt could not …".
+        error: The class for codes that do not name a better one.
+        details: Asked on failure for what else is known (a log's tail).
+
+    Raises:
+        KvmError: Of the class that :data:`MEANINGS` gives, else of ``error``.
+    """
+    try:
+        yield
+    except libvirt.libvirtError as failure:
+        raise from_libvirt(failure, doing=doing, error=error, details=details()) from None
+
+
+def from_libvirt(
+    failure: libvirt.libvirtError, *, doing: str, error: type[KvmError] = HypervisorError, details: str = ""
+) -> KvmError:
+    """Return our error for one of libvirt's."""
+    code: int = failure.get_error_code() or libvirt.VIR_ERR_INTERNAL_ERROR
+    meaning = MEANINGS.get(code, _NO_HINT)
+    said = failure.get_error_message() or str(failure)
+    brief, _, rest = said.strip().partition("\n")
+    return (meaning.error or error)(
+        f"libvirt could not {doing}: {brief}",
+        details="\n".join(part for part in (rest.strip(), details) if part),
+        resolution=meaning.resolution,
+    )

@@ -1,0 +1,110 @@
+"""Whether a domain still runs, and why not: kept by events, asked by anyone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import libvirt
+
+_log = logging.getLogger("pytest_kvm.hypervisor")
+
+_STOPPED_BECAUSE = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "guest shutdown",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: "migrated away",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: "saved to a file",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: "reverted to a snapshot of a stopped guest",
+}
+_FAILURES = (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
+
+
+class Lifecycle:
+    """One domain's end, noted once.
+
+    Args:
+        name: The domain's name.
+        autopsy: Says what became of a QEMU that ended on its own.
+    """
+
+    def __init__(self, name: str, *, autopsy: Callable[[], str]) -> None:
+        self.name = name
+        self._autopsy = autopsy
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._settled = threading.Event()
+        self._reason = ""
+        self._expected = ""
+        self._callbacks: list[Callable[[str], None]] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether no end was noted yet."""
+        return not self._ended.is_set()
+
+    @property
+    def reason(self) -> str:
+        """Why it ended; empty while alive."""
+        return self._reason
+
+    @property
+    def settled(self) -> bool:
+        """Whether libvirt has forgotten the domain."""
+        return self._settled.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """Block until the end or until ``timeout`` seconds passed; say which."""
+        return self._ended.wait(timeout)
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        """Call back with the reason, once, from whichever thread notes the end.
+
+        The callback has to return soon: no other event comes in meanwhile.
+        """
+        with self._lock:
+            if self.alive:
+                self._callbacks.append(callback)
+                return
+        callback(self._reason)
+
+    def expect(self, reason: str) -> None:
+        """Say why it is about to end: the event will only say that QEMU died."""
+        self._expected = reason
+
+    def wait_settled(self, timeout: float) -> bool:
+        """Block until libvirt has forgotten the domain or ``timeout`` seconds passed; say which.
+
+        libvirt sees a QEMU that was killed behind its back at once, but may
+        look a second time, 200 ms later, before it believes it.
+        """
+        return self._settled.wait(timeout)
+
+    def event(self, event: int, detail: int) -> None:
+        """Take in a libvirt life-cycle event (``virDomainEventType`` and its detail)."""
+        if event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
+            self.ended("crashed: the guest's kernel panicked")
+        elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED and self.alive:
+            if self._expected:
+                self.ended(self._expected)
+            elif detail in _FAILURES:
+                self.ended(f"QEMU died: {self._autopsy()}")
+            else:
+                self.ended(_STOPPED_BECAUSE.get(detail, f"stopped (libvirt's detail {detail})"))
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._settled.set()
+
+    def ended(self, reason: str) -> None:
+        """Note the end; only the first call counts."""
+        with self._lock:
+            if not self.alive:
+                return
+            self._reason = reason
+            self._ended.set()
+            callbacks, self._callbacks = self._callbacks, []
+        _log.debug("%s ended: %s", self.name, reason)
+        for callback in callbacks:
+            try:
+                callback(reason)
+            except Exception:  # noqa: BLE001 - it is not ours, and the others have to be told
+                _log.exception("a callback for the end of %s failed", self.name)

@@ -1,0 +1,103 @@
+"""Open and lose a libvirt connection."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import libvirt
+
+from pytest_kvm.errors import ConnectionFailed, KvmError, MissingDependency
+from pytest_kvm.host.packages import ADD_QEMU_ACCOUNT, install_hint
+from pytest_kvm.hypervisor.errors import from_libvirt
+from pytest_kvm.hypervisor.eventloop import ensure_event_loop
+from pytest_kvm.hypervisor.forks import ProcessBound
+
+_KEEPALIVE_SECONDS = 5
+_KEEPALIVE_MISSES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cause:
+    """A known reason why opening fails, by a part of libvirt's text: the code says only "internal error"."""
+
+    text: str
+    error: type[KvmError]
+    resolution: str
+
+
+_CAUSES = (
+    _Cause(
+        text="Failed to parse user",
+        error=MissingDependency,
+        resolution="as root libvirt looks up the account it would give QEMU to, though ours runs as root: "
+        f"{shlex.join(ADD_QEMU_ACCOUNT)}",
+    ),
+    _Cause(
+        text="no connection driver available for qemu",
+        error=MissingDependency,
+        resolution=f"libvirt's QEMU driver is not installed: {install_hint('libvirt-qemu-driver')}",
+    ),
+    _Cause(
+        text="Cannot find suitable emulator",
+        error=MissingDependency,
+        resolution=f"QEMU is not installed: {install_hint('qemu-system')}",
+    ),
+    _Cause(
+        text="Resource temporarily unavailable",
+        error=ConnectionFailed,
+        resolution="another process works in that root folder: one root has one process",
+    ),
+    _Cause(
+        text="already open with path",
+        error=ConnectionFailed,
+        resolution="one process has one root folder: start a new process for another",
+    ),
+    _Cause(
+        text="Missing URI parameter 'root'",
+        error=ConnectionFailed,
+        resolution="qemu:///embed, once opened, rules out other qemu URIs: start a new process",
+    ),
+    _Cause(
+        text="Failed to connect socket to",
+        error=ConnectionFailed,
+        resolution="libvirt's daemon does not run; qemu:///embed needs none",
+    ),
+)
+
+
+def opened(uri: str) -> ProcessBound[libvirt.virConnect]:
+    """Open a connection, the event loop running.
+
+    Raises:
+        MissingDependency: QEMU, its libvirt driver or an account is missing.
+        ConnectionFailed: Any other reason.
+    """
+    ensure_event_loop()
+    try:
+        return ProcessBound(libvirt.open(uri))
+    except libvirt.libvirtError as failure:
+        raise _explained(uri, failure) from None
+
+
+def on_lost(connection: libvirt.virConnect, callback: Callable[[str], None]) -> None:
+    """Call back when a remote connection breaks; local drivers cannot lose theirs."""
+
+    def closed(_connection: object, reason: int, _mine: object) -> None:
+        if reason != libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT:
+            callback("the daemon or the network went away")
+
+    # Drivers that live in this process know neither call.
+    with suppress(libvirt.libvirtError):
+        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_MISSES)
+        connection.registerCloseCallback(closed, None)
+
+
+def _explained(uri: str, failure: libvirt.libvirtError) -> KvmError:
+    text = failure.get_error_message() or str(failure)
+    for cause in _CAUSES:
+        if cause.text in text:
+            return cause.error(f"libvirt could not open {uri}: {text}", resolution=cause.resolution)
+    return from_libvirt(failure, doing=f"open {uri}", error=ConnectionFailed)

@@ -1,0 +1,208 @@
+"""What the layers above may ask of a hypervisor. No libvirt here.
+
+Strings and plain values only: a backend never sees a spec. Every call may
+raise :class:`~pytest_kvm.errors.HypervisorError`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+
+class DomainState(enum.Enum):
+    """libvirt's ``virDomainState``, reduced to what can be acted on."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTOFF = "shut off"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What a connection says of the machine its domains run on."""
+
+    uri: str
+    hypervisor_version: str
+    """QEMU's version, "7.2.22"."""
+    library_version: str
+    """libvirt's version, "9.0.0"."""
+    emulator: str
+    """Path of the QEMU binary."""
+    kvm: bool
+    """libvirt lists the ``kvm`` domain type (device and module are there)."""
+    uefi: bool
+    """A firmware descriptor for UEFI is installed."""
+
+
+class Domain(Protocol):
+    """One running (or just ended) transient domain."""
+
+    @property
+    def name(self) -> str:
+        """The name, unique on its connection."""
+        ...
+
+    @property
+    def uuid(self) -> str:
+        """The UUID as text."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id on this host; None where it cannot be known."""
+        ...
+
+    def state(self) -> DomainState:
+        """Ask the hypervisor; a domain that is gone is shut off."""
+        ...
+
+    def xml(self) -> str:
+        """Return the live domain XML."""
+        ...
+
+    def alive(self) -> bool:
+        """Say whether the domain still runs; cheap: kept by events, asks nobody."""
+        ...
+
+    def end_reason(self) -> str:
+        """Why it ended ("guest shutdown", "QEMU died: …"), empty while alive."""
+        ...
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        """Call back with the end reason, once; at once if it has ended already."""
+        ...
+
+    def wait_end(self, timeout: float) -> bool:
+        """Block until the domain ends or ``timeout`` seconds passed."""
+        ...
+
+    def resume(self) -> None:
+        """Let the vCPUs run."""
+        ...
+
+    def suspend(self) -> None:
+        """Stop the vCPUs."""
+        ...
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        ...
+
+    def shutdown(self) -> None:
+        """Press the power button (ACPI)."""
+        ...
+
+    def destroy(self) -> None:
+        """Pull the cable: QEMU is gone and reaped when this returns. Idempotent."""
+        ...
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to the vCPUs."""
+        ...
+
+    def send_keys(self, keycodes: list[int], *, hold_ms: int = 50) -> None:
+        """Press Linux keycodes together."""
+        ...
+
+    def screenshot(self) -> bytes:
+        """Return the first screen as PNG or PPM bytes."""
+        ...
+
+    def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Run a QMP command through the monitor and return its ``return`` value."""
+        ...
+
+    def hmp(self, line: str) -> str:
+        """Run a human monitor command and return what it printed."""
+        ...
+
+    def save_state(self, target: BinaryIO) -> None:
+        """Write the device state of a paused domain, all but its RAM file, to an open file.
+
+        Its disks are closed for good: nothing is left to do but :meth:`destroy`.
+        """
+        ...
+
+    def load_state(self, source: BinaryIO) -> None:
+        """Fill a domain that waits for its state from an open file; it stays paused."""
+        ...
+
+    def take_snapshot(self, name: str) -> None:
+        """Write memory, devices and all writable disks into the disks, under a new name.
+
+        The guest stands still meanwhile and goes on afterwards, unless it was paused.
+
+        Raises:
+            SavepointRefused: A writable disk is not qcow2.
+            SnapshotFailed: A device's state cannot be saved, the name is taken, or the disk is full.
+        """
+        ...
+
+    def load_snapshot(self, name: str) -> None:
+        """Put memory, devices and all writable disks back, in the same QEMU.
+
+        The guest goes on if it ran when the snapshot was taken, and is paused
+        if it was paused then. Each snapshot can be loaded any number of times,
+        in any order. What its disks brought along can be loaded, too.
+
+        Raises:
+            SavepointRefused: Devices were plugged in or unplugged since; nothing has changed.
+            SnapshotFailed: There is no such snapshot, or it cannot be read: the
+                guest is of no use then.
+        """
+        ...
+
+    def drop_snapshot(self, name: str) -> None:
+        """Free the space that a snapshot occupies in the disks; the others stay."""
+        ...
+
+    def leave_snapshot(self, name: str) -> None:
+        """Do as :meth:`take_snapshot`, without using QEMU's monitor, for :meth:`Hypervisor.revive`.
+
+        Raises:
+            SnapshotFailed: A disk is not qcow2, or the guest boots with UEFI.
+        """
+        ...
+
+    def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:  # noqa: ANN401 - JSON
+        """Run a guest agent command and return its ``return`` value.
+
+        Raises:
+            AgentError: It did not answer within ``timeout`` seconds or refused.
+        """
+        ...
+
+
+class Hypervisor(Protocol):
+    """An open connection."""
+
+    def facts(self) -> HostFacts:
+        """Ask the connection about its machine."""
+        ...
+
+    def create(self, xml: str, *, paused: bool = False) -> Domain:
+        """Create and start a transient domain from its XML."""
+        ...
+
+    def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> Domain:
+        """Create a transient domain that goes on where a snapshot in its disks was taken.
+
+        Args:
+            xml: The same devices at the same addresses as when it was taken;
+                name, UUID and the disks' paths may be others.
+            snapshot: From :meth:`Domain.leave_snapshot` or :meth:`Domain.take_snapshot`.
+            paused: Leave it paused.
+        """
+        ...
+
+    def domains(self) -> list[Domain]:
+        """Return every domain of the connection."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; domains that still run are not touched."""
+        ...

@@ -1,0 +1,52 @@
+"""What QEMU said before it ended."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+_TAIL_BYTES = 16 * 1024
+_TAIL_LINES = 10
+_LIBVIRT_SAYS = re.compile(
+    r"[-\d]+ [:.\d]+\+0000: (starting up libvirt|Domain id=\d+ is tainted|shutting down, reason=)"
+)
+
+
+_SIGNALLED = re.compile(r"terminating on signal \d+ from pid (\d+).*")
+
+
+def tail(log: Path) -> str:
+    """Return the last lines that QEMU itself wrote to its log."""
+    return "\n".join(_own_lines(log)[-_TAIL_LINES:])
+
+
+def foreign_signal(log: Path) -> str:
+    """Return what QEMU said of a signal that ended it, unless this process sent it; else nothing.
+
+    libvirt calls that end a shutdown. When the guest does shut down, it is
+    libvirt that sends the signal: this process.
+    """
+    for line in reversed(_own_lines(log)):
+        found = _SIGNALLED.search(line)
+        if found:
+            return "" if int(found[1]) == os.getpid() else found[0]
+    return ""
+
+
+def _own_lines(log: Path) -> list[str]:
+    """Read the end of a log without what libvirt wrote.
+
+    That is the command line, one argument a line with a backslash behind all
+    but the last, and some remarks.
+    """
+    text = ""
+    with suppress(OSError), log.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _TAIL_BYTES))
+        text = stream.read(_TAIL_BYTES).decode(errors="replace")
+    lines = text.splitlines()
+    arguments = [number for number, line in enumerate(lines) if line.endswith("\\")]
+    own = lines[arguments[-1] + 2 :] if arguments else lines
+    return [line for line in own if line and not _LIBVIRT_SAYS.match(line)]

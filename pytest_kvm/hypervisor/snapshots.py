@@ -1,0 +1,173 @@
+"""Snapshots in a running domain's own disks: memory, devices and disks together.
+
+QEMU's jobs ``snapshot-save``, ``snapshot-load`` and ``snapshot-delete``
+(https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) do what ``savevm``
+does, in the same time, for disks that are named. QEMU stands still meanwhile.
+libvirt's own call to go back would end QEMU and start another.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvm.errors import SavepointRefused, SnapshotFailed
+from pytest_kvm.waiting import NotYet, wait_until
+
+if TYPE_CHECKING:
+    from pytest_kvm.hypervisor.protocol import Domain
+
+_JOB = "kvm-snapshot"
+_WITHIN = 600.0
+"""Seconds for one job. It writes or reads the guest's memory; the rest is nothing beside that."""
+_LOOK_EVERY = 0.005
+"""The monitor answers only when QEMU is done, so a second look is hardly ever taken."""
+_FLASH = "cfi.pflash01"
+_PLUGGED = ("/machine/peripheral", "/machine/peripheral-anon")
+"""Where QEMU's object model has the devices of the command line and those plugged in later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """How things stood when a snapshot was taken."""
+
+    running: bool
+    devices: frozenset[str]
+
+
+class Snapshots:
+    """One domain's snapshots. Each stands alone: any can be loaded or dropped at any time.
+
+    Args:
+        domain: Whose.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self._lock = threading.Lock()
+        self._taken: dict[str, _Taken] = {}
+
+    def take(self, name: str) -> None:
+        """Write memory, devices and disks into the disks; see :meth:`Domain.take_snapshot`."""
+        with self._lock:
+            disks = self._disks()
+            taken = _Taken(running=self._running(), devices=self._devices())
+            self._run("snapshot-save", {"tag": name, "vmstate": disks[0], "devices": disks})
+            self._taken[name] = taken
+
+    def load(self, name: str) -> None:
+        """Go back; see :meth:`Domain.load_snapshot`."""
+        with self._lock:
+            disks = self._disks()
+            taken = self._taken.get(name)
+            if taken is not None:
+                self._check_devices(name, taken.devices)
+            self._run("snapshot-load", {"tag": name, "vmstate": disks[0], "devices": disks})
+            # QEMU goes on as it was just now, not as it was then.
+            if taken is not None and taken.running != self._running():
+                (self._domain.resume if taken.running else self._domain.suspend)()
+
+    def drop(self, name: str) -> None:
+        """Free what a snapshot occupies; see :meth:`Domain.drop_snapshot`."""
+        with self._lock:
+            self._run("snapshot-delete", {"tag": name, "devices": self._disks()})
+            self._taken.pop(name, None)
+
+    # ------------------------------------------------------------ what there is
+
+    def _running(self) -> bool:
+        return bool(self._domain.qmp("query-status")["running"])
+
+    def _disks(self) -> list[str]:
+        """Return QEMU's names of the disks that snapshots go into, the root disk first.
+
+        The flash that holds UEFI's variables is not among them, though it is
+        writable and raw: it is part of the memory, and QEMU writes it back to
+        its file when the memory was loaded (``pflash_post_load()`` in QEMU's
+        ``hw/block/pflash_cfi01.c``).
+
+        Raises:
+            SavepointRefused: A disk cannot hold snapshots, or there is none that can.
+        """
+        media = [
+            (block["qdev"], block["inserted"])
+            for block in self._domain.qmp("query-block")
+            if "qdev" in block and "inserted" in block and not block["inserted"]["ro"]
+        ]
+        others = [
+            f"{medium['file']} ({medium['drv']})"
+            for device, medium in media
+            if medium["drv"] != "qcow2" and not self._is_flash(device)
+        ]
+        if others:
+            raise SavepointRefused(
+                f"{self._domain.name}: no snapshot is possible with {', '.join(others)}",
+                resolution='only qcow2 holds snapshots: leave out Disk(format="raw"), or make it read-only',
+            )
+        disks = [str(medium["node-name"]) for _, medium in media if medium["drv"] == "qcow2"]
+        if not disks:
+            raise SavepointRefused(
+                f"{self._domain.name}: no snapshot is possible without a disk to write it to",
+                resolution="give the guest a writable qcow2 disk",
+            )
+        return disks
+
+    def _is_flash(self, device: str) -> bool:
+        return bool(self._domain.qmp("qom-get", {"path": device, "property": "type"}) == _FLASH)
+
+    def _devices(self) -> frozenset[str]:
+        """Return what is plugged in, by id and kind, and the file behind each disk."""
+        plugged = [
+            f"{child['name']} ({child['type'].removeprefix('child<').removesuffix('>')})"
+            for path in _PLUGGED
+            for child in self._domain.qmp("qom-list", {"path": path})
+            if child["type"].startswith("child<")
+        ]
+        disks = [
+            f"the disk {block['inserted']['file']}"
+            for block in self._domain.qmp("query-block")
+            if "inserted" in block
+        ]
+        return frozenset([*plugged, *disks])
+
+    def _check_devices(self, name: str, then: frozenset[str]) -> None:
+        """Refuse to load into other devices; QEMU would notice only half-way, and leave a ruin."""
+        now = self._devices()
+        if now == then:
+            return
+        changes = [f"plugged in since: {device}" for device in sorted(now - then)]
+        changes += [f"unplugged since: {device}" for device in sorted(then - now)]
+        raise SavepointRefused(
+            f"{self._domain.name}: cannot go back to {name}: the guest has other devices now",
+            details="\n".join(changes),
+            resolution="undo these changes first, or take the savepoint after them",
+        )
+
+    # ------------------------------------------------------------ jobs
+
+    def _run(self, command: str, arguments: Mapping[str, Any]) -> None:
+        self._domain.qmp(command, {"job-id": _JOB, **arguments})
+        problem = wait_until(
+            partial(self._concluded, command),
+            describe=f"{command} of {self._domain.name}",
+            timeout=_WITHIN,
+            every=_LOOK_EVERY,
+            error=SnapshotFailed,
+        )
+        self._domain.qmp("job-dismiss", {"id": _JOB})
+        if problem:
+            raise SnapshotFailed(
+                f"QEMU of {self._domain.name} failed at {command} {arguments['tag']}: {problem}"
+            )
+
+    def _concluded(self, command: str) -> str:
+        """Return the job's error, empty if it has none."""
+        for job in self._domain.qmp("query-jobs"):
+            if job["id"] == _JOB and job["status"] != "concluded":
+                raise NotYet(f"{command} is {job['status']}")
+            if job["id"] == _JOB:
+                return str(job.get("error", ""))
+        raise SnapshotFailed(f"QEMU of {self._domain.name} has lost its job {command}")

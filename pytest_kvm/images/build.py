@@ -1,0 +1,164 @@
+"""Build an image from packages: the order of the steps, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
+
+from pytest_kvm.errors import ImageError
+from pytest_kvm.host import command
+from pytest_kvm.images import bootloader, disk, kernel, namespace, qemu_img, rootfs, toolbox
+from pytest_kvm.images.blobs import digest_of
+from pytest_kvm.images.image import Image, Manifest
+from pytest_kvm.images.progress import Progress
+from pytest_kvm.images.recipe import Recipe, recipe_for
+from pytest_kvm.images.store import Store
+
+_VERSIONS_OF = ("cloud-init", "linux-image-cloud-amd64", "openssh-server", "qemu-guest-agent", "systemd")
+_SERIAL = "console=ttyS0"
+
+Fill = Callable[[Path, str], None]
+"""Makes the root filesystem: gets the folder and the UUID it will have."""
+
+
+def check_host() -> None:
+    """Check that this host has what a build needs, before anything is downloaded.
+
+    Raises:
+        HostError: It has not.
+    """
+    command.require("unshare", "mmdebstrap", "qemu-img", "tar", "zstd")
+    namespace.check()
+
+
+def build(store: Store, recipe: Recipe, *, work: Path, progress: Progress) -> Image:
+    """Build a recipe's image and publish it.
+
+    Args:
+        store: Where it goes.
+        recipe: What is built.
+        work: A folder of :meth:`Store.building`.
+        progress: Told each phase.
+
+    Raises:
+        HostError: A host program is absent or failed.
+    """
+    plan = _Plan(store=store, recipe=recipe, name=recipe.name, work=work, progress=progress)
+
+    def fill(folder: Path, uuid: str) -> None:
+        progress("downloading packages", None)
+        rootfs.unpack(recipe, folder, uuid=uuid, temporary=plan.temporary, progress=progress)
+
+    return plan.carry_out(fill)
+
+
+def derive(
+    store: Store, base: Image, *, packages: Sequence[str], name: str, work: Path, progress: Progress
+) -> Image:
+    """Build an image that has further packages, from a base built here.
+
+    Args:
+        store: Where both are.
+        base: An image that was built from packages.
+        packages: What to install.
+        name: The derived image's name.
+        work: A folder of :meth:`Store.building`.
+        progress: Told each phase.
+
+    Raises:
+        ImageError: A package does not exist, or the base was not built here.
+        HostError: A host program is absent or failed.
+    """
+    recipe = recipe_for(base.manifest.recipe or "")
+    archive = base.manifest.rootfs
+    if recipe is None or archive is None:
+        raise ImageError(
+            f"packages cannot be added to image {base.name}: it was not built from packages",
+            resolution="let cloud-init install them, or use an image that pytest-kvm builds",
+        )
+    rootfs.check_names(packages)
+    plan = _Plan(
+        store=store,
+        recipe=recipe,
+        name=name,
+        work=work,
+        progress=progress,
+        base=base.digest,
+        packages=packages,
+    )
+
+    def fill(folder: Path, uuid: str) -> None:
+        progress(f"adding {' '.join(packages)}", None)
+        rootfs.extend(
+            recipe,
+            folder,
+            archive=store.blob(archive),
+            packages=packages,
+            uuid=uuid,
+            temporary=plan.temporary,
+            progress=progress,
+        )
+
+    return plan.carry_out(fill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a build makes, and the steps that make it."""
+
+    store: Store
+    recipe: Recipe
+    name: str
+    work: Path
+    progress: Progress
+    base: str | None = None
+    packages: Sequence[str] = ()
+
+    @property
+    def temporary(self) -> Path:
+        """A folder for the temporary files of others."""
+        return self.work / "tmp"
+
+    def carry_out(self, fill: Fill) -> Image:
+        """Go through all steps."""
+        check_host()
+        self.temporary.mkdir()
+        uuid = str(uuid5(NAMESPACE_URL, f"pytest-kvm:{self.name}:{self.recipe.version}"))
+        cmdline = f"root=UUID={uuid} {self.recipe.cmdline}"
+        root = self.work / "root"
+        self.progress("fetching disk tools", None)
+        tools = toolbox.unpack(self.recipe.suite, self.work / "tools", temporary=self.temporary)
+        fill(root, uuid)
+        (root / "boot/grub").mkdir(exist_ok=True)
+        (root / "boot/grub/grub.cfg").write_text(bootloader.menu(uuid, f"{cmdline} {_SERIAL}"))
+        self.progress("making the disk", None)
+        raw = self.work / "disk.raw"
+        disk.make(tools, root, disk=raw, uuid=uuid)
+        files = {kind: self.work / kind for kind in ("disk", "kernel", "initrd", "rootfs")}
+        qemu_img.to_qcow2(raw, files["disk"], source_format="raw")
+        kernel.extract(root, kernel=files["kernel"], initrd=files["initrd"])
+        rootfs.archive(root, files["rootfs"])
+        self.progress("storing the image", None)
+        return self._publish(files, cmdline=cmdline, versions=rootfs.installed_versions(root, *_VERSIONS_OF))
+
+    def _publish(self, files: dict[str, Path], *, cmdline: str, versions: dict[str, str]) -> Image:
+        digests = {kind: digest_of(file) for kind, file in files.items()}
+        manifest = Manifest(
+            name=self.name,
+            disk=digests["disk"],
+            virtual_size=disk.VIRTUAL_SIZE,
+            created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
+            kernel=digests["kernel"],
+            initrd=digests["initrd"],
+            cmdline=cmdline,
+            rootfs=digests["rootfs"],
+            recipe=self.recipe.name,
+            recipe_version=self.recipe.version,
+            base=self.base,
+            packages=tuple(self.packages),
+            versions=versions,
+        )
+        return self.store.add(manifest, {digests[kind]: file for kind, file in files.items()})

@@ -1,0 +1,115 @@
+"""An image for a reference: from the store, or built on first use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from pytest_kvm.host.locks import OnWait
+from pytest_kvm.images import build
+from pytest_kvm.images.image import Image
+from pytest_kvm.images.names import unknown
+from pytest_kvm.images.progress import Progress, silent
+from pytest_kvm.images.recipe import Recipe, recipe_for
+from pytest_kvm.images.store import Store
+from pytest_kvm.settings import Settings
+from pytest_kvm.spec.image import ImageRef
+
+
+def ensure(
+    ref: ImageRef,
+    *,
+    settings: Settings,
+    packages: Sequence[str] = (),
+    refresh: bool = False,
+    progress: Progress = silent,
+) -> Image:
+    """Return the image of a reference; build it where it can be built.
+
+    Two processes that need the same image build it once; the others wait, and
+    their progress says for whom.
+
+    Args:
+        ref: The image's name, and its digest where it is pinned.
+        settings: Where the store is.
+        packages: Debian packages to have in it. They are built into a derived
+            image when the image was built from packages; otherwise the image
+            comes as it is, and its ``packages`` say what is still missing.
+        refresh: Build the named image again, with today's packages.
+        progress: Told each phase of a build.
+
+    Raises:
+        UnknownImage: It is not in the store and nobody knows how to build it.
+        ImageError: A package does not exist.
+        HostError: This host cannot build it.
+    """
+    store = Store.of(settings)
+    image = None if refresh else _current(store, ref)
+    if image is None:
+        image = _built(store, _recipe(store, ref), refresh=refresh, progress=progress)
+    wanted = tuple(sorted(set(packages)))
+    if not wanted or not image.built_from_packages:
+        return image
+    return _derived(store, image, wanted, progress=progress)
+
+
+def check_known(ref: ImageRef, *, settings: Settings) -> None:
+    """Return if :func:`ensure` would find or build the image; builds nothing.
+
+    Raises:
+        UnknownImage: It would not.
+    """
+    store = Store.of(settings)
+    if store.find(ref) is None:
+        _recipe(store, ref)
+
+
+def derived_name(base: Image, packages: Sequence[str]) -> str:
+    """Return the name of a base with further packages; the same for the same content."""
+    key = "\n".join([base.digest, base.manifest.recipe_version or "", *sorted(set(packages))])
+    return f"{base.name[:40]}+{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _current(store: Store, ref: ImageRef) -> Image | None:
+    """Return what the store has, unless it was built from an older recipe."""
+    image = store.find(ref)
+    if image is None or ref.digest or image.manifest.base is not None:
+        return image
+    recipe = recipe_for(image.manifest.recipe or "")
+    if recipe is not None and recipe.outdates(image.manifest.recipe_version):
+        return None
+    return image
+
+
+def _recipe(store: Store, ref: ImageRef) -> Recipe:
+    recipe = recipe_for(ref.name)
+    if recipe is None or ref.digest:
+        raise unknown(ref, store)
+    return recipe
+
+
+def _built(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress) -> Image:
+    before = store.find(ImageRef(recipe.name))
+    with store.building(recipe.name, on_wait=_waiting(recipe.name, progress)) as work:
+        now = _current(store, ImageRef(recipe.name))
+        # Somebody else may have built it while we waited for the lock.
+        if now is not None and not (refresh and before is not None and now.manifest == before.manifest):
+            return now
+        return build.build(store, recipe, work=work, progress=progress)
+
+
+def _derived(store: Store, base: Image, packages: tuple[str, ...], *, progress: Progress) -> Image:
+    name = derived_name(base, packages)
+    if image := store.find(ImageRef(name)):
+        return image
+    with store.building(name, on_wait=_waiting(name, progress)) as work:
+        if image := store.find(ImageRef(name)):
+            return image
+        return build.derive(store, base, packages=packages, name=name, work=work, progress=progress)
+
+
+def _waiting(name: str, progress: Progress) -> OnWait:
+    def tell(holder: str) -> None:
+        progress(f"waiting for {name} ({holder})", None)
+
+    return tell

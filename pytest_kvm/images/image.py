@@ -1,0 +1,88 @@
+"""An image of the store, and the manifest it is written down in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pytest_kvm.errors import ImageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the store knows of a name; blobs are named by their SHA-256."""
+
+    name: str
+    disk: str
+    virtual_size: int
+    """Bytes the guest sees."""
+    created: str
+    """When it was published, ISO 8601 in UTC."""
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str = ""
+    rootfs: str | None = None
+    """The root filesystem as a compressed tar archive, for derived images."""
+    recipe: str | None = None
+    """Name of the recipe it was built from; None when it was imported."""
+    recipe_version: str | None = None
+    base: str | None = None
+    """Disk of the image it was derived from."""
+    packages: tuple[str, ...] = ()
+    """What was installed beside the base's packages."""
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    """Versions of the packages that decide how it boots."""
+    source: str = ""
+    """The file or address it was imported from."""
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        """Names of all blobs the image consists of."""
+        return frozenset(blob for blob in (self.disk, self.kernel, self.initrd, self.rootfs) if blob)
+
+    def to_json(self) -> str:
+        """Return the manifest as it is stored."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: Path) -> Manifest:
+        """Read a stored manifest; fields of a later version are ignored.
+
+        Raises:
+            ImageError: It is none.
+        """
+        known = {each.name for each in fields(cls)}
+        try:
+            stored: dict[str, Any] = json.loads(text)
+            values = {key: value for key, value in stored.items() if key in known}
+            values["packages"] = tuple(values.get("packages", ()))
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError) as problem:
+            raise ImageError(
+                f"{origin} is not an image manifest: {problem}",
+                resolution="remove the file; the image is built again on next use",
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A read-only disk, and what boots it without firmware where that is known."""
+
+    name: str
+    digest: str
+    """SHA-256 of the disk file."""
+    disk: Path
+    """A qcow2 file without a backing file; never written to."""
+    virtual_size: int
+    """Bytes the guest sees."""
+    kernel: Path | None
+    """For direct boot; None when the image boots by firmware only."""
+    initrd: Path | None
+    cmdline: str
+    """What the kernel needs to find its root; console arguments are the caller's."""
+    built_from_packages: bool
+    """Further packages can be installed at build time (:func:`~pytest_kvm.images.ensure.ensure`)."""
+    packages: tuple[str, ...]
+    manifest: Manifest

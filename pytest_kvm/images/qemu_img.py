@@ -1,0 +1,168 @@
+"""qemu-img: look at disks, convert them, make new ones (its sole user)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_kvm.errors import ConvertFailed, HostCommandFailed, ImageError
+from pytest_kvm.host import command
+
+Format = Literal["qcow2", "raw"]
+
+_QUICK = 60.0
+_CONVERT = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskInfo:
+    """What ``qemu-img info`` says of a file."""
+
+    format: str
+    virtual_size: int
+    """Bytes."""
+    backing_file: str | None
+    data_file: str | None
+    encrypted: bool
+
+
+def info(path: Path) -> DiskInfo:
+    """Look at a disk file without following what it points at.
+
+    Raises:
+        ImageError: qemu-img cannot read it.
+    """
+    try:
+        reply = command.run(
+            ["qemu-img", "info", "--force-share", "--output=json", "--", _plain(path)], timeout=_QUICK
+        )
+    except HostCommandFailed as problem:
+        raise ImageError(f"{path} is not a disk image qemu-img can read", details=problem.details) from None
+    facts: dict[str, Any] = json.loads(reply.stdout)
+    specific = facts.get("format-specific", {}).get("data", {})
+    return DiskInfo(
+        format=str(facts["format"]),
+        virtual_size=int(facts["virtual-size"]),
+        backing_file=facts.get("backing-filename"),
+        data_file=specific.get("data-file"),
+        encrypted=bool(facts.get("encrypted", False)),
+    )
+
+
+def require_self_contained(path: Path) -> DiskInfo:
+    """Check that a disk file, possibly a stranger's, names no other file.
+
+    A qcow2 header can name any file of this host as backing or data file, and
+    the guest could then read it (qemu-img(1), docs/interop/qcow2.txt in QEMU).
+
+    Raises:
+        ImageError: It does, is encrypted, or is neither qcow2 nor raw.
+    """
+    found = info(path)
+    other = found.backing_file or found.data_file
+    if other is not None:
+        raise ImageError(
+            f"{path} is not complete: it needs the file {other}",
+            resolution=f"flatten it where it comes from: qemu-img convert -O qcow2 {path} flat.qcow2",
+        )
+    if found.encrypted:
+        raise ImageError(f"{path} is encrypted", resolution="import a decrypted copy")
+    if found.format not in ("qcow2", "raw"):
+        raise ImageError(
+            f"{path} has the format {found.format}; qcow2 and raw can be imported",
+            resolution=f"qemu-img convert -O qcow2 {path} converted.qcow2",
+        )
+    return found
+
+
+def to_qcow2(source: Path, target: Path, *, source_format: Format) -> None:
+    """Copy a disk into a new, uncompressed, sparse qcow2 file.
+
+    Raises:
+        ConvertFailed: qemu-img refused.
+    """
+    argv = ["qemu-img", "convert", "-f", source_format, "-O", "qcow2", "-W", "-m", "4"]
+    try:
+        command.run([*argv, _plain(source), _plain(target)], timeout=_CONVERT)
+    except HostCommandFailed as problem:
+        raise ConvertFailed(f"{source} cannot be converted to qcow2", details=problem.details) from None
+
+
+def create_overlay(path: Path, *, backing: Path, size: int | None = None) -> None:
+    """Make an empty qcow2 file whose contents are another's until written to.
+
+    Args:
+        path: The file to make.
+        backing: A disk file, never written to.
+        size: Bytes the guest sees; None for the backing file's size.
+
+    Raises:
+        HostCommandFailed: qemu-img failed.
+    """
+    found = info(backing)
+    argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", found.format, "-b", _plain(backing)]
+    command.run([*argv, _plain(path), str(size or found.virtual_size)], timeout=_QUICK)
+
+
+def create_clone_overlay(path: Path, *, backing: Path, backing_format: Format) -> None:
+    """Make an empty qcow2 file on a disk whose format is known: one process instead of two.
+
+    Raises:
+        HostCommandFailed: qemu-img failed.
+    """
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", _plain(backing)]
+    command.run([*argv, _plain(path)], timeout=_QUICK)
+
+
+def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
+    """Have an overlay name its backing file otherwise; contents stay as they are.
+
+    Args:
+        path: The overlay.
+        backing: The same file by another path; a relative one is taken from
+            the overlay's folder (qemu-img(1), ``rebase -u``).
+        backing_format: The backing file's format.
+
+    Raises:
+        HostCommandFailed: qemu-img failed.
+    """
+    argv = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", str(backing)]
+    command.run([*argv, _plain(path)], timeout=_QUICK)
+
+
+def copy_with_snapshots(source: Path, target: Path) -> None:
+    """Copy an overlay as it is: ``qemu-img convert`` would leave out its snapshots.
+
+    A relative backing file is named by its whole path in the copy, which is
+    another folder's.
+
+    Raises:
+        HostCommandFailed: The copy failed, for instance for want of room.
+    """
+    command.run(
+        ["cp", "--sparse=always", "--reflink=auto", "--", _plain(source), _plain(target)], timeout=_CONVERT
+    )
+    backing = info(source).backing_file
+    if backing is not None:
+        point_at(target, backing=(source.parent / backing).resolve(), backing_format="qcow2")
+
+
+def create_blank(path: Path, *, size: int, disk_format: Format = "qcow2") -> None:
+    """Make an empty disk.
+
+    Args:
+        path: The file to make.
+        size: Bytes the guest sees.
+        disk_format: qcow2 or raw; both take up only what is written.
+
+    Raises:
+        HostCommandFailed: qemu-img failed.
+    """
+    command.run(["qemu-img", "create", "-q", "-f", disk_format, _plain(path), str(size)], timeout=_QUICK)
+
+
+def _plain(path: Path) -> str:
+    # A leading protocol ("nbd:…", "json:…") would be taken as an address.
+    return str(path.absolute())

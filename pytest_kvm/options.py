@@ -1,0 +1,210 @@
+"""What a run can be told, and who is heard first.
+
+One table for the command line, the environment and the ini file; a marker,
+where it has a say, comes before all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.settings import Accel, CacheMode, CloneTier, RamPlace, Settings, Timeouts
+from pytest_kvm.sizes import parse_kib
+
+Lookup = Callable[["Option"], tuple[str, str | None]]
+"""Returns where an option would stand in one source, and its text there."""
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_kib(text, field="size") * 1024
+    except SpecError as error:
+        raise ValueError(error.brief) from None
+
+
+def _clones(text: str) -> int | None:
+    if text == "auto":
+        return None
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One thing a run can be told."""
+
+    name: str
+    help: str
+    metavar: str
+    default: str
+    """As the help text shows it."""
+    parse: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling."""
+        return "--kvm-" + self.name.replace("_", "-")
+
+    @property
+    def ini(self) -> str:
+        """The ini file's spelling."""
+        return f"kvm_{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment's spelling."""
+        return f"PYTEST_KVM_{self.name.upper()}"
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        name="uri",
+        metavar="URI",
+        default="qemu:///embed",
+        help="libvirt connection: qemu:///embed (no daemon), qemu:///session, qemu:///system or test:///default",
+    ),
+    Option(
+        name="accel",
+        metavar="ACCEL",
+        choices=get_args(Accel),
+        default="auto",
+        help="auto takes KVM where it works and TCG elsewhere, kvm refuses TCG, tcg never uses KVM",
+    ),
+    Option(name="image", metavar="NAME", default="debian-13", help="image of specs that name none"),
+    Option(
+        name="cache_dir",
+        metavar="DIR",
+        parse=_path,
+        default="$XDG_CACHE_HOME/pytest-kvm",
+        help="images, templates and libvirt's capability cache, kept between runs",
+    ),
+    Option(
+        name="run_dir",
+        metavar="DIR",
+        parse=_path,
+        default="/var/tmp/pytest-kvm-UID",  # noqa: S108 - made private and checked before use
+        help="parent of this run's folder of overlays, sockets and logs; at most 41 bytes long",
+    ),
+    Option(
+        name="cache",
+        metavar="MODE",
+        choices=get_args(CacheMode),
+        default="use",
+        help="use starts guests from templates and makes those that are missing, refresh makes each once "
+        "more, off boots every guest",
+    ),
+    Option(
+        name="cache_size",
+        metavar="SIZE",
+        parse=_bytes,
+        default="20GiB",
+        help='what templates may take up together ("5GiB"); those used longest ago go first',
+    ),
+    Option(
+        name="cache_ram",
+        metavar="PLACE",
+        choices=get_args(RamPlace),
+        default="disk",
+        help="where new templates keep their RAM: disk, or tmpfs where there is memory to spare",
+    ),
+    Option(
+        name="clone",
+        metavar="HOW",
+        choices=get_args(CloneTier),
+        default="auto",
+        help="how guests start from templates: auto takes the fastest that works here, cow shares the "
+        "template's RAM, snapshot loads a copy of it, cold boots",
+    ),
+    Option(
+        name="pool",
+        metavar="N",
+        parse=_clones,
+        default="auto",
+        help="clones kept ready for each template in use: as many as memory allows, or a number",
+    ),
+    Option(
+        name="timeout_factor",
+        metavar="FACTOR",
+        parse=_positive,
+        default="1 under KVM, 5 under TCG",
+        help="multiplies every time-out of the plugin",
+    ),
+    Option(
+        name="boot_timeout",
+        metavar="SECONDS",
+        parse=_positive,
+        default="120",
+        help="from power on to an SSH banner, before the factor",
+    ),
+)
+
+
+def settings_from(sources: Sequence[Lookup]) -> Settings:
+    """Merge sources into the run's settings; the first that says something is heard.
+
+    Raises:
+        SpecError: A value cannot be meant; the message says where it stands.
+    """
+    given = {option.name: value for option in OPTIONS for value in _values(option, sources)}
+    timeouts = Timeouts(boot=given.pop("boot_timeout")) if "boot_timeout" in given else Timeouts()
+    if "image" in given:
+        given["default_image"] = given.pop("image")
+    places = {"cache_dir": default_cache_dir, "run_dir": default_run_dir}
+    for name, default in places.items():
+        given.setdefault(name, default())
+    return Settings(timeouts=timeouts, **given)
+
+
+def from_environment(option: Option) -> tuple[str, str | None]:
+    """Look an option up in the environment."""
+    return f"environment variable {option.variable}", os.environ.get(option.variable)
+
+
+def default_cache_dir() -> Path:
+    """Return ``$XDG_CACHE_HOME/pytest-kvm``, or ``~/.cache/pytest-kvm``."""
+    import platformdirs  # noqa: PLC0415 - not needed where the folder is named
+
+    return platformdirs.user_cache_path("pytest-kvm", appauthor=False)
+
+
+def default_run_dir() -> Path:
+    """Return the parent of run folders.
+
+    On disk, as overlays may grow to gigabytes and ``/tmp`` and
+    ``$XDG_RUNTIME_DIR`` are memory on many systems; short, for sockets.
+    """
+    return Path(f"/var/tmp/pytest-kvm-{os.getuid()}")  # noqa: S108 - made private and checked before use
+
+
+def _values(option: Option, sources: Sequence[Lookup]) -> Iterator[Any]:
+    """Yield the option's value, or nothing where no source has one."""
+    for lookup in sources:
+        where, text = lookup(option)
+        if not text:
+            continue
+        if option.choices and text not in option.choices:
+            raise SpecError(f"{where}: {text!r} is not one of {', '.join(option.choices)}")
+        try:
+            yield option.parse(text)
+        except ValueError:
+            raise SpecError(f"{where}: {text!r} does not fit", resolution=option.help) from None
+        return

@@ -1,0 +1,31 @@
+"""The pytest plugin: explicit imports, so that readers and type checkers can follow."""
+
+from __future__ import annotations
+
+from pytest_kvm.plugin.fixtures import kvm_guests
+from pytest_kvm.plugin.hooks import (
+    pytest_addoption,
+    pytest_configure,
+    pytest_fixture_setup,
+    pytest_make_collect_report,
+    pytest_report_header,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_sessionstart,
+    pytest_unconfigure,
+)
+
+__all__ = [
+    "kvm_guests",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_fixture_setup",
+    "pytest_make_collect_report",
+    "pytest_report_header",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "pytest_runtest_teardown",
+    "pytest_sessionstart",
+    "pytest_unconfigure",
+]

@@ -1,0 +1,122 @@
+"""Spec mistakes, reported where pytest reports every mistake in a test file: at collection."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvm.errors import KvmError, SpecError
+from pytest_kvm.plugin.declare import SPEC_FUNCTION, SpecFunction, spec_from
+from pytest_kvm.plugin.markers import FOR_EVERY_GUEST, overrides_of
+from pytest_kvm.plugin.session import check_image, check_sources, settings_stashed
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_kvm.spec.guest import GuestSpec
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def mistakes_in(items: list[pytest.Item]) -> list[str]:
+    """Return one text for each mistake in the specs and markers of these tests."""
+    checked: set[int] = set()
+    mistakes: list[str] = []
+    for item in items:
+        mistakes += _marker_mistakes(item)
+        for definition in _guest_definitions(item):
+            if id(definition) not in checked:
+                checked.add(id(definition))
+                mistakes += _definition_mistakes(definition, item.config)
+    return mistakes
+
+
+def uses_guests(item: pytest.Item) -> bool:
+    """Say whether a test asks for a guest or for the factory of guests."""
+    return "kvm_guests" in getattr(item, "fixturenames", ()) or any(True for _ in _guest_definitions(item))
+
+
+def _guest_definitions(item: pytest.Item) -> Iterator[Any]:
+    # The closure of a test's fixtures has no public name; pytest-asyncio and
+    # pytest-django read the same attribute.
+    info = getattr(item, "_fixtureinfo", None)
+    for definitions in getattr(info, "name2fixturedefs", {}).values():
+        if hasattr(definitions[-1].func, SPEC_FUNCTION):
+            yield definitions[-1]
+
+
+def _marker_mistakes(item: pytest.Item) -> list[str]:
+    try:
+        overrides = overrides_of(item)
+    except SpecError as error:
+        return [_located(error, *_place_of(item))]
+    idle_fields = sorted(set(overrides) - FOR_EVERY_GUEST)
+    if idle_fields and not _applies(item):
+        idle = SpecError(
+            f"{item.name}: the kvm marker changes nothing by {', '.join(idle_fields)}, "
+            "as the test starts no guest of its own",
+            resolution="it applies to function-scoped guest fixtures and to kvm_guests",
+        )
+        return [_located(idle, *_place_of(item))]
+    return []
+
+
+def _applies(item: pytest.Item) -> bool:
+    return "kvm_guests" in getattr(item, "fixturenames", ()) or any(
+        definition.scope == "function" for definition in _guest_definitions(item)
+    )
+
+
+def _definition_mistakes(definition: Any, config: pytest.Config) -> list[str]:  # noqa: ANN401 - pytest's FixtureDef
+    function: SpecFunction = getattr(definition.func, SPEC_FUNCTION)
+    wanted = list(inspect.signature(function).parameters)
+    if wanted == ["request"]:
+        calls: list[dict[str, object]] = [
+            {"request": SimpleNamespace(param=param)} for param in definition.params or ()
+        ]
+    elif not wanted:
+        calls = [{}]
+    else:
+        return []  # its spec depends on other fixtures: known at set-up only
+    mistakes: list[str] = []
+    for fixtures in calls:
+        mistakes += _call_mistakes(function, fixtures, config)
+    return mistakes
+
+
+def _call_mistakes(function: SpecFunction, fixtures: dict[str, object], config: pytest.Config) -> list[str]:
+    try:
+        spec: GuestSpec = spec_from(function, **fixtures)
+        check_image(spec, settings_stashed(config))
+        check_sources(spec)
+    except KvmError as error:
+        return [_located(error, *_origin(error, function))]
+    except AttributeError:
+        if "request" in fixtures:
+            return []  # it reads more of `request` than collection has
+        raise
+    return []
+
+
+def _origin(error: BaseException, function: SpecFunction) -> tuple[str, int]:
+    """Return where the user's own code made the mistake."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        # A dataclass's own __init__ was made from a string: no file of anybody's.
+        if not frame.filename.startswith((_PACKAGE + os.sep, "<")):
+            return frame.filename, frame.lineno or 0
+    code = inspect.unwrap(function).__code__
+    return code.co_filename, code.co_firstlineno
+
+
+def _place_of(item: pytest.Item) -> tuple[str, int]:
+    return str(item.path), (item.reportinfo()[1] or 0) + 1
+
+
+def _located(error: KvmError, filename: str, line: int) -> str:
+    return f"{os.path.relpath(filename)}:{line}: {type(error).__name__}: {error}"

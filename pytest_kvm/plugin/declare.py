@@ -1,0 +1,123 @@
+"""``@kvm.guest``: a fixture function that returns a spec, a test that receives a guest."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import pytest
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.plugin.markers import overridden, overrides_of
+from pytest_kvm.plugin.session import run_of
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.spec.guest import GuestSpec
+
+Scope = Literal["session", "package", "module", "class", "function"]
+SpecFunction = Callable[..., "GuestSpec"]
+
+SPEC_FUNCTION = "__kvm_spec_function__"
+"""Attribute of a guest fixture's function that holds the user's own."""
+
+
+@overload
+def guest(function: SpecFunction, /) -> Any: ...  # noqa: ANN401 - pytest's fixture object is private
+@overload
+def guest(
+    *,
+    scope: Scope = ...,
+    params: Sequence[object] | None = ...,
+    ids: Sequence[str] | Callable[[Any], str | None] | None = ...,
+    name: str | None = ...,
+    autouse: bool = ...,
+) -> Callable[[SpecFunction], Any]: ...
+def guest(
+    function: SpecFunction | None = None,
+    /,
+    *,
+    scope: Scope = "function",
+    params: Sequence[object] | None = None,
+    ids: Sequence[str] | Callable[[Any], str | None] | None = None,
+    name: str | None = None,
+    autouse: bool = False,
+) -> Any:
+    """Make a fixture out of a function that returns a :class:`~pytest_kvm.GuestSpec`.
+
+    The function may ask for other fixtures. It is also called once during
+    collection where it asks for none (or only for ``request.param``), so that
+    a mistake in the spec is reported there: it should do nothing but build the spec.
+
+    Args:
+        function: The decorated function, when the decorator stands without parentheses.
+        scope: How long the guest lives.
+        params: One guest for each; the function reads ``request.param``.
+        ids: Names of the params; by default a text or a spec's image names itself.
+        name: The fixture's name, if not the function's.
+        autouse: Whether every test in reach has the guest.
+    """
+
+    def decorate(spec_function: SpecFunction) -> Any:  # noqa: ANN401 - as above
+        fixture_function = _fixture_function(spec_function, name=name or spec_function.__name__, scope=scope)
+        return pytest.fixture(scope=scope, params=params, ids=ids or _id_of, name=name, autouse=autouse)(
+            fixture_function
+        )
+
+    return decorate if function is None else decorate(function)
+
+
+def _fixture_function(
+    spec_function: SpecFunction, *, name: str, scope: Scope
+) -> Callable[..., Iterator[Guest]]:
+    signature = inspect.signature(spec_function)
+    wants_request = "request" in signature.parameters
+
+    @functools.wraps(spec_function)
+    def fixture_function(
+        *self: object, request: pytest.FixtureRequest, **fixtures: object
+    ) -> Iterator[Guest]:
+        given = fixtures | ({"request": request} if wants_request else {})
+        spec = spec_from(spec_function, *self, **given)
+        if scope == "function":
+            spec = overridden(spec, overrides_of(request.node))
+        run = run_of(request.config)
+        guest = run.start(spec, name=name, resets=scope != "function")
+        try:
+            yield guest
+        finally:
+            run.remove(guest)
+
+    parameters = list(signature.parameters.values())
+    if not wants_request:
+        parameters.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY))
+    # pytest reads the names of wanted fixtures from the signature.
+    fixture_function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    setattr(fixture_function, SPEC_FUNCTION, spec_function)
+    return fixture_function
+
+
+def spec_from(function: SpecFunction, /, *args: object, **fixtures: object) -> GuestSpec:
+    """Call a user's function and make sure that a spec comes back.
+
+    Raises:
+        SpecError: It returned something else.
+    """
+    from pytest_kvm.spec.guest import GuestSpec  # noqa: PLC0415 - only projects with guests pay for it
+
+    spec = function(*args, **fixtures)
+    if not isinstance(spec, GuestSpec):
+        raise SpecError(
+            f"the guest fixture {function.__name__} returned {type(spec).__name__}, not a GuestSpec",
+            resolution="end it with `return kvm.GuestSpec(…)`; the plugin starts the guest",
+        )
+    return spec
+
+
+def _id_of(param: Any) -> str | None:  # noqa: ANN401 - whatever the user passes
+    if isinstance(param, str):
+        return param
+    reference = getattr(param, "image_ref", None)  # a spec is named after its image
+    return None if reference is None else str(reference)

@@ -1,0 +1,80 @@
+"""Fixtures of the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_kvm.plugin.markers import overridden, overrides_of
+from pytest_kvm.plugin.session import run_of
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.provision.run import Run
+    from pytest_kvm.spec.guest import GuestSpec
+
+
+class Guests:
+    """Starts guests on the fly; they are removed after the test."""
+
+    def __init__(self, run: Run, overrides: dict[str, Any]) -> None:
+        self._run = run
+        self._overrides = overrides
+        self._started: list[Guest] = []
+
+    @property
+    def started(self) -> list[Guest]:
+        """The guests started here that are not removed yet."""
+        return list(self._started)
+
+    def start(self, spec: GuestSpec, *, name: str | None = None) -> Guest:
+        """Start a guest and return at once; its handle waits on first use.
+
+        Args:
+            spec: What the guest is made of.
+            name: How it is called in messages and, if the spec names none, its host name.
+        """
+        guest = self._run.start(
+            overridden(spec, self._overrides), name=name or f"guest{len(self._started) + 1}", resets=False
+        )
+        self._started.append(guest)
+        return guest
+
+    def boot(self, spec: GuestSpec, *, name: str | None = None) -> Guest:
+        """Start a guest and wait until it is ready.
+
+        Raises:
+            BootFailed: It did not become ready; the subclass names the cause.
+        """
+        return self.boot_all(spec, names=None if name is None else [name])[0]
+
+    def boot_all(self, *specs: GuestSpec, names: list[str] | None = None) -> list[Guest]:
+        """Start guests at the same time and wait until all are ready.
+
+        Raises:
+            BootFailed: One of them did not become ready.
+        """
+        chosen: list[str | None] = [None] * len(specs) if names is None else list(names)
+        guests = [self.start(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
+        for guest in guests:
+            guest.wait_ready()
+        return guests
+
+    def remove_all(self) -> None:
+        """Remove every guest that was started here.
+
+        Raises:
+            CleanupFailed: Something could not be removed; everything else was.
+        """
+        started, self._started = self._started, []
+        self._run.remove(*started)
+
+
+@pytest.fixture
+def kvm_guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
+    """Start guests during a test: ``boot(spec)``, ``boot_all(spec, …)``, ``start(spec)``."""
+    guests = Guests(run_of(request.config), overrides_of(request.node))
+    yield guests
+    guests.remove_all()

@@ -1,0 +1,76 @@
+"""What the plugin adds to pytest's report: header lines and sections of failed tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import (
+    BootFailed,
+    HostError,
+    HypervisorError,
+    ImageError,
+    SavepointGone,
+    SavepointRefused,
+    SpecError,
+)
+from pytest_kvm.plugin.fixtures import Guests
+from pytest_kvm.plugin.session import existing_run, settings_stashed
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.settings import Settings
+
+CONSOLE_LINES = 40
+
+
+def header_lines(config: pytest.Config) -> list[str]:
+    """Return what this run stands on: accelerator and why, connection, image, cache."""
+    settings = settings_stashed(config)
+    return [
+        f"kvm: accelerator {_accelerator(config, settings)}",
+        f"kvm: uri {settings.uri}, image {settings.default_image}, cache {settings.cache_dir}",
+    ]
+
+
+def _accelerator(config: pytest.Config, settings: Settings) -> str:
+    if config.option.collectonly or config.getoption("setupplan", default=False):
+        return f"{settings.accel} (not probed: no guest will start)"
+    from pytest_kvm.host.accelerator import accelerator  # noqa: PLC0415 - loads subprocess and more
+
+    try:
+        chosen = accelerator(settings.accel, cache_dir=settings.cache_dir)
+    except HostError as error:
+        return f"none: {error.brief}"
+    return f"{chosen.kind} ({chosen.reason})"
+
+
+def guests_of(item: pytest.Item) -> list[Guest]:
+    """Return the run's guests that a test holds, through whatever fixture."""
+    run = existing_run(item.config)
+    if run is None:
+        return []
+    fixtures: dict[str, object] = getattr(item, "funcargs", None) or {}
+    held: list[Guest] = []
+    for value in fixtures.values():
+        if isinstance(value, Guests):
+            held += value.started
+        elif run.holds(value):
+            held.append(value)
+    return held
+
+
+def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put the end of each guest's console into the report of a failed test."""
+    for guest in guests_of(item):
+        tail = guest.console_tail(CONSOLE_LINES)
+        if tail:
+            report.sections.append((f"console of {guest.name}, last {CONSOLE_LINES} lines", tail))
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Say whether an exception means that a guest could not be had, not that a test failed."""
+    if isinstance(error, (SavepointGone, SavepointRefused)):
+        return False  # the test asked for what cannot be
+    return isinstance(error, (BootFailed, HostError, HypervisorError, ImageError, SpecError))

@@ -1,0 +1,94 @@
+"""The run of one pytest process: its settings, its guests, and where they hang."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvm.plugin.record import Record
+from pytest_kvm.plugin.scopes import Scopes
+from pytest_kvm.provision.keeper import Keeper
+
+if TYPE_CHECKING:
+    from pytest_kvm.provision.run import Run
+    from pytest_kvm.settings import Settings
+    from pytest_kvm.spec.guest import GuestSpec
+
+_SETTINGS = pytest.StashKey["Settings"]()
+_RECORD = pytest.StashKey[Record]()
+_KEEPER = pytest.StashKey[Keeper]()
+_SCOPES = pytest.StashKey[Scopes]()
+_RUN = pytest.StashKey["Run"]()
+
+
+def begin_session(config: pytest.Config, settings: Settings) -> None:
+    """Keep the merged settings with the session, and watch its scopes from the start."""
+    config.stash[_SETTINGS] = settings
+    config.stash[_RECORD] = record = Record()
+    config.stash[_KEEPER] = keeper = Keeper(tell=record.tell)
+    config.stash[_SCOPES] = Scopes(keeper)
+
+
+def settings_stashed(config: pytest.Config) -> Settings:
+    """Return the session's settings."""
+    return config.stash[_SETTINGS]
+
+
+def record_of(config: pytest.Config) -> Record:
+    """Return what takes note of what happens to the session's guests."""
+    return config.stash[_RECORD]
+
+
+def keeper_of(config: pytest.Config) -> Keeper:
+    """Return what keeps the session's changes to guests apart."""
+    return config.stash[_KEEPER]
+
+
+def scopes_of(config: pytest.Config) -> Scopes:
+    """Return what follows the session's scopes."""
+    return config.stash[_SCOPES]
+
+
+def run_of(config: pytest.Config) -> Run:
+    """Return the session's run; the first guest fixture makes it."""
+    if _RUN not in config.stash:
+        from pytest_kvm.plugin.progress import listener_for  # noqa: PLC0415 - not needed before
+        from pytest_kvm.provision.run import Run  # noqa: PLC0415 - loads libvirt and paramiko
+
+        config.stash[_RUN] = Run(
+            settings_stashed(config),
+            progress=listener_for(config),
+            keeper=keeper_of(config),
+            tell=record_of(config).tell,
+        )
+    return config.stash[_RUN]
+
+
+def existing_run(config: pytest.Config) -> Run | None:
+    """Return the session's run if a guest was ever asked for."""
+    return config.stash.get(_RUN, None)
+
+
+def check_image(spec: GuestSpec, settings: Settings) -> None:
+    """Make sure, without building anything, that a spec's image can be had.
+
+    Raises:
+        UnknownImage: It is neither in the store nor can it be built.
+    """
+    from pytest_kvm.images.ensure import check_known  # noqa: PLC0415 - only projects with guests pay for it
+    from pytest_kvm.spec.image import ImageRef  # noqa: PLC0415 - as above
+
+    check_known(spec.image_ref or ImageRef.parse(settings.default_image), settings=settings)
+
+
+def check_sources(spec: GuestSpec) -> None:
+    """Make sure that the host files of a spec's prepare steps are there.
+
+    Raises:
+        SpecError: One is missing or cannot be copied.
+    """
+    if spec.prepare:
+        from pytest_kvm.provision import contents  # noqa: PLC0415 - few guests are prepared
+
+        contents.check_sources(spec.prepare)

@@ -1,0 +1,128 @@
+"""The run's last lines: how guests were started and reset, and what it took."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_kvm.plugin.record import attached, told
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_kvm.provision.events import Event
+    from pytest_kvm.settings import Settings
+
+_MIB = 1024**2
+_TITLE = "guests (pytest-kvm)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """An event, and the report that carried it."""
+
+    event: Event
+    worker: str
+    """xdist's name of the process, empty without xdist."""
+    test: str
+
+
+class Summary:
+    """A plugin of the process that reports: sums up what all tests' reports carry.
+
+    Args:
+        settings: The run's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._began = time.time()
+        self._told: list[_Told] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect a report's events."""
+        worker = str(getattr(report, "worker_id", ""))
+        self._told += [_Told(event=event, worker=worker, test=report.nodeid) for event in attached(report)]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write one line, with ``-v`` one for each guest before it, with ``-vv`` one for each event."""
+        verbosity = terminalreporter.verbosity
+        if verbosity < 0 or not self._told:
+            return
+        if verbosity > 0:
+            terminalreporter.write_sep("=", _TITLE)
+            for line in self._details() if verbosity == 1 else self._everything():
+                terminalreporter.write_line(line)
+        terminalreporter.write_line("kvm: " + ", ".join(self._parts()))
+
+    def _parts(self) -> Iterable[str]:
+        events = [each.event for each in self._told]
+        yield _counted(_starts(self._told), "guest")
+        yield from _timed([each for each in events if each.kind == "boot"], "cold boot")
+        yield from _timed([each for each in events if each.kind == "clone"], "clone")
+        yield from _timed([each for each in events if each.kind == "savepoint"], "savepoint")
+        yield from _timed([each for each in events if each.kind == "reset"], "reset")
+        yield from self._cache()
+
+    def _cache(self) -> Iterable[str]:
+        """Yield what this run used of the boot cache."""
+        from pytest_kvm.templates.inventory import Inventory  # noqa: PLC0415 - only runs with guests pay for it
+
+        used = [each for each in Inventory.of(self._settings).list() if each.last_used >= self._began]
+        if used:
+            size = sum(each.size for each in used) / _MIB
+            yield f"{_counted(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"
+
+    def _details(self) -> Iterable[str]:
+        """Yield a line for each guest and each way something was done to it."""
+        groups: dict[tuple[str, str, str, str | None, str], list[Event]] = defaultdict(list)
+        for each in self._told:
+            event = each.event
+            why = event.why if event.kind in ("boot", "clone") else ""
+            groups[each.worker, event.guest, event.kind, event.tier, why].append(event)
+        for (worker, guest, kind, tier, why), events in groups.items():
+            (timed,) = _timed(events, " ".join(filter(None, [tier, kind])))
+            reason = f" ({why})" if why else ""
+            yield f"{_place(worker, guest)}: {timed}{reason}"
+
+    def _everything(self) -> Iterable[str]:
+        for each in self._told:
+            event = each.event
+            kind = f"{event.kind} " if event.kind in ("reset", "savepoint") else ""
+            yield f"{_place(each.worker, event.guest)}: {kind}{told(event)} in {each.test}"
+
+
+def _place(worker: str, guest: str) -> str:
+    return f"[{worker}] {guest}" if worker else guest
+
+
+def _starts(told_events: list[_Told]) -> int:
+    """Count guests; one whose template had to be booted first tells of two events."""
+    count = 0
+    booted: set[tuple[str, str]] = set()
+    for each in told_events:
+        guest = (each.worker, each.event.guest)
+        if each.event.kind == "boot":
+            count += 1
+            booted.add(guest)
+        elif each.event.kind == "clone":
+            count += guest not in booted
+            booted.discard(guest)
+    return count
+
+
+def _timed(events: list[Event], what: str) -> Iterable[str]:
+    """Yield how many there were and how long one took; nothing if there were none."""
+    if events:
+        seconds = statistics.median(event.seconds for event in events)
+        median = "" if len(events) == 1 else "median "
+        digits = 1 if seconds >= 10 else 2
+        yield f"{_counted(len(events), what)} {median}{seconds:.{digits}f} s"
+
+
+def _counted(number: int, what: str, several: str = "") -> str:
+    return f"{number} {what if number == 1 else several or what + 's'}"

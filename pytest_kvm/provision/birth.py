@@ -1,0 +1,155 @@
+"""One guest's way from a spec to a machine, in a thread of its own, and back to nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from typing import Protocol
+
+from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.phases import Phases
+from pytest_kvm.images.ensure import ensure
+from pytest_kvm.images.image import Image
+from pytest_kvm.provision.bootcache import Job
+from pytest_kvm.provision.events import Listener
+from pytest_kvm.provision.gate import Gate
+from pytest_kvm.provision.guests import Order
+from pytest_kvm.provision.identity import hostname_from
+from pytest_kvm.provision.starting import Started, Starting
+from pytest_kvm.settings import Settings
+from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.spec.image import ImageRef
+
+_WORDS = {
+    "console": "the kernel speaks",
+    "banner": "sshd answers",
+    "login": "logged in, cloud-init at work",
+    "cloud_init": "cloud-init has finished",
+}
+"""What a rung means to somebody who watches; the rest are names of units."""
+
+
+class Progress(Protocol):
+    """Is told what long work is at."""
+
+    def phase(self, subject: str, phase: str) -> None:
+        """Say that ``subject`` has entered ``phase``."""
+        ...
+
+    def finished(self, subject: str, outcome: str) -> None:
+        """Say that ``subject`` is done and how it ended."""
+        ...
+
+
+class LazyStarting(Protocol):
+    """What the run stands on; the first guest has it opened."""
+
+    def get(self) -> Starting:
+        """Return what starts guests."""
+        ...
+
+
+class Birth:
+    """Brings one guest up in the background.
+
+    Args:
+        settings: The run's settings.
+        starting: What starts guests; opened by the first birth.
+        spec: What the guest is made of.
+        name: The guest's name.
+        place: Name of its folder and domain.
+        resets: Whether it is put back between tests.
+        progress: Is told what the guest is at.
+        tell: Is told how it was started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        starting: LazyStarting,
+        spec: GuestSpec,
+        *,
+        name: str,
+        place: str,
+        resets: bool,
+        progress: Progress,
+        tell: Listener,
+    ) -> None:
+        self.started: Future[Started] = Future()
+        self.machine: Future[Machine] = Future()
+        self.gate = Gate(name)
+        self._settings = settings
+        self._starting = starting
+        self._spec = spec
+        self._name = name
+        self._place = place
+        self._resets = resets
+        self._progress = progress
+        self._tell = tell
+        self._log = logging.getLogger(f"pytest_kvm.{name}")
+        # A daemon thread: an image that is being built must not hold up the
+        # end of the process; its host programs die with us.
+        self._thread = threading.Thread(target=self._live, name=f"pytest-kvm-{name}", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Remove the guest, however far it has come.
+
+        A boot in progress ends as its domain does; an image that is being
+        built for it is left to finish, for others may wait for it too.
+        """
+        self.gate.close()
+
+    def _live(self) -> None:
+        try:
+            started = self._start()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the machine raises it
+            self._progress.finished(self._name, f"failed: {type(error).__name__}")
+            self.started.set_exception(error)
+            self.machine.set_exception(error)
+            self.end()
+        else:
+            self._progress.finished(self._name, f"ready after {started.seconds:.1f} s")
+            self.started.set_result(started)
+            self.machine.set_result(started.machine)
+
+    def _start(self) -> Started:
+        image, packages_left = self._image()
+        order = Order(
+            spec=self._spec,
+            name=self._name,
+            place=self._place,
+            hostname=self._spec.hostname or hostname_from(self._name),
+            image=image,
+            packages_left=packages_left,
+            log=self._log,
+            resets=self._resets,
+        )
+        starting = self._starting.get()
+        phases = Phases(self._log, listener=self._on_phase)
+        started = starting.start(Job(order=order, gate=self.gate, phases=phases, tell=self._on_step))
+        for event in started.events:
+            self._tell(event)
+        return started
+
+    def _on_phase(self, phase: str, _seconds: float) -> None:
+        if phase != "ready":  # told as the outcome, with the time it took
+            self._progress.phase(self._name, _WORDS.get(phase, f"{phase} is active"))
+
+    def _on_step(self, step: str) -> None:
+        self._progress.phase(self._name, step)
+
+    def _image(self) -> tuple[Image, tuple[str, ...]]:
+        """Return the image to start from and the packages that are not in it."""
+        packages = tuple(self._spec.packages)
+        image = ensure(
+            self._spec.image_ref or ImageRef.parse(self._settings.default_image),
+            settings=self._settings,
+            packages=packages,
+            progress=lambda phase, _done=None: self._progress.phase(self._name, phase),
+        )
+        return image, () if image.built_from_packages else packages

@@ -1,0 +1,144 @@
+"""Starting a guest from a template: its disks and its memory copied on write, its state loaded."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.renewal import Parked, Renewal, renew
+from pytest_kvm.host.keys import new_key_pair
+from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
+from pytest_kvm.provision.guests import (
+    Order,
+    assembled,
+    ending,
+    guest_folder,
+    planned,
+    pull_cables,
+    running_domain,
+)
+from pytest_kvm.provision.host import Host
+from pytest_kvm.provision.identity import is_unique, new_machine_id
+from pytest_kvm.provision.template import (
+    CONSOLE,
+    KEY,
+    RAM,
+    SEED,
+    SNAPSHOT,
+    STATE,
+    TemplateFacts,
+    TemplateTier,
+)
+from pytest_kvm.render.domain_xml import domain_xml
+from pytest_kvm.render.plan import DomainPlan, RamFile
+from pytest_kvm.templates.template import Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clone:
+    """A guest that stands where its template was frozen, and has not run yet."""
+
+    machine: Machine
+    tier: TemplateTier
+    wish: Renewal
+    """What makes it a guest of its own."""
+    parked: tuple[Parked, ...]
+    """Programs in the guest that wait to do so, each of them once."""
+
+    def wake(self) -> Clone:
+        """Let it run, as a guest of its own and of today, and return it as it is then.
+
+        Raises:
+            GuestError: It could not be made one.
+        """
+        first, rest = (self.parked[0], self.parked[1:]) if self.parked else (None, ())
+        self.machine.domain.resume()
+        renew(self.machine, self.wish, parked=first)
+        return replace(self, wish=Renewal(), parked=rest)
+
+
+def restored(host: Host, order: Order, *, template: Template, stack: ExitStack) -> Clone:
+    """Return a clone of a template.
+
+    Args:
+        host: What the run stands on.
+        order: The guest.
+        template: Is read and never written to.
+        stack: Undoes every step, last first; closing it removes the clone.
+
+    Raises:
+        DomainFailed: The state does not fit, or libvirt refused the domain.
+    """
+    facts = TemplateFacts.from_json(template.manifest.facts)
+    folder = stack.enter_context(guest_folder(host, order.place))
+    plan = replace(
+        planned(host, order, uuid=str(uuid4()), folder=folder), control_mac=facts.control_mac, is_clone=True
+    )
+    shutil.copyfile(template.path(CONSOLE), plan.console_log)
+    fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
+    domain = fill(host, order, plan, template=template, facts=facts, stack=stack)
+    pull_cables(domain, order.spec)
+    wish = _wish(order, facts, plan)
+    host_key = facts.host_key if wish.host_key is None else wish.host_key.public
+    machine = assembled(host, order, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY))
+    stack.callback(machine.shell.close)
+    return Clone(machine=machine, tier=facts.tier, wish=wish, parked=facts.parked)
+
+
+def _from_ram_file(
+    host: Host,
+    order: Order,
+    plan: DomainPlan,
+    *,
+    template: Template,
+    facts: TemplateFacts,
+    stack: ExitStack,
+) -> Domain:
+    """Map the template's memory copy-on-write, and load the state of the devices."""
+    folder = plan.console_log.parent
+    frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
+    plan = replace(
+        plan,
+        disks=cloned_disks(order.spec, frozen, seed=template.path(SEED), folder=folder),
+        ram_file=RamFile(path=template.path(RAM), shared=False),
+    )
+    domain = stack.enter_context(running_domain(host, domain_xml(order.spec, plan)))
+    with template.path(STATE).open("rb") as source:
+        domain.load_state(source)
+    return domain
+
+
+def _from_snapshot(
+    host: Host,
+    order: Order,
+    plan: DomainPlan,
+    *,
+    template: Template,
+    facts: TemplateFacts,
+    stack: ExitStack,
+) -> Domain:
+    """Copy the template's disks with the snapshot in them, and have libvirt go back to it."""
+    folder = plan.console_log.parent
+    frozen = [template.path(name) for name, _ in facts.disks]
+    plan = replace(plan, disks=copied_disks(order.spec, frozen, seed=template.path(SEED), folder=folder))
+    return stack.enter_context(
+        ending(host.hypervisor.revive(domain_xml(order.spec, plan), snapshot=SNAPSHOT, paused=True))
+    )
+
+
+def _wish(order: Order, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
+    """Return what the clone must not have in common with its siblings."""
+    new = [planned.mac for planned in plan.nics]
+    macs = [(was, now) for was, now in zip(facts.macs, new, strict=True) if was != now]
+    hostname = order.spec.hostname or facts.hostname if order.spec.identity == "shared" else order.hostname
+    unique = is_unique(order.spec)
+    return Renewal(
+        hostname=hostname if hostname != facts.hostname else None,
+        machine_id=new_machine_id() if unique else None,
+        host_key=new_key_pair() if unique else None,
+        macs=macs,
+    )

@@ -1,0 +1,36 @@
+"""What happened to a run's guests and how long it took, for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["boot", "clone", "savepoint", "reset"]
+Tier = Literal["cold", "cow", "snapshot", "pool", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that was done to a guest and took time."""
+
+    guest: str
+    kind: Kind
+    """``boot``: from power on; ``clone``: from a template; ``savepoint``: one was
+    taken; ``reset``: the guest was put back to one."""
+    tier: Tier | None
+    """How it was done: ``cold`` boot, ``cow`` clone of a template's memory,
+    ``snapshot`` in a new domain, a clone parked in the ``pool``, ``load`` in
+    place; None for a savepoint."""
+    seconds: float
+    why: str = ""
+    """What made this tier the one, or this event necessary; a phrase for people."""
+
+
+Listener = Callable[[Event], None]
+"""Is told of every event, from whatever thread it happens in."""
+
+
+def ignore(event: Event) -> None:
+    """Stand in for nobody who listens."""
+    del event

@@ -1,0 +1,229 @@
+"""The key of the boot cache: two guests with one key may be clones of one template.
+
+The key is made of what a guest can see by construction: its domain XML and its
+seed are rendered as for a boot, with placeholders for what the run chooses,
+and what they only name (kernels, disks, files) is added by content.
+
+In the key:
+
+- the image's disk, and the kernel and initrd that are loaded: by digest;
+- the domain XML: memory, processors, devices, kernel command line, and
+  whatever the spec's ``xml`` hook makes of it; the files that a hooked XML
+  names, by digest;
+- the seed: users, files, commands, packages, time zone, network configuration,
+  the host name where the spec says one;
+- sizes of disks, and the host files they show: path, and digest of the whole
+  backing chain;
+- MAC addresses the spec gives, and which cables are plugged in;
+- the units that are waited for, and every prepare step: commands, scripts and
+  host files by content;
+- the machine (:class:`MachineFacts`), and the version of all this.
+
+Not in the key, because no template depends on it: the guest's name and a host
+name made of it, ``identity``, ``reset``, ``boot_timeout``, the image's name,
+host ports, MAC addresses the run chooses, the run, its process and folders,
+time-outs and limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_kvm.handles import renewal_script
+from pytest_kvm.host.stamps import firmware_stamps, kernel, processor, stamp
+from pytest_kvm.hypervisor.protocol import HostFacts
+from pytest_kvm.images.image import Image
+from pytest_kvm.provision.contents import disk_digests, file_digest, source_digest
+from pytest_kvm.provision.guests import direct_boot
+from pytest_kvm.render.cloud_config import Identity
+from pytest_kvm.render.domain_xml import domain_xml
+from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan, RamFile
+from pytest_kvm.render.seed import seed_files
+from pytest_kvm.sizes import parse_kib
+from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
+
+FORMAT = 5
+"""To be raised when templates become different in a way that no rendered text shows."""
+
+_UUID = "00000000-0000-4000-8000-000000000000"
+_FOLDER = Path("/placeholder")
+_CONTROL_MAC = "52:54:00:00:00:00"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFacts:
+    """What of this machine a saved guest depends on."""
+
+    accel: Literal["kvm", "tcg"]
+    emulator: str
+    """QEMU's path, size and time of change."""
+    qemu_version: str
+    libvirt_version: str
+    firmware: tuple[str, ...]
+    """Path, size and time of change of the firmware QEMU may load."""
+    processor: str
+    """The host's, with microcode and features: guests see it under KVM; empty under TCG."""
+    kernel: str
+    """Release of the host's kernel, which KVM is a part of; empty under TCG."""
+
+
+def machine_facts(facts: HostFacts, *, accel: Literal["kvm", "tcg"]) -> MachineFacts:
+    """Return the facts for a connection's machine; starts no process."""
+    return MachineFacts(
+        accel=accel,
+        emulator=stamp(Path(facts.emulator)),
+        qemu_version=facts.hypervisor_version,
+        libvirt_version=facts.library_version,
+        firmware=firmware_stamps(),
+        processor=processor() if accel == "kvm" else "",
+        kernel=kernel() if accel == "kvm" else "",
+    )
+
+
+def fingerprint(spec: GuestSpec, *, image: Image, machine: MachineFacts) -> str:
+    """Return the boot cache's key: SHA-256 in hexadecimal; see the module for what counts.
+
+    The spec's ``xml`` hook is called, with a domain whose paths, names and
+    addresses are placeholders; one that writes something else each time (a
+    random number) has a template for each.
+
+    Args:
+        spec: The guest as its user wants it.
+        image: The image it starts from.
+        machine: Where it runs.
+
+    Raises:
+        SpecError: The spec does not fit the image, or a host file cannot be read.
+        ImageError: A host file that is to be a disk is none.
+    """
+    direct = direct_boot(spec, image, accel=machine.accel)
+    plan = _placeholder_plan(spec, machine, direct)
+    domain = domain_xml(spec, plan)
+    parts: dict[str, Any] = {
+        "format": FORMAT,
+        "machine": asdict(machine),
+        "image": [image.digest, _kib(spec.root_size)],
+        "kernel": _kernel(image, direct),
+        "domain": domain,
+        "files of the hook": {} if spec.xml is None else dict(_files_named(domain)),
+        "seed": seed_files(
+            spec,
+            _placeholder_identity(spec),
+            control_mac=_CONTROL_MAC,
+            nics=plan.nics,
+            packages=spec.packages,
+        ),
+        "hostname": spec.hostname,
+        "nics": [[nic.mac, nic.link] for nic in spec.nics],
+        "disks": list(_disks(spec)),
+        "units": spec.units,
+        "renewal": Path(renewal_script.__file__).read_text(encoding="utf-8"),
+        "prepare": [_step(step, index=index) for index, step in enumerate(spec.prepare)],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _placeholder_plan(spec: GuestSpec, machine: MachineFacts, direct: DirectBoot | None) -> DomainPlan:
+    disks = [
+        DiskPlan(
+            path=_FOLDER / f"disk{number}",
+            format=disk.format if disk.file is None else "qcow2",
+            bus=disk.bus,
+            serial=disk.serial,
+            readonly=disk.readonly,
+        )
+        for number, disk in enumerate(spec.disks, start=1)
+    ]
+    if direct is not None:
+        initrd = None if direct.initrd is None else _FOLDER / "initrd"
+        direct = DirectBoot(kernel=_FOLDER / "kernel", initrd=initrd, cmdline=direct.cmdline)
+    return DomainPlan(
+        name="placeholder",
+        uuid=_UUID,
+        session="placeholder",
+        owner_pid=1,
+        owner_started=0.0,
+        accel=machine.accel,
+        disks=[
+            DiskPlan(path=_FOLDER / "root.qcow2", format="qcow2"),
+            *disks,
+            DiskPlan(path=_FOLDER / "seed.iso", format="raw", readonly=True),
+        ],
+        control_mac=_CONTROL_MAC,
+        nics=[
+            NicPlan(nic=nic, mac=nic.mac or f"52:54:00:00:01:{number:02x}")
+            for number, nic in enumerate(spec.nics)
+        ],
+        console_log=_FOLDER / "console.log",
+        console_socket=_FOLDER / "console.sock",
+        direct_boot=direct,
+        genid=_UUID,
+        ram_file=RamFile(path=_FOLDER / "ram", shared=True),
+    )
+
+
+def _placeholder_identity(spec: GuestSpec) -> Identity:
+    return Identity(
+        instance_id=_UUID,
+        hostname=spec.hostname or "placeholder",
+        authorized_key="placeholder",
+        host_private_key="placeholder",
+        host_public_key="placeholder",
+    )
+
+
+def _kernel(image: Image, direct: DirectBoot | None) -> list[str | None]:
+    """Return the digests of the kernel and the initrd that QEMU loads."""
+    if direct is None:
+        return []
+    own = {image.kernel: image.manifest.kernel, image.initrd: image.manifest.initrd}
+    return [
+        None if path is None else own.get(path) or file_digest(path, field=field)
+        for path, field in ((direct.kernel, "GuestSpec.kernel"), (direct.initrd, "GuestSpec.initrd"))
+    ]
+
+
+def _disks(spec: GuestSpec) -> Iterator[list[Any]]:
+    for index, disk in enumerate(spec.disks):
+        if disk.file is None:
+            yield [_kib(disk.size)]
+        else:
+            # A template's overlay has the path in it, so a moved file is another disk.
+            file = Path(disk.file).absolute()
+            digests = disk_digests(file, field=f"GuestSpec.disks[{index}].file")
+            yield [_kib(disk.size), str(file), digests]
+
+
+def _step(step: PrepareStep, *, index: int) -> list[Any]:
+    field = f"GuestSpec.prepare[{index}]"
+    if isinstance(step, Script):
+        digest = (
+            hashlib.sha256((step.content or "").encode()).hexdigest()
+            if step.file is None
+            else file_digest(Path(step.file), field=field)
+        )
+        return ["script", step.interpreter, digest]
+    if isinstance(step, HostFile):
+        # A path that ends with a slash takes the source's name.
+        name = Path(step.source).absolute().name if step.path.endswith("/") else ""
+        return ["file", step.path, name, step.mode, step.owner, source_digest(step, field=field)]
+    return ["command", step]
+
+
+def _files_named(domain: str) -> Iterator[tuple[str, str]]:
+    """Yield the host files that a domain names, each with its digest: a hook may have put them there."""
+    for element in ET.fromstring(domain).iter():  # noqa: S314 - we have just written it
+        for value in (element.text or "", *element.attrib.values()):
+            if value.startswith("/") and Path(value).is_file():
+                yield value, file_digest(Path(value), field="GuestSpec.xml")
+
+
+def _kib(size: str | None) -> int | None:
+    return None if size is None else parse_kib(size, field="size")

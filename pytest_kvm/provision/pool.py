@@ -1,0 +1,190 @@
+"""Clones that are restored, renewed and paused ahead of need: the next start is one resume."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import psutil
+
+from pytest_kvm.errors import KvmError, WaitTimeout
+from pytest_kvm.provision.clone import Clone
+from pytest_kvm.provision.gate import Gate
+from pytest_kvm.provision.guests import Order
+from pytest_kvm.templates.template import Template
+
+_log = logging.getLogger("pytest_kvm.pool")
+_MEMORY_LEFT = 2
+"""How many guests' memory must be free for one more to be parked, if nobody says how many."""
+_WORTH_IT = 2
+"""Starts of a guest after which another is likely."""
+_MOST = 4
+"""Clones that are parked at a time for all guests together, if nobody says how many."""
+_PATIENCE = 10.0
+"""Seconds to wait for a clone that is being prepared."""
+
+MakeClone = Callable[[Order, Template, Gate], tuple[Clone, ExitStack]]
+
+
+@dataclass(kw_only=True)
+class Parked:
+    """A clone that sleeps: as it was frozen, or a guest of its own that is logged in already."""
+
+    clone: Clone
+    undo: ExitStack
+    """Removes it."""
+    busy: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it becomes a guest of its own."""
+    taken: bool = False
+
+    def groom(self) -> None:
+        """Make it a guest of its own and log in, unless somebody has taken it as it was."""
+        with self.busy:
+            if self.taken:
+                return
+            self.clone = self.clone.wake()
+            # The connection outlasts the pause.
+            self.clone.machine.shell.connect()
+            self.clone.machine.domain.suspend()
+
+    def take(self) -> Clone:
+        """Return the clone; it is nobody else's from now on.
+
+        Raises:
+            WaitTimeout: It takes longer to prepare than another takes to start.
+        """
+        if not self.busy.acquire(timeout=_PATIENCE):
+            raise WaitTimeout(f"{self.clone.machine.name}: not prepared within {_PATIENCE:.0f} s")
+        try:
+            self.taken = True
+            return self.clone
+        finally:
+            self.busy.release()
+
+
+class _Slot(NamedTuple):
+    """What a parked clone is good for: a guest of this template with these names."""
+
+    template: str
+    name: str
+    hostname: str
+
+
+class Pool:
+    """Parks clones in the background.
+
+    Args:
+        make_clone: Starts one.
+        size: How many to park for each guest; None: one, while memory lasts.
+    """
+
+    def __init__(self, make_clone: MakeClone, *, size: int | None) -> None:
+        self._make_clone = make_clone
+        self._size = size
+        self._lock = threading.Lock()
+        self._slots: dict[_Slot, deque[Future[Parked | None]]] = {}
+        self._starts: Counter[_Slot] = Counter()
+        self._numbers = itertools.count(1)
+        self._gates: set[Gate] = set()
+        self._closed = False
+        # One at a time: the test that runs meanwhile needs the other core.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pytest-kvm-pool")
+
+    def take(self, order: Order, template: Template) -> Parked | None:
+        """Return a parked clone for an order, waiting for one that is on its way; None if there is none."""
+        with self._lock:
+            waiting = self._slots.get(_slot(order, template))
+            future = waiting.popleft() if waiting and not self._closed else None
+        return None if future is None else future.result()
+
+    def used(self, order: Order, template: Template) -> None:
+        """Note that a guest was started; returns at once.
+
+        Left to us, clones are parked for what was started twice: that it is
+        wanted a third time is likely then, a second time it was not.
+        """
+        slot = _slot(order, template)
+        with self._lock:
+            self._starts[slot] += 1
+            if self._size is None and self._starts[slot] < _WORTH_IT:
+                return
+            waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the last one used is the last
+            self._make_room(slot)
+            while len(waiting) < self._wanted(order):
+                future: Future[Parked | None] = Future()
+                waiting.append(future)
+                self._worker.submit(self._park, future, order, template)
+
+    def close(self) -> None:
+        """Remove all that nobody took."""
+        self._closed = True
+        with self._lock:
+            gates, self._gates = self._gates, set()
+            waiting = [future for futures in self._slots.values() for future in futures]
+        for gate in gates:
+            gate.close()  # ends what is being prepared, too
+        self._worker.shutdown(cancel_futures=True)
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _make_room(self, slot: _Slot) -> None:
+        """Give up the clone of whichever guest was not started for longest."""
+        parked = sum(len(futures) for futures in self._slots.values())
+        if self._size is not None or parked < _MOST:
+            return
+        oldest = next((each for each, futures in self._slots.items() if futures and each != slot), None)
+        if oldest is not None:
+            self._worker.submit(_remove, self._slots[oldest].popleft())
+
+    def _wanted(self, order: Order) -> int:
+        if self._size is not None:
+            return self._size
+        free_kib = psutil.virtual_memory().available // 1024
+        return 1 if free_kib > _MEMORY_LEFT * order.spec.memory_kib else 0
+
+    def _park(self, parked: Future[Parked | None], order: Order, template: Template) -> None:
+        gate = Gate(order.name)
+        with self._lock:
+            self._gates.add(gate)
+            place = f"{order.place.partition('+')[0]}+p{next(self._numbers)}"
+        try:
+            clone, undo = self._make_clone(replace(order, place=place), template, gate)
+        except (KvmError, OSError) as failure:
+            self._note(f"{order.name}: no clone could be parked: {failure}")
+            parked.set_result(None)
+            return
+        undo.callback(self._forget, gate)
+        nest = Parked(clone=clone, undo=undo)
+        parked.set_result(nest)
+        try:
+            nest.groom()
+        except KvmError as failure:
+            # Whoever takes it finds out, and starts another.
+            self._note(f"{order.name}: a clone could not be prepared: {failure}")
+            undo.close()
+
+    def _forget(self, gate: Gate) -> None:
+        with self._lock:
+            self._gates.discard(gate)
+
+    def _note(self, what: str) -> None:
+        if not self._closed:  # what is being prepared fails when the pool is closed
+            _log.warning(what)
+
+
+def _remove(future: Future[Parked | None]) -> None:
+    parked = future.result()
+    if parked is not None:
+        parked.undo.close()
+
+
+def _slot(order: Order, template: Template) -> _Slot:
+    return _Slot(template.key, order.name, order.hostname)

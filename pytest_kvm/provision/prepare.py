@@ -1,0 +1,111 @@
+"""Running a spec's prepare steps in a guest that has become ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
+from pytest_kvm.handles.attended import while_alive
+from pytest_kvm.handles.files import Files
+from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.result import CommandResult, label, streams_of
+from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
+
+OnStep = Callable[[str], None]
+"""Told, before each step, which it is."""
+
+_ROOT = "root"
+_DEFAULT_INTERPRETER = "/bin/sh"
+_RUN_INPUT = """
+f=$(mktemp) || exit
+trap 'rm -f -- "$f"' EXIT
+cat >"$f" && "$@" "$f" </dev/null
+"""
+"""Keeps its input as a file that the words it is given are run with, and removes it afterwards."""
+
+
+def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep) -> None:
+    """Run prepare steps in order, as root; each may take as long as a command may.
+
+    Args:
+        machine: A guest that is ready.
+        steps: From its spec.
+        on_step: Told each step as it begins.
+
+    Raises:
+        PrepareFailed: A step failed or ran out of time; the rest is not run.
+    """
+    for number, step in enumerate(steps, start=1):
+        which = f"prepare step {number} of {len(steps)}"
+        on_step(f"{which}: {_title(step)}")
+        _run_step(machine, step, which=which)
+
+
+def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:
+    where = f"{machine.name}: {which} ({_title(step)})"
+    try:
+        result = while_alive(machine, lambda: _done(machine, step), what=which)
+    except CommandTimeout as error:
+        raise PrepareFailed(
+            f"{where} did not end within {machine.timeouts.command:.0f} s",
+            details=streams_of(error.result),
+            resolution="do less in one step, or raise --kvm-timeout-factor",
+        ) from error
+    except GuestGone as error:
+        raise PrepareFailed(f"{where}: {error.brief}", details=error.details) from error
+    except (GuestError, OSError) as error:
+        details = error.details if isinstance(error, GuestError) else ""
+        raise PrepareFailed(
+            f"{where}: {error.brief if isinstance(error, GuestError) else error}", details=details
+        ) from error
+    if result is not None and not result.ok:
+        raise PrepareFailed(
+            f"{where}: exit code {result.exit_code} after {result.duration:.1f} s",
+            details=streams_of(result),
+            resolution="steps run as root and in order, on a guest that is ready; none may fail",
+        )
+
+
+def _done(machine: Machine, step: PrepareStep) -> CommandResult | None:
+    """Do one step; a copied file has no result."""
+    if isinstance(step, HostFile):
+        files = Files(machine.shell, log=machine.log)
+        files.put(step.source, step.path, mode=step.mode, owner=step.owner)
+        return None
+    if isinstance(step, Script):
+        content = (step.content or "").encode() if step.file is None else Path(step.file).read_bytes()
+        argv = ["/bin/sh", "-c", _RUN_INPUT, "prepare", *interpreter_of(step, content)]
+        return machine.shell.run(argv, input=content, user=_ROOT, check=False)
+    return machine.shell.run(step, user=_ROOT, check=False)
+
+
+def interpreter_of(script: Script, content: bytes) -> list[str]:
+    """Return the words that a script's path is put behind to run it.
+
+    What stands behind the program in a ``#!`` line is one word, as the kernel
+    has it (``execve(2)``). The kernel itself is not asked: the script may be
+    on a file system that executes nothing.
+    """
+    if script.interpreter is not None:
+        return [script.interpreter]
+    first = content.partition(b"\n")[0].decode(errors="replace")
+    words = first.removeprefix("#!").strip().split(maxsplit=1) if first.startswith("#!") else []
+    return words or [_DEFAULT_INTERPRETER]
+
+
+def _title(step: PrepareStep) -> str:
+    """Return a step on one bounded line."""
+    if isinstance(step, HostFile):
+        return f"{step.source} → {step.path}"
+    if isinstance(step, Script):
+        return (
+            f"script {step.file}" if step.file is not None else f"script `{label(_gist(step.content or ''))}`"
+        )
+    return f"`{label(step if isinstance(step, str) else tuple(step))}`"
+
+
+def _gist(content: str) -> str:
+    """Return the first line that says something."""
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("#", "set -"))), lines[0])

@@ -1,0 +1,108 @@
+"""One guest's state: what a reset goes back to, and how."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.handles import savepoint
+from pytest_kvm.handles.booted import hand_over
+from pytest_kvm.handles.phases import Phases
+from pytest_kvm.provision.bootcache import Job
+from pytest_kvm.provision.events import Tier
+from pytest_kvm.provision.ledger import Point
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.machine import Machine
+    from pytest_kvm.provision.birth import Birth, LazyStarting
+    from pytest_kvm.provision.starting import Started
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Taken:
+    """A savepoint in the disks of one machine."""
+
+    machine: Machine
+    name: str
+
+
+class GuestState:
+    """Implements :class:`pytest_kvm.provision.ledger.State`.
+
+    The state a guest became ready in needs no savepoint: another guest is
+    started from the same template and takes over the handle.
+
+    Args:
+        guest: The handle.
+        birth: What the guest holds.
+        starting: Starts the machines that follow the first.
+    """
+
+    def __init__(self, guest: Guest, birth: Birth, starting: LazyStarting) -> None:
+        self._guest = guest
+        self._birth = birth
+        self._starting = starting
+        self._base = object()
+        self._numbers = itertools.count(2)
+        self._current: Started | None = None
+
+    @property
+    def base(self) -> Point:
+        """The state in which the guest became ready."""
+        return self._base
+
+    def take(self) -> Point:
+        """Take a savepoint of memory and all writable disks, in place."""
+        machine = self._started().machine
+        name = f"kvm-{next(self._numbers)}"
+        savepoint.take(machine, name)
+        return _Taken(machine=machine, name=name)
+
+    def restore(self, point: Point) -> Tier:
+        """Put the guest back to a point."""
+        if point is self._base:
+            return self._back_to_base()
+        if not isinstance(point, _Taken) or point.machine is not self._started().machine:
+            raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
+        savepoint.restore(point.machine, point.name)
+        return "load"
+
+    def reaches(self, point: Point) -> bool:
+        """Say whether a point can still be restored; savepoints end with their QEMU."""
+        if not isinstance(point, _Taken):
+            return point is self._base
+        return point.machine is self._started().machine and point.machine.domain.alive()
+
+    def drop(self, point: Point) -> None:
+        """Forget a point; one of a former machine went with it."""
+        if isinstance(point, _Taken) and point.machine is self._started().machine:
+            savepoint.drop(point.machine, point.name)
+
+    def _started(self) -> Started:
+        if self._current is None:
+            self._current = self._birth.started.result()
+        return self._current
+
+    def _back_to_base(self) -> Tier:
+        current = self._started()
+        if current.base is None or not current.machine.domain.alive():
+            return self._begin_anew()
+        savepoint.restore(current.machine, current.base)
+        return "load"
+
+    def _begin_anew(self) -> Tier:
+        """Have a new machine, as the first one was when it became ready, take over the handle."""
+        former = self._started()
+        order = replace(former.order, place=f"{former.order.place.partition('+')[0]}+{next(self._numbers)}")
+        job = Job(order=order, gate=self._birth.gate, phases=Phases(order.log), tell=order.log.info)
+        fresh = self._starting.get().again(former, job)
+        self._current = fresh
+        future: Future[Machine] = Future()
+        future.set_result(fresh.machine)
+        hand_over(self._guest, future)
+        former.undo.close()
+        return fresh.events[-1].tier or "cold"

@@ -1,0 +1,180 @@
+"""Making a template: boot a guest once, prepare it, freeze it where it stands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_kvm.errors import CommandTimeout, DomainFailed
+from pytest_kvm.handles.forward import guest_connections
+from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.renewal import Parked, park
+from pytest_kvm.host.keys import new_key_pair, write_private
+from pytest_kvm.images.qemu_img import point_at
+from pytest_kvm.provision.guests import Order, Outfit, Powered, powered_on
+from pytest_kvm.provision.host import Host
+from pytest_kvm.render.plan import DiskPlan
+from pytest_kvm.spec.disk import DiskFormat
+from pytest_kvm.templates.building import Building
+from pytest_kvm.waiting import NotYet, wait_until
+
+TEMPLATE_HOSTNAME = "guest"
+"""Of templates whose spec names none; each clone has its own."""
+
+TemplateTier = Literal["cow", "snapshot"]
+
+SNAPSHOT = "kvm-template"
+RAM = "ram"
+STATE = "state"
+SEED = "seed.iso"
+KEY = "id_ed25519"
+DOMAIN_XML = "domain.xml"
+CONSOLE = "console.log"
+_GOODBYE_WITHIN = 30.0
+_SSH_PORT = 22
+_SETTLE = "systemctl is-system-running --wait; systemctl reload ssh.service || systemctl reload sshd.service"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateFacts:
+    """What has to be known of a template, beside its files, to start a clone."""
+
+    tier: TemplateTier
+    """What holds its memory: a RAM file (``cow``) or a snapshot in its disks."""
+    control_mac: str
+    macs: tuple[str, ...]
+    hostname: str
+    host_key: str
+    """Public half; the private one is in the guest."""
+    disks: tuple[tuple[str, DiskFormat], ...]
+    """File name and format of each frozen disk, the root disk first."""
+    parked: tuple[Parked, ...]
+    """Programs that wait in each clone to renew it (:func:`~pytest_kvm.handles.renewal.park`):
+    one for its start, one for when it was paused in the pool."""
+    boot_seconds: float
+    """What its cold boot took, from power on to ready."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as the manifest stores them."""
+        return asdict(self) | {"parked": [each._asdict() for each in self.parked]}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> TemplateFacts:
+        """Read what :meth:`to_json` returned."""
+        lists: dict[str, Any] = {
+            "macs": tuple(stored["macs"]),
+            "disks": tuple((name, disk_format) for name, disk_format in stored["disks"]),
+            "parked": tuple(Parked(**each) for each in stored["parked"]),
+        }
+        return cls(**(stored | lists))
+
+
+def template_powered_on(
+    host: Host, order: Order, *, building: Building, tier: TemplateTier, stack: ExitStack
+) -> Powered:
+    """Switch a guest on that keeps its state in the building's folder; see :func:`powered_on`.
+
+    Raises:
+        DomainFailed: It is clear from the start that it cannot be frozen that way.
+    """
+    key = new_key_pair()
+    key_file = write_private(building.folder / KEY, key.private)
+    ram = building.ram if tier == "cow" else None
+    outfit = Outfit(key=key, key_file=key_file, files=building.folder, ram=ram)
+    powered = powered_on(host, order, stack=stack, outfit=outfit)
+    _check_freezable(powered.machine, tier=tier)
+    return powered
+
+
+def frozen(
+    powered: Powered, order: Order, *, building: Building, tier: TemplateTier, boot_seconds: float
+) -> TemplateFacts:
+    """Save what a guest is doing between two instructions, and end it.
+
+    Raises:
+        DomainFailed: QEMU cannot save the state of one of its devices.
+        SnapshotFailed: A disk cannot hold a snapshot.
+    """
+    machine = powered.machine
+    _settle(machine)
+    _log_out(machine)
+    parked = tuple(each for each in (park(machine), park(machine)) if each is not None)
+    machine.domain.suspend()
+    xml = machine.domain.xml()
+    if tier == "cow":
+        with os.fdopen(os.open(building.folder / STATE, _NEW_FILE, 0o600), "wb") as target:
+            machine.domain.save_state(target)
+    else:
+        machine.domain.leave_snapshot(SNAPSHOT)
+    machine.domain.destroy()
+    write_private(building.folder / DOMAIN_XML, xml)
+    shutil.copyfile(machine.console.log, building.folder / CONSOLE)
+    _make_relocatable(order, powered.plan.disks[0])
+    return _facts(powered, tier=tier, parked=parked, boot_seconds=boot_seconds)
+
+
+def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:
+    """Ask before a long boot what would be in the way after it (QMP ``query-migrate``)."""
+    reasons: list[str] = machine.domain.qmp("query-migrate").get("blocked-reasons", [])
+    if tier == "cow" and "<memoryBacking>" in machine.domain.xml():
+        reasons.append("the xml hook chooses a memory backing of its own")
+    if reasons:
+        raise DomainFailed(f"{machine.name} cannot be frozen ({tier}): {'; '.join(reasons)}")
+
+
+def _settle(machine: Machine) -> None:
+    """Let the boot come to its end: whatever it has left to do every clone would do again.
+
+    sshd starts over, so that it holds no grudge against a client that looked
+    for its banner too often (``PerSourcePenalties``, sshd_config(5)).
+    """
+    try:
+        machine.shell.run(_SETTLE, user="root", timeout=machine.timeouts.agent, check=False)
+    except CommandTimeout:
+        machine.log.info("the boot has not come to its end; frozen as it is")
+
+
+def _log_out(machine: Machine) -> None:
+    """Close the connection on both sides: a clone must not wake up with one whose other end is gone."""
+    machine.shell.close()
+    wait_until(
+        partial(_check_nobody_connected, machine),
+        describe=f"sshd of {machine.name} to close the connection",
+        timeout=_GOODBYE_WITHIN,
+        every=0.02,
+        error=DomainFailed,
+    )
+
+
+def _check_nobody_connected(machine: Machine) -> None:
+    count = guest_connections(machine.domain, _SSH_PORT)
+    if count:
+        raise NotYet(f"{count} connections are open")
+
+
+def _make_relocatable(order: Order, root: DiskPlan) -> None:
+    """Have the frozen disk name its image relative to itself: a cache may be moved or unpacked elsewhere."""
+    image = order.image.disk
+    point_at(root.path, backing=Path(os.path.relpath(image, root.path.parent)), backing_format="qcow2")
+
+
+def _facts(
+    powered: Powered, *, tier: TemplateTier, parked: tuple[Parked, ...], boot_seconds: float
+) -> TemplateFacts:
+    *disks, _seed = powered.plan.disks
+    return TemplateFacts(
+        tier=tier,
+        control_mac=powered.plan.control_mac,
+        macs=tuple(planned.mac for planned in powered.plan.nics),
+        hostname=powered.identity.hostname,
+        host_key=powered.identity.host_public_key,
+        disks=tuple((disk.path.name, disk.format) for disk in disks),
+        parked=parked,
+        boot_seconds=boot_seconds,
+    )

@@ -1,0 +1,181 @@
+"""A domain's XML, from what the user asked and what the run chose.
+
+Element names and their meaning: https://libvirt.org/formatdomain.html.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.render.devices import add_disk, add_nic, disk_controllers, target_names
+from pytest_kvm.render.plan import DomainPlan
+from pytest_kvm.render.qemu_args import QEMU_NAMESPACE, commandline, ram_file_args, user_network_args
+from pytest_kvm.spec.disk import Bus
+from pytest_kvm.spec.guest import GuestSpec
+
+METADATA_NAMESPACE = "https://pytest-kvm.dev/xmlns/domain/1"
+"""Names the element that says which run a domain belongs to."""
+
+SPARE_ROOT_PORTS = 4
+"""Free PCIe slots for hot-plugged disks and NICs: q35 takes one device a port."""
+
+TRANSLATION_CACHE_MIB = 256
+"""TCG's translation cache. QEMU's default is an eighth of the host's memory up
+to 1 GiB a guest; a Debian boot fills about 130 MiB."""
+
+
+def domain_xml(spec: GuestSpec, plan: DomainPlan) -> str:
+    """Return the XML of a transient domain.
+
+    Raises:
+        SpecError: The spec's ``xml`` hook returned something else than an element.
+    """
+    ET.register_namespace("qemu", QEMU_NAMESPACE)
+    ET.register_namespace("kvm", METADATA_NAMESPACE)
+    domain = ET.Element("domain", type="kvm" if plan.accel == "kvm" else "qemu")
+    _identity(domain, spec, plan)
+    _machine(domain, spec, plan)
+    _devices(domain, spec, plan)
+    if plan.run_as is not None:
+        _own_account(domain, *plan.run_as)
+    lone = [planned for planned in plan.nics if not planned.nic.plugged]
+    arguments = user_network_args(plan.control_mac, lone, internet=spec.internet)
+    if plan.ram_file is not None:
+        arguments += ram_file_args(plan.ram_file, kib=spec.memory_kib)
+    domain.append(commandline(arguments))
+    domain = _hooked(domain, spec)
+    ET.indent(domain)
+    return ET.tostring(domain, encoding="unicode") + "\n"
+
+
+def _identity(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
+    ET.SubElement(domain, "name").text = plan.name
+    ET.SubElement(domain, "uuid").text = plan.uuid
+    if plan.genid is not None:
+        ET.SubElement(domain, "genid").text = plan.genid
+    run = ET.SubElement(ET.SubElement(domain, "metadata"), f"{{{METADATA_NAMESPACE}}}run")
+    ET.SubElement(run, f"{{{METADATA_NAMESPACE}}}session").text = plan.session
+    ET.SubElement(
+        run, f"{{{METADATA_NAMESPACE}}}owner", pid=str(plan.owner_pid), started=f"{plan.owner_started:.2f}"
+    )
+    ET.SubElement(domain, "memory", unit="KiB").text = str(spec.memory_kib)
+    ET.SubElement(domain, "vcpu").text = str(spec.vcpus)
+
+
+def _machine(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
+    system = (
+        ET.SubElement(domain, "os", firmware="efi")
+        if spec.firmware == "uefi"
+        else ET.SubElement(domain, "os")
+    )
+    ET.SubElement(system, "type", arch="x86_64", machine="q35").text = "hvm"
+    if spec.firmware == "uefi":
+        # Without this libvirt may pick a firmware that boots signed loaders only.
+        ET.SubElement(ET.SubElement(system, "firmware"), "feature", enabled="no", name="secure-boot")
+    elif plan.direct_boot is None:
+        # SeaBIOS speaks to the screen alone unless told so; what it says when
+        # there is nothing to boot is a rung of the readiness ladder.
+        ET.SubElement(system, "bios", useserial="yes")
+    if plan.direct_boot is not None:
+        ET.SubElement(system, "kernel").text = str(plan.direct_boot.kernel)
+        if plan.direct_boot.initrd is not None:
+            ET.SubElement(system, "initrd").text = str(plan.direct_boot.initrd)
+        ET.SubElement(system, "cmdline").text = plan.direct_boot.cmdline
+    features = ET.SubElement(domain, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(features, "apic")
+    if plan.accel == "tcg":
+        ET.SubElement(ET.SubElement(features, "tcg"), "tb-cache", unit="MiB").text = str(
+            TRANSLATION_CACHE_MIB
+        )
+    _cpu(domain, spec, plan)
+    clock = ET.SubElement(domain, "clock", offset="utc")
+    ET.SubElement(clock, "timer", name="rtc", tickpolicy="catchup")
+    ET.SubElement(clock, "timer", name="pit", tickpolicy="delay")
+    ET.SubElement(clock, "timer", name="hpet", present="no")
+    ET.SubElement(domain, "on_poweroff").text = "destroy"
+    ET.SubElement(domain, "on_reboot").text = "restart"
+    ET.SubElement(domain, "on_crash").text = "destroy"
+
+
+def _cpu(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
+    if spec.cpu is not None:
+        cpu = ET.SubElement(domain, "cpu", mode="custom", match="exact", check="none")
+        ET.SubElement(cpu, "model", fallback="forbid").text = spec.cpu
+    elif plan.accel == "kvm":
+        ET.SubElement(domain, "cpu", mode="host-passthrough", check="none", migratable="on")
+    else:
+        # QEMU's "max": everything TCG can translate, so that guests built for
+        # x86-64-v2 and v3 run. libvirt spells it "maximum".
+        ET.SubElement(domain, "cpu", mode="maximum", check="none")
+
+
+def _devices(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
+    devices = ET.SubElement(domain, "devices")
+    buses: list[Bus] = [disk.bus for disk in plan.disks]
+    for kind, model in disk_controllers(buses):
+        ET.SubElement(devices, "controller", type=kind, model=model)
+    ET.SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
+    for port in range(1, _root_ports_used(buses, plan) + SPARE_ROOT_PORTS + 1):
+        ET.SubElement(devices, "controller", type="pci", index=str(port), model="pcie-root-port")
+    for disk, target in zip(plan.disks, target_names(buses), strict=True):
+        add_disk(devices, disk, target=target, bootable=disk is plan.disks[0] and plan.direct_boot is None)
+    for planned in plan.nics:
+        if planned.nic.plugged:
+            add_nic(devices, planned)
+    _consoles(devices, spec, plan)
+    agent = ET.SubElement(devices, "channel", type="unix")
+    ET.SubElement(agent, "source", mode="bind", path=str(plan.agent_socket))
+    ET.SubElement(agent, "target", type="virtio", name="org.qemu.guest_agent.0")
+    rng = ET.SubElement(devices, "rng", model="virtio")
+    ET.SubElement(rng, "backend", model="random").text = "/dev/urandom"
+    ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga", vram="8192")
+    ET.SubElement(devices, "memballoon", model="virtio")
+
+
+def _own_account(domain: ET.Element, user: int, group: int) -> None:
+    """Have QEMU run as the run's own user, and its files left as they are.
+
+    A system daemon would use an account of its own, which may not enter the
+    run's folder, and give the image to it
+    (https://libvirt.org/formatdomain.html#security-label).
+    """
+    label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
+    ET.SubElement(label, "label").text = f"+{user}:+{group}"
+
+
+def _root_ports_used(buses: list[Bus], plan: DomainPlan) -> int:
+    always = 3  # random numbers, balloon, the agent's serial bus
+    cards = sum(planned.nic.plugged for planned in plan.nics)
+    return always + cards + buses.count("virtio") + ("scsi" in buses) + ("usb" in buses)
+
+
+def _consoles(devices: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
+    """Log the kernel's console; with a virtio console the serial line stays as a second one."""
+    if spec.console == "virtio":
+        serial = ET.SubElement(devices, "serial", type="null")
+        ET.SubElement(serial, "log", file=str(plan.console_log.with_suffix(".firmware.log")), append="off")
+        ET.SubElement(serial, "target", type="isa-serial", port="0")
+        console = ET.SubElement(devices, "console", type="unix")
+        target = ("virtio", "0")
+    else:
+        console = ET.SubElement(devices, "serial", type="unix")
+        target = ("isa-serial", "0")
+    ET.SubElement(console, "source", mode="bind", path=str(plan.console_socket))
+    # What a template printed is its clones' past, too: they find it in their log.
+    append = "on" if plan.is_clone else "off"
+    ET.SubElement(console, "log", file=str(plan.console_log), append=append)
+    ET.SubElement(console, "target", type=target[0], port=target[1])
+
+
+def _hooked(domain: ET.Element, spec: GuestSpec) -> ET.Element:
+    if spec.xml is None:
+        return domain
+    changed = spec.xml(domain)
+    if not isinstance(changed, ET.Element):
+        raise SpecError(
+            f"GuestSpec.xml: the hook returned {type(changed).__name__}, not an element",
+            resolution="end the hook with `return domain`",
+        )
+    return changed

@@ -1,0 +1,119 @@
+"""What libvirt has no words for: shut user-mode networks, memory in a file of ours.
+
+``<interface type='user'>`` cannot say ``restrict`` nor forward a port the
+kernel chooses, and ``<memoryBacking>`` cannot name its file, so these are QEMU
+arguments (https://www.qemu.org/docs/master/system/qemu-manpage.html).
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvm.spec.control import CONTROL_NETDEV
+
+if TYPE_CHECKING:
+    from pytest_kvm.render.plan import NicPlan, RamFile
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+_FIRST_SLOT = 0x10
+"""PCI slots on q35's root bus that libvirt leaves alone: it fills from 1 upwards
+and keeps 0x1f for the chipset."""
+_DEVICE = {"virtio": "virtio-net-pci", "e1000e": "e1000e", "rtl8139": "rtl8139"}
+
+
+_RAM_ID = "kvm-ram"
+
+
+def commandline(arguments: Sequence[str]) -> ET.Element:
+    """Return ``<qemu:commandline>``: arguments that libvirt hands to QEMU as they are."""
+    element = ET.Element(f"{{{QEMU_NAMESPACE}}}commandline")
+    for argument in arguments:
+        ET.SubElement(element, f"{{{QEMU_NAMESPACE}}}arg", value=argument)
+    return element
+
+
+def user_network_args(control_mac: str, nics: Sequence[NicPlan], *, internet: bool) -> list[str]:
+    """Return the arguments for the control card and the cards on no network."""
+    arguments = _control_card(control_mac, internet=internet)
+    for index, planned in enumerate(nics, start=1):
+        arguments += _lone_card(planned, index=index, internet=internet)
+    return arguments
+
+
+def ram_file_args(ram: RamFile, *, kib: int) -> list[str]:
+    """Return the arguments that put a guest's memory into a file.
+
+    A later ``-machine`` adds to libvirt's own. The block's name must not hold
+    the path, or the state of a template would fit its own path only
+    (``x-use-canonical-path-for-ramblock-id``). What is not shared is a clone:
+    QEMU waits for its device state.
+    """
+    backend = {
+        "qom-type": "memory-backend-file",
+        "id": _RAM_ID,
+        "size": kib * 1024,
+        "mem-path": str(ram.path),
+        "share": ram.shared,
+        "x-use-canonical-path-for-ramblock-id": False,
+    }
+    arguments = ["-object", json.dumps(backend), "-machine", f"memory-backend={_RAM_ID}"]
+    return arguments if ram.shared else [*arguments, "-incoming", "defer"]
+
+
+def _control_card(mac: str, *, internet: bool) -> list[str]:
+    netdev = {
+        "type": "user",
+        "id": CONTROL_NETDEV,
+        "restrict": not internet,
+        "ipv6": False,
+        # Port 0: the kernel picks a free one when it binds, so that no other
+        # process can take it in between. `info usernet` tells which.
+        "hostfwd": [{"str": "tcp:127.0.0.1:0-:22"}],
+    }
+    return [
+        "-netdev",
+        json.dumps(netdev),
+        "-device",
+        _device("virtio", CONTROL_NETDEV, mac, slot=_FIRST_SLOT),
+    ]
+
+
+def _lone_card(planned: NicPlan, *, index: int, internet: bool) -> list[str]:
+    netdev: dict[str, Any] = {
+        "type": "user",
+        "id": lone_netdev(index),
+        "restrict": not internet,
+        "ipv6": False,
+        "net": f"10.0.{2 + index}.0/24",
+    }
+    device = _device(planned.nic.model, str(netdev["id"]), planned.mac, slot=_FIRST_SLOT + index)
+    return ["-netdev", json.dumps(netdev), "-device", device]
+
+
+def lone_netdev(index: int) -> str:
+    """Return QEMU's id of the network back end of the index-th card on no network, from 1."""
+    return f"kvmnic{index}"
+
+
+def card_id(netdev: str) -> str:
+    """Return QEMU's id of the card on a network back end."""
+    return f"{netdev}-card"
+
+
+def _device(model: str, netdev: str, mac: str, *, slot: int) -> str:
+    return json.dumps(
+        {
+            "driver": _DEVICE[model],
+            "netdev": netdev,
+            "id": card_id(netdev),
+            "mac": mac,
+            "bus": "pcie.0",
+            "addr": f"{slot:#x}",
+            # No option ROM: the guest never boots from the network, and
+            # loading it costs the firmware time.
+            "romfile": "",
+        }
+    )

@@ -1,0 +1,74 @@
+"""What a run was told: options, environment and ini, already merged.
+
+The plugin and the command line both build one :class:`Settings`; every layer
+below receives it and asks nobody else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+Accel = Literal["auto", "kvm", "tcg"]
+CacheMode = Literal["use", "refresh", "off"]
+CloneTier = Literal["auto", "cow", "snapshot", "cold"]
+RamPlace = Literal["disk", "tmpfs"]
+
+TCG_FACTOR = 5.0
+"""How much longer a guest may take when QEMU translates its code.
+
+Measured elsewhere between 5 and 12 for whole boots; the time-outs below are
+generous already, so the lower end is enough.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """Deadlines in seconds, as they apply under KVM."""
+
+    boot: float = 120.0
+    """From power on to an SSH banner."""
+    login: float = 30.0
+    """From the banner to the first authenticated session."""
+    cloud_init: float = 240.0
+    """From login to the end of cloud-init's final stage."""
+    command: float = 300.0
+    """A command that names no time-out of its own."""
+    shutdown: float = 60.0
+    """From asking the guest to power off to the domain's end."""
+    agent: float = 20.0
+    """One guest agent call."""
+
+    def scaled(self, factor: float) -> Timeouts:
+        """Return the same deadlines multiplied by ``factor``."""
+        return replace(self, **{name: getattr(self, name) * factor for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run's settings."""
+
+    cache_dir: Path
+    """Images and everything else worth keeping between runs."""
+    run_dir: Path
+    """Parent of this run's own folder: overlays, seeds, sockets, logs.
+
+    Short, because a socket path has at most 107 bytes (``unix(7)``).
+    """
+    uri: str = "qemu:///embed"
+    accel: Accel = "auto"
+    default_image: str = "debian-13"
+    timeout_factor: float | None = None
+    """None: 1 under KVM and :data:`TCG_FACTOR` under TCG."""
+    timeouts: Timeouts = Timeouts()
+    cache: CacheMode = "use"
+    """``refresh`` builds each template this run wants once more, ``off`` uses and makes none."""
+    cache_size: int = 20 * 1024**3
+    """Bytes that templates may take up together; those used longest ago go first."""
+    cache_ram: RamPlace = "disk"
+    """Where templates' RAM files are: ``tmpfs`` is faster and costs that much memory."""
+    clone: CloneTier = "auto"
+    """How guests are started from templates; ``auto`` probes for the fastest that works."""
+    pool: int | None = None
+    """Clones parked ahead of need for each template in use; None: as memory allows."""

@@ -1,0 +1,68 @@
+"""Network cards a guest has beside the one it is controlled through."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import field
+from typing import Literal
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.spec.value import check_choice, put, spec_value
+
+NicModel = Literal["virtio", "e1000e", "rtl8139"]
+Link = Literal["up", "down"]
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@spec_value
+class Nic:
+    """A network card.
+
+    Without ``network`` and ``bridge`` it sits alone on a user-mode network of
+    its own, which reaches the outside only when the guest's spec says
+    ``internet=True``. Both of the others need ``qemu:///system``.
+    """
+
+    network: str | None = field(default=None, kw_only=False)
+    """Name of a libvirt network."""
+    bridge: str | None = None
+    """Name of a host bridge."""
+    mac: str | None = None
+    """MAC address; None lets the run choose one."""
+    model: NicModel = "virtio"
+    link: Link = "up"
+    """Whether the cable is plugged in when the guest starts."""
+    dhcp: bool = True
+    """Whether the guest asks for an address; False leaves the card unconfigured."""
+
+    def __post_init__(self) -> None:
+        """Check that the fields make a network card."""
+        if self.network is not None and self.bridge is not None:
+            raise SpecError(
+                "Nic: network and bridge are both given", resolution="a card has one plug: choose one"
+            )
+        for name in ("network", "bridge"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
+                raise SpecError(f"Nic.{name}: {value!r} is not a name")
+        if self.mac is not None:
+            put(self, "mac", _checked_mac(self.mac))
+        check_choice(self.model, NicModel, field="Nic.model")
+        check_choice(self.link, Link, field="Nic.link")
+
+    @property
+    def plugged(self) -> bool:
+        """Whether the card is on a network that others can be on."""
+        return self.network is not None or self.bridge is not None
+
+
+def _checked_mac(mac: str) -> str:
+    lower = mac.lower() if isinstance(mac, str) else ""
+    if not _MAC.fullmatch(lower):
+        raise SpecError(
+            f"Nic.mac: {mac!r} is not a MAC address", resolution='write six octets: "52:54:00:12:34:56"'
+        )
+    if int(lower[:2], 16) & 1:
+        raise SpecError(f"Nic.mac: {mac!r} is a multicast address", resolution="the first octet must be even")
+    return lower

@@ -1,0 +1,106 @@
+"""What every spec class has in common: frozen, keyword-only, checked, short to print."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar, cast, dataclass_transform, get_args
+
+from pytest_kvm.errors import SpecError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def spec_value(cls: type[T]) -> type[T]:
+    """Make a spec class: a frozen keyword-only dataclass whose mistakes are SpecErrors.
+
+    A plain dataclass answers an unknown field with a ``TypeError`` that does
+    not say which fields there are; people meet that message daily.
+    """
+    made: Any = dataclass(frozen=True, kw_only=True, repr=False)(cls)
+    generated = made.__init__
+    known = {each.name: each for each in fields(made)}
+
+    @functools.wraps(generated)
+    def checked(self: T, *args: object, **given: object) -> None:
+        _check_fields(cls.__name__, known, given, positional=len(args))
+        generated(self, *args, **given)
+
+    made.__init__ = checked
+    made.__repr__ = _short_repr
+    return cast("type[T]", made)
+
+
+def _check_fields(
+    owner: str, known: dict[str, Field[Any]], given: dict[str, Any], *, positional: int
+) -> None:
+    for name in given:
+        if name not in known:
+            raise SpecError(f"{owner} has no field {name!r}", resolution=suggest(name, known, what="fields"))
+    takes = [each.name for each in known.values() if not each.kw_only]
+    if positional > len(takes):
+        raise SpecError(
+            f"{owner} takes {len(takes)} positional argument(s), {positional} given",
+            resolution="name the fields: " + ", ".join(known),
+        )
+    required = {
+        each.name for each in known.values() if each.default is MISSING and each.default_factory is MISSING
+    }
+    missing = required - set(given) - set(takes[:positional])
+    if missing:
+        raise SpecError(f"{owner} needs {', '.join(sorted(missing))}")
+
+
+def suggest(word: str, known: Iterable[str], *, what: str) -> str:
+    """Return advice on a word that is not among the known ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    listing = f"{what}: {', '.join(names)}" if names else f"there are no {what}"
+    return f"did you mean {near[0]!r}? {listing}" if near else listing
+
+
+def _short_repr(self: object) -> str:
+    """Show only what differs from the defaults: it stands in test ids and plans."""
+    shown: list[str] = []
+    for each in fields(cast("Any", self)):
+        value: object = getattr(self, each.name)
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        if value == default:
+            continue
+        text = repr(list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value)
+        shown.append(text if not each.kw_only else f"{each.name}={text}")
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def check_choice(value: object, choices: Any, *, field: str) -> None:  # noqa: ANN401 - a Literal form
+    """Raise SpecError unless ``value`` is one of a ``Literal``'s values."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise SpecError(
+            f"{field}: {value!r} is not one of {', '.join(map(repr, allowed))}",
+            resolution=suggest(str(value), map(str, allowed), what="choices"),
+        )
+
+
+def check_words(values: Iterable[object], *, field: str, one: type[Any] = str) -> tuple[Any, ...]:
+    """Return ``values`` as a tuple after checking each item's class.
+
+    A lone string is refused: ``packages="nginx"`` would be five packages.
+    """
+    if isinstance(values, (str, bytes)):
+        raise SpecError(
+            f"{field}: {values!r} is one item, a list is wanted", resolution=f"write [{values!r}]"
+        )
+    items = tuple(values)
+    for index, item in enumerate(items):
+        if not isinstance(item, one):
+            raise SpecError(f"{field}[{index}]: {item!r} is not a {one.__name__}")
+    return items
+
+
+def put(self: object, name: str, value: object) -> None:
+    """Set a field of a frozen value while it is being made."""
+    object.__setattr__(self, name, value)

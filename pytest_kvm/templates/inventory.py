@@ -1,0 +1,158 @@
+"""What is in the boot cache, and what goes when room is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvm.errors import UnknownTemplate
+from pytest_kvm.settings import Settings
+from pytest_kvm.templates import entry
+from pytest_kvm.templates.manifest import Damage, Manifest
+from pytest_kvm.templates.shelf import Shelf
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateInfo:
+    """A template, looked at from outside."""
+
+    key: str
+    folder: Path
+    manifest: Manifest | None
+    """None when it cannot be read: the next use drops the template."""
+    size: int
+    """Bytes on disk and in memory; holes take none."""
+    last_used: float
+    """Seconds since the epoch."""
+    in_use: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something wrong with a template."""
+
+    key: str
+    what: str
+
+
+class Inventory:
+    """The templates of a shelf.
+
+    Args:
+        shelf: Where they are.
+    """
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    @classmethod
+    def of(cls, settings: Settings) -> Inventory:
+        """Return the inventory of a run's settings."""
+        return cls(Shelf.of(settings))
+
+    def list(self) -> tuple[TemplateInfo, ...]:
+        """Return every template, those used longest ago first."""
+        if not self._shelf.folder.exists():
+            return ()
+        with self._shelf.index():
+            return self._infos()
+
+    def resolve(self, prefix: str) -> str:
+        """Return the one key that begins with ``prefix``.
+
+        Raises:
+            UnknownTemplate: None does, or several do.
+        """
+        keys = [key for key in self._shelf.known() if key.startswith(prefix)]
+        if len(keys) == 1:
+            return keys[0]
+        if not keys:
+            raise UnknownTemplate(
+                f"no template {prefix!r} in {self._shelf.folder}",
+                resolution="`pytest-kvm cache list` shows what is there",
+            )
+        raise UnknownTemplate(
+            f"{len(keys)} templates have keys that begin with {prefix!r}",
+            details="\n".join(keys),
+            resolution="write more of the key",
+        )
+
+    def remove(self, key: str) -> None:
+        """Remove a template; its files go when nobody uses them any more."""
+        with self._shelf.index():
+            self._shelf.unlink(key)
+            self._shelf.sweep()
+
+    def collect(self, *, cap: int) -> tuple[TemplateInfo, ...]:
+        """Remove templates, those used longest ago first, until the rest fits.
+
+        One that is in use or being made stays. What killed runs left goes, too.
+
+        Args:
+            cap: Bytes that templates may take up together.
+
+        Returns:
+            Those that were removed.
+        """
+        if not self._shelf.folder.exists():
+            return ()
+        with self._shelf.index():
+            infos = self._infos()
+            removed = _surplus(infos, sum(info.size for info in infos) - cap)
+            for info in removed:
+                self._shelf.unlink(info.key)
+            self._shelf.sweep()
+        return removed
+
+    def free(self, wanted: int) -> tuple[TemplateInfo, ...]:
+        """Remove templates as :meth:`collect` does, until they were ``wanted`` bytes."""
+        total = sum(info.size for info in self.list())
+        return self.collect(cap=total - wanted)
+
+    def verify(self, keys: Sequence[str]) -> tuple[Problem, ...]:
+        """Read every file of these templates and return what is wrong; changes nothing."""
+        return tuple(Problem(key=key, what=what) for key in keys for what in self._problems(key))
+
+    def _infos(self) -> tuple[TemplateInfo, ...]:
+        found = (self._info(key) for key in self._shelf.known())
+        return tuple(sorted((info for info in found if info), key=lambda info: info.last_used))
+
+    def _info(self, key: str) -> TemplateInfo | None:
+        folder = self._shelf.find(key)
+        if folder is None or not (folder / entry.USED).exists():
+            return None
+        try:
+            manifest = entry.read(folder, key)
+        except Damage:
+            manifest = None
+        return TemplateInfo(
+            key=key,
+            folder=folder,
+            manifest=manifest,
+            size=entry.size(folder),
+            last_used=(folder / entry.USED).stat().st_mtime,
+            in_use=self._shelf.is_held(folder),
+        )
+
+    def _problems(self, key: str) -> Sequence[str]:
+        held = self._shelf.hold(key)
+        if held is None:
+            return ["it cannot be opened"]
+        folder, lock = held
+        try:
+            return list(entry.problems(folder, key))
+        finally:
+            lock.release()
+
+
+def _surplus(infos: Sequence[TemplateInfo], surplus: int) -> tuple[TemplateInfo, ...]:
+    """Return the first that nobody uses, until they make up the surplus (bytes)."""
+    chosen: list[TemplateInfo] = []
+    for info in infos:
+        if surplus <= 0:
+            break
+        if not info.in_use:
+            chosen.append(info)
+            surplus -= info.size
+    return tuple(chosen)

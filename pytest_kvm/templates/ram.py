@@ -1,0 +1,81 @@
+"""Where a template's RAM file is: in the entry's folder, or in memory.
+
+``/dev/shm`` is memory on every Linux system (``shm_overview(7)``). A RAM file
+there is reached through a link in the entry, and leads back to it, so that
+whoever sweeps finds the files whose entry is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvm.host.resources import disk_free_mib, memory_available_mib, memory_total_mib
+from pytest_kvm.settings import RamPlace
+
+RAM = "ram"
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a new folder of our own is made in it
+_OWNER = "entry"
+_KEPT_FREE = 0.25
+"""Share of the memory that RAM files leave to everybody else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """Where a RAM file is to be written."""
+
+    path: Path
+    note: str = ""
+    """Why it is not where the setting wants it."""
+
+
+def placed(entry: Path, place: RamPlace, *, mib: int) -> Placed:
+    """Choose a RAM file's place, and make what leads there.
+
+    Args:
+        entry: The entry's folder.
+        place: What the setting says.
+        mib: What the file may take up.
+    """
+    own = entry / RAM
+    if place == "disk":
+        return Placed(path=own)
+    refusal = _refusal(mib)
+    if refusal:
+        return Placed(path=own, note=refusal)
+    folder = _MEMORY / f"{_prefix()}{entry.name}"
+    try:
+        folder.mkdir(mode=0o700)
+        (folder / _OWNER).symlink_to(entry.absolute())
+        # QEMU tries for ever to make what a link leads to (file_ram_open() in
+        # softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
+        (folder / RAM).touch(mode=0o600)
+    except OSError as error:
+        return Placed(path=own, note=f"{folder} cannot be made: {error.strerror}")
+    own.symlink_to(folder / RAM)
+    return Placed(path=own)
+
+
+def sweep() -> None:
+    """Remove this user's RAM files from memory whose entry is gone, of whichever store."""
+    for folder in _MEMORY.glob(f"{_prefix()}*"):
+        owner = folder / _OWNER
+        if owner.is_symlink() and not owner.exists() and folder.lstat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)  # another store's sweep may be at it, too
+
+
+def _prefix() -> str:
+    return f"pytest-kvm-{os.getuid()}-"
+
+
+def _refusal(mib: int) -> str:
+    """Say why memory is not the place, or nothing."""
+    if not _MEMORY.is_dir():
+        return f"there is no {_MEMORY}"
+    free = min(memory_available_mib(), disk_free_mib(_MEMORY))
+    kept = int(memory_total_mib() * _KEPT_FREE)
+    if free - mib < kept:
+        return f"{free} MiB of memory are free, and after {mib} MiB {kept} MiB of them have to be left"
+    return ""

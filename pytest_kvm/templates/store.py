@@ -1,0 +1,190 @@
+"""The boot cache: templates by key, shared by every run of this user.
+
+:mod:`pytest_kvm.templates.shelf` says what it looks like on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_kvm.errors import NoCapacity
+from pytest_kvm.host import locks
+from pytest_kvm.host.resources import disk_free_mib
+from pytest_kvm.settings import RamPlace, Settings
+from pytest_kvm.templates import entry, ram
+from pytest_kvm.templates.building import Building
+from pytest_kvm.templates.inventory import Inventory
+from pytest_kvm.templates.manifest import Damage, Manifest
+from pytest_kvm.templates.shelf import Shelf
+from pytest_kvm.templates.template import Template
+
+OnDiscard = Callable[[str], None]
+"""Told why a template was dropped."""
+
+BUILD_TIMEOUT = 3600.0
+"""Seconds one process waits for another that makes the same template."""
+
+_KEY = re.compile(r"[0-9a-f]{8,128}")
+_MIB = 1024 * 1024
+_log = logging.getLogger("pytest_kvm.templates")
+
+
+class TemplateStore:
+    """Templates, for those who start guests.
+
+    Args:
+        shelf: Where they are.
+        cap: Bytes they may take up together.
+        ram_place: Where new templates' RAM files are.
+    """
+
+    def __init__(self, shelf: Shelf, *, cap: int, ram_place: RamPlace = "disk") -> None:
+        self._shelf = shelf
+        self._inventory = Inventory(shelf)
+        self._cap = cap
+        self._ram_place: RamPlace = ram_place
+
+    @classmethod
+    def of(cls, settings: Settings) -> TemplateStore:
+        """Return the store of a run's settings."""
+        return cls(Shelf.of(settings), cap=settings.cache_size, ram_place=settings.cache_ram)
+
+    def claim(self, key: str, *, on_discard: OnDiscard | None = None) -> Template | None:
+        """Return the template of a key, in use until it is closed; None when there is none.
+
+        One that is damaged or of another format is dropped, with a warning in
+        the log: there is none then.
+
+        Args:
+            key: Hexadecimal digits.
+            on_discard: Told why one was dropped.
+        """
+        held = self._shelf.hold(_checked(key))
+        if held is None:
+            return None
+        folder, lock = held
+        try:
+            manifest = entry.checked(folder, key)
+        except Damage as damage:
+            lock.release()
+            self._drop(key, folder, reason=str(damage))
+            if on_discard is not None:
+                on_discard(str(damage))
+            return None
+        except BaseException:
+            lock.release()
+            raise
+        lock.touch()
+        return self._template(folder, manifest, lock)
+
+    @contextmanager
+    def building(
+        self, key: str, *, ram_mib: int = 0, on_wait: locks.OnWait | None = None
+    ) -> Iterator[Building]:
+        """Hold the right to make the template of a key, and a folder to make it in.
+
+        Whoever had to wait should :meth:`claim` first: another process has
+        probably made it. The folder is removed at the end unless it was
+        published; what a killed holder left is removed at the beginning.
+
+        Args:
+            key: What the template will answer to; replaces one that is there.
+            ram_mib: What its RAM file may take up. Room is made for it, as
+                QEMU dies when a file it has mapped finds none.
+            on_wait: Told who holds it, when somebody does.
+
+        Raises:
+            NoCapacity: The other process did not finish in time, or the disk is full.
+        """
+        lock = self._shelf.build_lock(_checked(key))
+        describe = f"making template {key[:12]}"
+        with (
+            self._full_disk_is_told(),
+            locks.exclusive(lock, describe=describe, timeout=BUILD_TIMEOUT, on_wait=on_wait),
+        ):
+            folder, held = self._shelf.new(key)
+            building: Building | None = None
+            try:
+                building = Building(
+                    key,
+                    folder=folder,
+                    ram=self._placed(folder, ram_mib),
+                    enter=lambda manifest: self._enter(manifest, folder, held),
+                )
+                yield building
+            finally:
+                if building is None or not building.is_published:
+                    self._shelf.abandon(held)
+
+    def discard(self, key: str, *, reason: str) -> None:
+        """Drop the template of a key, with a warning; the next run makes it again.
+
+        Those who use it keep its files until they close it.
+
+        Args:
+            key: Its key.
+            reason: For the log ("QEMU refused its state").
+        """
+        folder = self._shelf.find(_checked(key))
+        if folder is not None:
+            self._drop(key, folder, reason=reason)
+
+    def _placed(self, folder: Path, ram_mib: int) -> ram.Placed:
+        placed = ram.placed(folder, self._ram_place, mib=ram_mib)
+        missing = ram_mib - disk_free_mib(folder)
+        if not placed.path.is_symlink() and missing > 0:
+            self._inventory.free(missing * _MIB)
+            if ram_mib > disk_free_mib(folder):
+                raise self._no_room(f"{ram_mib} MiB of memory are to be written")
+        return placed
+
+    def _enter(self, manifest: Manifest, folder: Path, held: locks.Held) -> Template:
+        """Let the key lead to a finished entry; then keep to the cap again."""
+        with self._shelf.index():
+            self._shelf.link(manifest.key, folder)
+            held.share()  # nobody can take it alone meanwhile: that needs the index
+            held.touch()
+        self._inventory.collect(cap=self._cap)
+        return self._template(folder, manifest, held)
+
+    def _template(self, folder: Path, manifest: Manifest, held: locks.Held) -> Template:
+        def closed() -> None:
+            if self._shelf.find(manifest.key) != folder:  # dropped or replaced meanwhile
+                with self._shelf.index():
+                    self._shelf.sweep()
+
+        return Template(folder, manifest, held=held, on_close=closed)
+
+    def _drop(self, key: str, folder: Path, *, reason: str) -> None:
+        _log.warning("template %s is dropped and will be made again: %s", key[:12], reason)
+        with self._shelf.index():
+            self._shelf.unlink(key, only=folder)  # it may have been replaced meanwhile
+            self._shelf.sweep()
+
+    @contextmanager
+    def _full_disk_is_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise self._no_room(str(error.strerror)) from None
+
+    def _no_room(self, why: str) -> NoCapacity:
+        folder = self._shelf.folder
+        return NoCapacity(
+            f"no room for a template in {folder}: {why}",
+            details=f"{disk_free_mib(folder)} MiB are free",
+            resolution="remove some with `pytest-kvm cache gc`, or choose another disk with --kvm-cache-dir",
+        )
+
+
+def _checked(key: str) -> str:
+    if _KEY.fullmatch(key) is None:
+        raise ValueError(f"{key!r} is not a template's key")
+    return key

@@ -1,0 +1,74 @@
+"""Waiting for a condition: the only place that polls.
+
+Every wait names what it waits for, logs only changes of what it sees, and
+carries the last observation when it runs out of time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from pytest_kvm.errors import KvmError, WaitTimeout
+
+T = TypeVar("T")
+_log = logging.getLogger("pytest_kvm.wait")
+
+
+class NotYet(Exception):  # noqa: N818 - it is no error: it says "ask again"
+    """Raised by a condition that does not hold yet; its text is the observation."""
+
+
+def wait_until(
+    condition: Callable[[], T],
+    *,
+    describe: str,
+    timeout: float,
+    every: float = 0.25,
+    error: type[KvmError] = WaitTimeout,
+    details: Callable[[], str] = lambda: "",
+    log: logging.Logger = _log,
+) -> T:
+    """Call ``condition`` until it returns, and return its value.
+
+    Args:
+        condition: Returns when what is waited for has come, raises
+            :class:`NotYet` with what it saw when it has not. Anything else it
+            raises ends the wait at once.
+        describe: What is waited for, as a noun phrase ("port 80 of web").
+        timeout: Seconds until ``error`` is raised.
+        every: Seconds between two calls.
+        error: The class raised when time runs out.
+        details: Asked once, when time runs out, for facts to add.
+        log: Where changes of the observation go.
+
+    Raises:
+        KvmError: of class ``error``, with the last observation.
+    """
+    seen = ""
+
+    def note(state: tenacity.RetryCallState) -> None:
+        nonlocal seen
+        outcome = state.outcome
+        now = str(outcome.exception()) if outcome else ""
+        if now != seen:
+            seen = now
+            log.debug("waiting for %s: %s", describe, now)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(NotYet),
+        stop=tenacity.stop_after_delay(timeout),
+        wait=tenacity.wait_fixed(every),
+        after=note,
+    )
+    try:
+        return retrying(condition)
+    except tenacity.RetryError as last:
+        observed = str(last.last_attempt.exception())
+        raise error(
+            f"timed out after {timeout:.0f} s waiting for {describe}; last seen: {observed or 'nothing'}",
+            details=details(),
+        ) from None

@@ -1,0 +1,268 @@
+"""Make a checkout ready to run: host packages, virtual environment, the project itself.
+
+Run by whatever ``python3`` there is (``make setup``), before anything is
+installed: standard library only. Safe to run again: what is there already is
+checked, not redone.
+
+Exit code 0: ready. 1: this machine lacks something; what, and the command that
+brings it, is on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "pytest-kvm-setup.json"
+PACKAGES = ROOT / "pytest_kvm" / "host" / "packages.py"
+INPUTS = (ROOT / "pyproject.toml", Path(__file__).resolve(), PACKAGES)
+
+MINIMUM = (3, 11)
+INTERPRETERS = ("python3.13", "python3.12", "python3.11", "python3")
+
+PROBE = """
+import ensurepip, json, os, sys, sysconfig, venv
+print(json.dumps({
+    "version": sys.version_info[:3],
+    "path": os.path.realpath(sys.executable),
+    "headers": os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")),
+}))
+"""
+"""Fails where Debian's python3-venv is missing; headers are for libvirt-python."""
+
+HEALTH = """
+import libvirt, paramiko, pytest, sys
+from importlib.util import find_spec
+print(sys.prefix, *find_spec("pytest_kvm").submodule_search_locations, sep="\\n")
+"""
+"""Imports what was compiled; finds the project without running it."""
+
+
+class SetupError(Exception):
+    """Something is missing that this script may not or cannot bring."""
+
+
+def main() -> int:
+    """Bring the checkout to the wanted state."""
+    parser = argparse.ArgumentParser(description="make this checkout ready to run")
+    parser.add_argument("--extra", action="append", default=[], help="extra of pyproject.toml (repeatable)")
+    parser.add_argument("--no-host-packages", action="store_true", help="trust that they are there")
+    arguments = parser.parse_args()
+    extras = frozenset(arguments.extra)
+    # Two make runs in one checkout; the lock dies with its holder.
+    folder = os.open(ROOT, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        is_current = is_up_to_date(extras)
+        if not arguments.no_host_packages:
+            install_host_packages(needs_interpreter=not is_current)
+        if not is_current:
+            install_project(extras)
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def say(line: str) -> None:
+    """Show one step, at once also where stdout is a file."""
+    print(f"setup: {line}", flush=True)
+
+
+# ---------------------------------------------------------------- host packages
+
+
+def install_host_packages(*, needs_interpreter: bool) -> None:
+    """Install what the table in ``pytest_kvm/host/packages.py`` misses here, if allowed.
+
+    Args:
+        needs_interpreter: Whether a Python that can make ``.venv`` counts as missing.
+
+    Raises:
+        SetupError: Something is missing and only root may install it; the
+            message is what to type.
+    """
+    table = load_table()
+    lacking = table.missing()
+    if needs_interpreter and "python-build" not in lacking and not usable_interpreters():
+        lacking.append("python-build")
+    if not lacking and (os.geteuid() != 0 or table.has_qemu_account()):
+        return
+    for need in lacking:
+        say(f"missing: {need} ({table.NEEDS[need].why})")
+    commands = table.install_commands(lacking)
+    if not commands:
+        raise SetupError(f"no known package manager; please bring: {', '.join(lacking)}")
+    prefix = privileges()
+    if prefix is None:
+        typed = "\n".join(f"  sudo {shlex.join(command)}" for command in commands)
+        raise SetupError(f"this needs root, and `sudo -n` does not work; please run\n{typed}\nand try again")
+    for command in commands:
+        say(f"running {shlex.join(command)}")
+        run([*prefix, "env", "DEBIAN_FRONTEND=noninteractive", *command], quiet=True)
+    unmet = [need for need in lacking if not table.is_met(need)]
+    if unmet:
+        raise SetupError(f"still missing after the installation: {', '.join(unmet)}")
+
+
+def load_table() -> ModuleType:
+    """Return the module with the table: the package around it cannot be imported yet."""
+    spec = importlib.util.spec_from_file_location("host_packages", PACKAGES)
+    if spec is None or spec.loader is None:
+        raise SetupError(f"{PACKAGES} cannot be loaded")
+    table = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = table  # dataclasses look there
+    spec.loader.exec_module(table)
+    return table
+
+
+def privileges() -> list[str] | None:
+    """Return what to put before a command so that root runs it, None if there is no way."""
+    if os.geteuid() == 0:
+        return []
+    sudo = shutil.which("sudo")
+    if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True, check=False).returncode == 0:
+        return [sudo, "-n"]
+    return None
+
+
+# ---------------------------------------------------------------- interpreter
+
+
+def choose_interpreter() -> str:
+    """Return the path of the newest usable interpreter, or ``$PYTHON``.
+
+    As root, one that everybody may execute wins over a newer private one: the
+    tests run part of themselves as an ordinary user.
+    """
+    asked = os.environ.get("PYTHON")
+    if asked:
+        found = probe(shutil.which(asked) or asked)
+        if found is None:
+            raise SetupError(f"PYTHON={asked} is not Python ≥ 3.11 with venv and headers")
+        return str(found["path"])
+    usable = usable_interpreters()
+    if not usable:
+        raise SetupError("no Python ≥ 3.11 with venv and headers on PATH; set PYTHON=/path/to/python3")
+    best = max(usable, key=lambda facts: (os.geteuid() != 0 or is_public(facts["path"]), facts["version"]))
+    return str(best["path"])
+
+
+def usable_interpreters() -> list[dict[str, Any]]:
+    """Return what every interpreter says of itself that could carry ``.venv``."""
+    folders = dict.fromkeys([*os.get_exec_path(), "/usr/local/bin", "/usr/bin"])
+    files = [Path(folder) / name for name in INTERPRETERS for folder in folders]
+    return [facts for file in files if os.access(file, os.X_OK) and (facts := probe(str(file)))]
+
+
+def probe(interpreter: str) -> dict[str, Any] | None:
+    """Return what an interpreter says of itself, None if it will not do."""
+    try:
+        answer = subprocess.run(
+            [interpreter, "-c", PROBE], capture_output=True, text=True, timeout=30, check=False
+        )
+        facts: dict[str, Any] = json.loads(answer.stdout)
+    except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError):
+        return None
+    return facts if tuple(facts["version"]) >= MINIMUM and facts["headers"] else None
+
+
+def is_public(path: str) -> bool:
+    """Tell whether every user may reach and execute ``path``."""
+    file = Path(path)
+    return all(step.stat().st_mode & 0o001 for step in (file, *file.parents))
+
+
+# ---------------------------------------------------------------- environment
+
+
+def is_up_to_date(extras: frozenset[str]) -> bool:
+    """Tell whether ``.venv`` holds all that is wanted, of the files that are here now."""
+    stamp = read_stamp()
+    return stamp["inputs"] == digest_of_inputs() and extras <= set(stamp["extras"]) and is_healthy()
+
+
+def install_project(extras: frozenset[str]) -> None:
+    """Make ``.venv`` hold the project, editable, with at least ``extras``."""
+    if not is_venv_of_this_folder():
+        interpreter = choose_interpreter()
+        say(f"making {VENV.name} with {interpreter}")
+        run([interpreter, "-m", "venv", "--clear", str(VENV)])
+    wanted = sorted(extras | set(read_stamp()["extras"]))
+    requirement = f"{ROOT}[{','.join(wanted)}]" if wanted else str(ROOT)
+    say(f"installing {requirement} into {VENV.name} (about half a minute)")
+    STAMP.unlink(missing_ok=True)
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    run([*pip, "install", "-qq", "--editable", requirement])
+    STAMP.write_text(json.dumps({"inputs": digest_of_inputs(), "extras": wanted}) + "\n")
+    if not is_healthy():
+        raise SetupError(f"{VENV} was installed but cannot import the project; remove it and try again")
+
+
+def digest_of_inputs() -> str:
+    """Return one digest of every file that decides what is installed."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in INPUTS)).hexdigest()
+
+
+def read_stamp() -> dict[str, Any]:
+    """Return what the last complete installation was made of."""
+    try:
+        stamp: dict[str, Any] = json.loads(STAMP.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {"inputs": "", "extras": []}
+    return stamp
+
+
+def is_healthy() -> bool:
+    """Tell whether the environment still imports this very checkout."""
+    answer = ask_venv(HEALTH)
+    return answer.splitlines() == [str(VENV), str(ROOT / "pytest_kvm")]
+
+
+def is_venv_of_this_folder() -> bool:
+    """Tell whether ``.venv`` runs and was made here: a moved one keeps old paths."""
+    if ask_venv("import sys; print(sys.prefix)").strip() != str(VENV):
+        return False
+    script = VENV / "bin" / "pip"
+    return script.exists() and str(VENV).encode() in script.read_bytes()
+
+
+def ask_venv(code: str) -> str:
+    """Return what ``code`` prints in the environment; empty if it cannot run."""
+    try:
+        argv = [str(VENV / "bin" / "python"), "-c", code]
+        answer = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False)
+    except OSError:
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def run(argv: list[str], *, quiet: bool = False) -> None:
+    """Run a command; a quiet one's output is shown only when it fails."""
+    output = subprocess.PIPE if quiet else None
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    except OSError as error:
+        raise SetupError(f"{shlex.join(argv)}: {error}") from None
+    if done.returncode != 0:
+        sys.stderr.write((done.stdout or b"").decode(errors="replace"))
+        raise SetupError(f"this command failed with exit code {done.returncode}:\n  {shlex.join(argv)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Specs whose domain XML and seeds are kept as golden files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest_kvm as kvm
+from pytest_kvm.render.cloud_config import Identity
+from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
+
+IDENTITY = Identity(
+    instance_id="11111111-2222-4333-8444-555555555555",
+    hostname="web",
+    authorized_key="ssh-ed25519 AAAAuser",
+    host_private_key="-----BEGIN KEY-----\nsecret\n-----END KEY-----\n",
+    host_public_key="ssh-ed25519 AAAAhost",
+)
+CONTROL_MAC = "52:54:00:00:00:0a"
+
+
+def _add_watchdog(domain):
+    devices = domain.find("devices")
+    devices.append(devices.makeelement("watchdog", {"model": "i6300esb", "action": "reset"}))
+    return domain
+
+
+CASES: dict[str, kvm.GuestSpec] = {
+    "plain": kvm.GuestSpec("debian-13"),
+    "uefi": kvm.GuestSpec("debian-13", firmware="uefi", boot="firmware"),
+    "bios": kvm.GuestSpec("debian-13", boot="firmware"),
+    "disks": kvm.GuestSpec(
+        "debian-13",
+        disks=[
+            kvm.Disk(size="1GiB", serial="data"),
+            kvm.Disk(size="1GiB", bus="scsi", format="raw"),
+            kvm.Disk(size="1GiB", bus="sata"),
+            kvm.Disk(size="1GiB", bus="usb", readonly=True),
+        ],
+    ),
+    "nics": kvm.GuestSpec(
+        "debian-13",
+        nics=[kvm.Nic("default", model="e1000e"), kvm.Nic(bridge="br0", link="down"), kvm.Nic(dhcp=False)],
+        internet=True,
+    ),
+    "small_virtio_console": kvm.GuestSpec(
+        "debian-13",
+        memory="512MiB",
+        vcpus=1,
+        cpu="Nehalem",
+        console="virtio",
+        cmdline_extra="loglevel=7 a=\"<&>'",
+    ),
+    "hook": kvm.GuestSpec("debian-13", xml=_add_watchdog),
+    "cloud_init": kvm.GuestSpec(
+        "debian-13",
+        hostname="web.example.org",
+        timezone="Europe/Berlin",
+        login="alice",
+        packages=["nginx"],
+        cloud_init=kvm.CloudInit(
+            users=[kvm.User("bob", sudo=False, groups=["adm"], authorized_keys=["ssh-ed25519 AAAAbob"])],
+            files=[
+                kvm.File("/etc/a: b", "text: 'with' \"quotes\"\n#and\ttabs\n", mode=0o600),
+                kvm.File("/home/bob/x", b"\xff\x00", owner="bob:bob"),
+            ],
+            run_commands=["echo 'a' > /b", ["touch", "/with space; rm -rf /"]],
+            user_data={"write_files": [{"path": "/raw"}], "ssh_pwauth": True, "swap": {"size": 0}},
+            network_config={"ethernets": {"kvm-control": {"mtu": 1400}}},
+            vendor_data={"bootcmd": ["true"]},
+        ),
+    ),
+}
+
+
+def plan_for(spec: kvm.GuestSpec) -> DomainPlan:
+    """Return what a run would have chosen, always the same."""
+    folder = Path("/run/kvm")
+    extra = [
+        DiskPlan(
+            path=folder / f"disk{number}",
+            format=disk.format,
+            bus=disk.bus,
+            serial=disk.serial,
+            readonly=disk.readonly,
+        )
+        for number, disk in enumerate(spec.disks, start=1)
+    ]
+    direct = DirectBoot(
+        kernel=Path("/images/vmlinuz"),
+        initrd=Path("/images/initrd"),
+        cmdline=f"root=LABEL=root console=ttyS0 {spec.cmdline_extra}".strip(),
+    )
+    return DomainPlan(
+        name="0123abcd-web",
+        uuid=IDENTITY.instance_id,
+        session="0123abcd",
+        owner_pid=4711,
+        owner_started=1700000000.25,
+        accel="tcg",
+        disks=[
+            DiskPlan(path=folder / "root.qcow2", format="qcow2"),
+            *extra,
+            DiskPlan(path=folder / "seed.iso", format="raw", readonly=True),
+        ],
+        control_mac=CONTROL_MAC,
+        nics=[NicPlan(nic=nic, mac=f"52:54:00:00:01:0{number}") for number, nic in enumerate(spec.nics)],
+        console_log=folder / "console.log",
+        console_socket=folder / "console.sock",
+        direct_boot=None if spec.boot == "firmware" else direct,
+    )

@@ -1,0 +1,107 @@
+"""The other connections: a session daemon of the user's own, and a system daemon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pytest_kvm.plugin.session import settings_stashed
+
+SUITE = """
+import pytest_kvm as kvm
+
+
+@kvm.guest
+def machine():
+    return kvm.GuestSpec(memory="512MiB")
+
+
+def test(machine):
+    assert machine.run(["echo", "hello"]).stdout == "hello\\n"
+    assert machine.agent.ping() is None
+    assert machine.screenshot().startswith(b"\\x89PNG")
+"""
+NOBODY = 65534
+STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
+"""What a system daemon keeps; under a file system of the test's own nothing of it stays."""
+SYSTEM = """
+set -e
+for folder in {state}; do mkdir -p "$folder"; mount -t tmpfs tmpfs "$folder"; done
+ip link set lo up
+virtlogd >/run/libvirt/virtlogd.out 2>&1 &
+libvirtd >/run/libvirt/libvirtd.out 2>&1 &
+until test -S /run/libvirt/libvirt-sock && test -S /run/libvirt/virtlogd-sock; do sleep 0.1; done
+"$@"; exit $?
+"""
+NAMESPACES = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
+"""Daemons end with the test. The shell in front is their init and reaps what they
+leave behind: outside, this very process would be their reaper, and libvirt waits
+long for a QEMU that is a zombie."""
+
+
+@pytest.fixture
+def work():
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def command(work, uri, cache_dir):
+    (work / "suite").mkdir()
+    (work / "suite" / "test_connection.py").write_text(SUITE)
+    (work / "suite" / "pytest.ini").write_text("[pytest]\n")
+    return [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", str(work / "suite")),
+        *(f"--kvm-uri={uri}", f"--kvm-cache-dir={cache_dir}", f"--kvm-run-dir={work / 'r'}"),
+    ]
+
+
+def finish(argv, work, **options):
+    finished = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, **options)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "1 passed" in finished.stdout
+    assert [path.name for path in (work / "r").iterdir()] == ["guard"]
+
+
+def readable(cache_dir, work):
+    """Copy the image to where the user may read it."""
+    for part in ("blobs", "names"):
+        shutil.copytree(cache_dir / "images" / part, work / "cache" / "images" / part)
+    for path in (work / "cache", *(work / "cache").rglob("*")):
+        os.chown(path, work.stat().st_uid, -1)
+    return work / "cache"
+
+
+def test_session(pytestconfig, work):
+    """A daemon that libvirt starts for the user, and that would linger."""
+    rights, prefix = ["--user", "--map-current-user"], []
+    for path in (work / "run", work / "home"):
+        path.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        rights = []
+        prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
+        for path in (work, work / "run", work / "home"):
+            os.chown(path, NOBODY, NOBODY)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(work / "home"),
+        "XDG_RUNTIME_DIR": str(work / "run"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    cache_dir = readable(settings_stashed(pytestconfig).cache_dir, work)
+    shell = ["bash", "-c", '"$@"; exit $?', "bash"]
+    argv = [*NAMESPACES, *rights, *shell, *prefix, *command(work, "qemu:///session", cache_dir)]
+    finish(argv, work, env=environment)
+
+
+def test_system(pytestconfig, work):
+    """A real libvirtd, in namespaces that end with the test."""
+    cache_dir = settings_stashed(pytestconfig).cache_dir
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    shell = ["bash", "-c", SYSTEM.format(state=" ".join(STATE)), "bash"]
+    finish([*NAMESPACES, *rights, "--net", *shell, *command(work, "qemu:///system", cache_dir)], work)

@@ -1,0 +1,38 @@
+"""Images are built from packages once, whoever asks, and boot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest_kvm as kvm
+from pytest_kvm.images.store import Store
+from pytest_kvm.plugin.session import settings_stashed
+from pytest_kvm.spec.image import ImageRef
+
+
+def build(cache_dir):
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest_kvm",
+        f"--kvm-cache-dir={cache_dir}",
+        "images",
+        "build",
+        "debian-12",
+    ]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_processes_build_once_and_debian_12_boots(pytestconfig, kvm_guests):
+    settings = settings_stashed(pytestconfig)
+    store = Store.of(settings)
+    if store.find(ImageRef("debian-12")) is not None:
+        store.remove("debian-12")
+    both = [build(settings.cache_dir), build(settings.cache_dir)]
+    outputs = [process.communicate(timeout=600)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("installing packages" in output for output in outputs) == 1, outputs
+    assert sum("waiting for debian-12" in output for output in outputs) == 1, outputs
+    guest = kvm_guests.boot(kvm.GuestSpec("debian-12", memory="512MiB"))
+    assert "VERSION_CODENAME=bookworm" in guest.read_text("/etc/os-release")

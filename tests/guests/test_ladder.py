@@ -1,0 +1,134 @@
+"""Guests broken on purpose, one for each rung: the boot fails early and says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm import errors
+from pytest_kvm.handles.phases import Phases
+
+MEMORY = {"memory": "768MiB", "vcpus": 2}
+
+
+def spec(**fields):
+    return kvm.GuestSpec(**{**MEMORY, **fields})
+
+
+def test_a_kernel_panic(boot):
+    # Without its initrd this kernel cannot even read the disk.
+    with pytest.raises(
+        errors.KernelPanicked, match="the kernel panicked: .*Unable to mount root fs"
+    ) as failed:
+        boot(spec(cmdline_extra="rdinit=/nonexistent root=/dev/vda1"))
+    assert "boot phases: power on 0.0 s" in failed.value.details
+    assert "VFS: Cannot open root device" in failed.value.details
+
+
+def test_an_initrd_that_gives_up(boot):
+    with pytest.raises(errors.KernelPanicked, match="the initrd gave up: .*No working init found"):
+        boot(spec(cmdline_extra="init=/nonexistent"))
+
+
+def test_a_root_device_that_does_not_exist(boot):
+    with pytest.raises(errors.EmergencyMode, match="/dev/nonexistent"):
+        boot(spec(cmdline_extra="root=/dev/nonexistent"))
+
+
+def test_emergency_mode(boot):
+    with pytest.raises(errors.EmergencyMode, match="init gave up"):
+        boot(spec(cmdline_extra="systemd.unit=emergency.target"))
+
+
+def test_no_bootable_device(boot, tmp_path):
+    blank = tmp_path / "blank.raw"
+    blank.write_bytes(bytes(1024 * 1024))
+
+    def on_a_blank_disk(domain):
+        disk = domain.find("devices/disk")
+        disk.find("driver").set("type", "raw")
+        disk.find("source").set("file", str(blank))
+        return domain
+
+    with pytest.raises(errors.NoBootableDevice, match="the BIOS found nothing to boot"):
+        boot(spec(boot="firmware", xml=on_a_blank_disk))
+
+
+def test_qemu_died(kvm_guests, monkeypatch):
+    speaks = threading.Event()
+    spoken_to = Phases.reached
+
+    def told(phases, phase):
+        spoken_to(phases, phase)
+        speaks.set()
+
+    monkeypatch.setattr(Phases, "reached", told)
+    uuids = []
+
+    def spied(domain):
+        uuids.append(domain.findtext("uuid"))
+        return domain
+
+    # A spec of its own: there is never a template of a guest that dies while it boots.
+    guest = kvm_guests.start(spec(xml=spied, cmdline_extra="dies=1"))
+    assert speaks.wait(120)
+    (pid,) = qemu_of(uuids[-1])
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    with pytest.raises(errors.QemuDied, match="while the guest was booting: .*(signal 9|SIGKILL|killed)"):
+        guest.wait_ready()
+    assert time.monotonic() - killed < 10
+
+
+def qemu_of(uuid):
+    """Return the process ids of the QEMU with that UUID."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"qemu" in words[0] and uuid.encode() in words:
+            found.append(int(entry.name))
+    return found
+
+
+def test_sshd_never_answers(boot):
+    with pytest.raises(errors.SshNeverAnswered, match="finished booting .* nothing listens on port 22"):
+        boot(spec(cmdline_extra="systemd.mask=ssh.service systemd.mask=ssh.socket"))
+
+
+def test_the_login_is_refused(boot):
+    no_keys = kvm.File("/etc/ssh/sshd_config.d/00-no-keys.conf", "PubkeyAuthentication no\n")
+    with pytest.raises(errors.LoginRefused, match="refused") as failed:
+        boot(spec(cloud_init=kvm.CloudInit(files=[no_keys])))
+    assert "banner" in failed.value.details
+
+
+def test_cloud_init_fails(boot):
+    script = "echo no such database >&2; exit 7"
+    with pytest.raises(errors.CloudInitFailed, match="runcmd") as failed:
+        boot(spec(cloud_init=kvm.CloudInit(run_commands=[script])))
+    assert "no such database" in failed.value.details
+
+
+def test_cloud_init_is_not_done_at_the_deadline(boot):
+    with pytest.raises(errors.CloudInitTimeout, match=r"still ran after .* modules-final") as failed:
+        boot(
+            spec(
+                boot_timeout=80,  # late enough for sshd to be there, on a busy machine, too
+                cloud_init=kvm.CloudInit(run_commands=["echo counting sheep", "sleep 3600"]),
+            )
+        )
+    assert "counting sheep" in failed.value.details
+
+
+def test_a_unit_that_the_spec_wants_fails(boot):
+    with pytest.raises(errors.UnitNotActive, match="no-such-thing.service will not become active"):
+        boot(spec(units=["no-such-thing.service"]))

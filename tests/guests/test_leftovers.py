@@ -1,0 +1,121 @@
+"""However a run ends, nothing of it stays: no process, file, socket or lock."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_kvm.host.paths import sweep
+from pytest_kvm.host.watcher import processes_of
+from pytest_kvm.waiting import NotYet, wait_until
+
+SUITE = """
+import signal
+
+import pytest_kvm as kvm
+
+# A shell that put us into the background had us ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@kvm.guest(scope="session")
+def machine():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+
+def test_forever(machine):
+    print("GUEST IS UP", flush=True)
+    machine.run(["sleep", "3600"])
+"""
+
+
+@pytest.fixture
+def run_dir():
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def suite(pytester, run_dir):
+    """A pytest process of its own, with a guest that is asked to run for an hour."""
+    pytester.makepyfile(SUITE)
+    output = pytester.path / "output"
+    with output.open("w") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-s", f"--kvm-run-dir={run_dir}", "--kvm-cache=off"],
+            stdout=sink,
+            stderr=sink,
+        )
+        try:
+            yield process, output
+        finally:
+            process.kill()
+            process.wait()
+
+
+def shown(output, text):
+    def look():
+        if text not in output.read_text():
+            raise NotYet(output.read_text()[-2000:])
+
+    return look
+
+
+def gone(run_dir):
+    def look():
+        left = [path.name for path in run_dir.iterdir() if path.name != "guard"]
+        running = processes_of(run_dir)
+        if left or running:
+            raise NotYet(f"files {left}, processes {running}")
+
+    return look
+
+
+@pytest.mark.parametrize("when", ["machine: power on", "GUEST IS UP"])
+def test_after_kill_9(suite, run_dir, when):
+    process, output = suite
+    wait_until(shown(output, when), describe=when, timeout=300)
+    wait_until(lambda: processes_of(run_dir) or _not_yet("no QEMU"), describe="QEMU", timeout=60)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(gone(run_dir), describe="the watcher's work", timeout=30)
+
+
+def test_after_ctrl_c(suite, run_dir):
+    process, output = suite
+    wait_until(shown(output, "GUEST IS UP"), describe="the guest", timeout=300)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
+    gone(run_dir)()
+    assert "KeyboardInterrupt" in output.read_text()
+
+
+def test_a_dead_watcher_is_made_up_for_by_the_next_run(suite, run_dir):
+    process, output = suite
+    wait_until(shown(output, "the kernel speaks"), describe="the kernel", timeout=300)
+    for child in psutil.Process(process.pid).children():
+        if "watcher.py" in " ".join(child.cmdline()):
+            child.kill()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = (path for path in run_dir.iterdir() if path.is_dir())
+    assert processes_of(run_dir), "the guest outlived its run, as this test wants it"
+    assert sweep(run_dir) == [folder]
+    gone(run_dir)()
+
+
+def test_a_live_run_is_not_swept(suite, run_dir):
+    process, output = suite
+    wait_until(shown(output, "machine: power on"), describe="power on", timeout=300)
+    assert sweep(run_dir) == []
+    assert process.poll() is None
+
+
+def _not_yet(seen):
+    raise NotYet(seen)

@@ -1,0 +1,66 @@
+"""Everything works without root; the folders are that user's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pytest_kvm.plugin.session import settings_stashed
+
+SOMEBODY = 54321
+"""A user id that no account has: nothing may depend on a home or a login."""
+
+
+@pytest.fixture
+def home(pytestconfig, project_root):
+    """A home with the quickstart suite and a cache that has the image."""
+    with tempfile.TemporaryDirectory(prefix="home-", dir="/var/tmp") as name:
+        home = Path(name)
+        shutil.copytree(project_root / "example_suites" / "quickstart", home / "suite")
+        images = settings_stashed(pytestconfig).cache_dir / "images"
+        for part in ("blobs", "names"):
+            shutil.copytree(images / part, home / "cache" / "pytest-kvm" / "images" / part)
+        for path in (home, *home.rglob("*")):
+            os.chown(path, *_ids())
+        yield home
+
+
+def _ids():
+    return (SOMEBODY, SOMEBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+def _as_somebody():
+    if os.geteuid() != 0:
+        return []
+    return ["setpriv", f"--reuid={SOMEBODY}", f"--regid={SOMEBODY}", "--clear-groups", "--inh-caps=-all"]
+
+
+def test_quickstart_as_an_ordinary_user(home):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    run_dir = home / "r"
+    argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--kvm-run-dir={run_dir}", "."]
+    finished = subprocess.run(
+        [*_as_somebody(), *argv],
+        cwd=home / "suite",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "4 passed" in finished.stdout
+    assert finished.stderr == "", "libvirt's own chatter stays away from the terminal"
+    assert [path.name for path in run_dir.iterdir()] == ["guard"]
+    assert run_dir.stat().st_uid == _ids()[0]

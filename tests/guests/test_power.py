@@ -1,0 +1,69 @@
+"""One guest, switched off and on in every way that it survives; the tests build on one another."""
+
+from __future__ import annotations
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import GuestGone, WaitTimeout
+
+
+@kvm.guest(scope="module")
+def victim():
+    return kvm.GuestSpec(memory="768MiB", vcpus=2, reset="never")
+
+
+BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
+
+
+def test_a_reboot_is_another_boot_of_the_same_system(victim):
+    before = victim.run(BOOT_ID).stdout
+    victim.run("echo kept >/root/kept; sync; touch /run/lost")
+    victim.reboot()
+    assert victim.run(BOOT_ID).stdout != before
+    assert victim.read_text("/root/kept") == "kept\n"
+    assert not victim.run("test -e /run/lost", check=False).ok
+    assert victim.journal("systemd-journald", lines=1)
+
+
+def test_a_guest_that_is_paused_goes_on_where_it_was(victim):
+    with victim.start("while echo tick; do sleep 0.2; done") as clock:
+        ticks = clock.lines()
+        next(ticks)
+        victim.pause()
+        assert victim.machine.domain.state().value == "paused"
+        before = clock.so_far().stdout
+        victim.resume()
+        next(ticks)
+        assert clock.so_far().stdout.startswith(before)
+    assert victim.run("echo awake").stdout == "awake\n"
+
+
+def test_a_crash_is_noticed_and_a_hard_reboot_brings_the_guest_back(victim):
+    before = victim.run(BOOT_ID).stdout
+    assert "sysrq triggered crash" in victim.crash()
+    assert victim.state == "running"  # QEMU does; that is what the next line is about
+    victim.reboot(hard=True)
+    assert victim.run(BOOT_ID).stdout != before
+
+
+def test_a_panic_ends_a_wait_at_once(victim):
+    victim.start("sleep 3; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger")
+    with pytest.raises(GuestGone, match=r"panicked while waiting for /never to be there: .*sysrq"):
+        victim.wait_for_file("/never", timeout=600)
+
+
+def test_a_guest_that_does_not_shut_down_is_told(victim):
+    with pytest.raises(WaitTimeout, match="did not shut down within 2 s"):
+        victim.shutdown(button=True, timeout=2)  # its kernel has panicked
+
+
+def test_after_the_cable_is_pulled_every_verb_says_that_the_guest_is_gone(victim):
+    victim.power_off()
+    assert victim.state == "ended"
+    with pytest.raises(GuestGone):
+        victim.run("true")
+    with pytest.raises(GuestGone):
+        victim.wait_for_console("anything", timeout=60)
+    assert victim.console_tail()
+    victim.power_off()

@@ -1,0 +1,64 @@
+"""What only libvirt can show, on its test driver."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pytest_kvm.errors import ConnectionFailed, DomainFailed, HypervisorError
+from pytest_kvm.hypervisor.connect import open_hypervisor
+
+XML = """
+<domain type='test'>
+  <name>{name}</name><memory unit='MiB'>8</memory><os><type>{kind}</type></os>
+</domain>
+"""
+
+
+@pytest.fixture
+def hypervisor(tmp_path):
+    opened = open_hypervisor("test:///default", run_dir=tmp_path / "run", cache_dir=tmp_path / "cache")
+    yield opened
+    opened.close()
+
+
+def test_a_refusal_carries_libvirts_text_and_no_libvirt_error(hypervisor):
+    with pytest.raises(DomainFailed, match="libvirt could not create the domain web") as caught:
+        hypervisor.create(XML.format(name="web", kind="nonsense"))
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_a_refused_domain_leaves_its_name_free(hypervisor):
+    with pytest.raises(DomainFailed):
+        hypervisor.create(XML.format(name="web", kind="nonsense"))
+    hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
+
+
+def test_what_the_driver_lacks_is_said(hypervisor):
+    domain = hypervisor.create(XML.format(name="web", kind="hvm"))
+    with pytest.raises(HypervisorError, match="not supported by the connection driver") as caught:
+        domain.agent("guest-ping", timeout=1)
+    assert "qemu:///embed" in caught.value.resolution
+    domain.destroy()
+
+
+def test_domains_of_others_are_listed(hypervisor):
+    assert "test" in {domain.name for domain in hypervisor.domains()}
+    assert {domain.pid for domain in hypervisor.domains()} == {None}
+
+
+def test_many_threads_create_and_destroy_on_one_connection(hypervisor):
+    def live(number):
+        domain = hypervisor.create(XML.format(name=f"guest{number}", kind="hvm"))
+        domain.destroy()
+        return domain.end_reason()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(live, range(64))) == {"destroyed"}
+
+
+def test_an_unknown_scheme_is_a_failed_connection(tmp_path):
+    with pytest.raises(ConnectionFailed, match="bogus:///x"):
+        open_hypervisor("bogus:///x", run_dir=tmp_path, cache_dir=tmp_path)

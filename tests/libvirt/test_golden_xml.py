@@ -1,0 +1,33 @@
+"""What render writes is what libvirt reads and starts."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pytest_kvm.hypervisor.connect import open_hypervisor
+from tests.conftest import ROOT
+
+GOLDEN = sorted((ROOT / "tests/golden").glob("*.xml"))
+
+
+def test_there_is_golden_xml():
+    assert GOLDEN
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
+def test_libvirt_accepts_and_starts_golden_xml(file, tmp_path):
+    root = ET.parse(file).getroot()
+    root.set("type", "test")  # the one word that names the driver
+    hypervisor = open_hypervisor("test:///default", run_dir=tmp_path / "run", cache_dir=tmp_path / "cache")
+    domain = hypervisor.create(ET.tostring(root, encoding="unicode"))
+    try:
+        assert root.findtext("uuid") == domain.uuid
+        live = ET.fromstring(domain.xml())
+        for device in ("disk", "interface", "serial", "console", "channel", "rng", "video"):
+            wanted, got = (len(tree.findall(f"devices/{device}")) for tree in (root, live))
+            assert got >= wanted, f"libvirt dropped a {device}"
+    finally:
+        domain.destroy()
+        hypervisor.close()

@@ -1,0 +1,166 @@
+"""A suite on one real guest, in pytest processes of its own with a boot cache of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvm.host.watcher import processes_of
+from pytest_kvm.templates import ram
+from pytest_kvm.waiting import NotYet, wait_until
+
+SUITE = """
+import pytest_kvm as kvm
+
+
+@kvm.guest(scope="module")
+def vm():
+    return kvm.GuestSpec(
+        memory="512MiB", vcpus=1, prepare=["cat /proc/sys/kernel/random/uuid >/root/made"]
+    )
+
+
+def look(vm, record_property):
+    record_property("made", vm.read_text("/root/made"))
+    assert vm.run("ls /root /dev/shm").stdout.split() == ["/dev/shm:", "/root:", "made"]
+    vm.run("touch /root/changed /dev/shm/changed")
+
+
+def test_a(vm, record_property):
+    look(vm, record_property)
+
+
+def test_b(vm, record_property):
+    look(vm, record_property)
+"""
+
+_WITHIN = 300
+_PROBE = "kvm-probe.json"
+"""What was found out about this machine's KVM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run came to."""
+
+    exit_code: int
+    output: str
+    made: set[str]
+    """What the preparation of the guests that tests saw has left: a random word each time it runs."""
+    ways: list[dict[str, str]]
+    """Of each test, how its guest came to be and was reset."""
+
+    @property
+    def summary(self) -> str:
+        """The run's last line about guests."""
+        lines: list[str] = re.findall(r"^kvm: \d+ guests?, .*", self.output, re.MULTILINE)
+        return lines[-1]
+
+    def is_fine(self, *, tests: int = 2) -> bool:
+        """Say whether all tests have passed."""
+        return self.exit_code == 0 and f" {tests} passed in " in self.output
+
+
+class InnerSuite:
+    """Runs the suite.
+
+    Args:
+        folder: Empty; of the suite and its cache.
+        run_dir: Parent of the runs' folders; empty, with a short path.
+        outer: The cache whose images are used.
+    """
+
+    def __init__(self, folder: Path, *, run_dir: Path, outer: Path) -> None:
+        self._folder = folder
+        self._run_dir = run_dir
+        self.cache = folder / "cache"
+        self.templates = self.cache / "templates"
+        self.templates.mkdir(parents=True)
+        for name in ("images", "libvirt"):
+            (outer / name).mkdir(parents=True, exist_ok=True)
+            (self.cache / name).symlink_to(outer / name)
+        if (outer / _PROBE).exists():
+            shutil.copy(outer / _PROBE, self.cache)
+        (folder / "test_inner.py").write_text(SUITE)
+        (folder / "pytest.ini").write_text("[pytest]\njunit_family = xunit1\nfilterwarnings = error\n")
+
+    def run(self, *arguments: str, sabotage: str = "", within: Sequence[str] = ()) -> Result:
+        """Run it to its end and return what it came to.
+
+        Args:
+            arguments: For pytest.
+            sabotage: A plugin's source.
+            within: A command that is given the command that runs it.
+        """
+        (self._folder / "sabotage.py").write_text(sabotage)
+        report = self._folder / "junit.xml"
+        report.unlink(missing_ok=True)
+        places = [f"--kvm-cache-dir={self.cache}", f"--kvm-run-dir={self._run_dir}", f"--junit-xml={report}"]
+        done = subprocess.run(
+            [*within, sys.executable, "-m", "pytest", "-v", "-p", "sabotage", *places, *arguments],
+            cwd=self._folder,
+            env=_environment() | {"PYTHONPATH": str(self._folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_WITHIN,
+            check=False,
+        )
+        cases = list(ET.parse(report).getroot().iter("testcase")) if report.exists() else []
+        ways = [
+            {each.get("name", ""): each.get("value", "") for each in case.iter("property")} for case in cases
+        ]
+        made = {way.pop("made") for way in ways if "made" in way}
+        return Result(exit_code=done.returncode, output=done.stdout, made=made, ways=ways)
+
+    @property
+    def entries(self) -> list[Path]:
+        """The folders of templates, whether a key leads to them or not."""
+        return sorted((self.templates / "entries").glob("*"))
+
+    def check_nothing_runs(self) -> None:
+        """Wait until nothing of a run is left: neither processes nor files."""
+        wait_until(self._check_gone, describe="the run to be gone", timeout=30)
+
+    def check_no_litter(self) -> None:
+        """Check that the cache holds templates and locks that nobody holds, nothing else."""
+        current = {link.resolve() for link in (self.templates / "current").iterdir()}
+        assert set(self.entries) == current
+        assert not list((self.templates / "locks").glob("*.holder"))
+        in_memory = {
+            path.resolve().parent for path in self.templates.glob("entries/*/ram") if path.is_symlink()
+        }
+        assert {path for path in memory_folders() if self._is_mine(path)} == in_memory
+
+    def remove(self) -> None:
+        """Remove what it keeps in memory; the rest goes with its folder."""
+        for entry in self.entries:
+            (entry / "ram").unlink(missing_ok=True)
+            entry.rename(entry.with_name(f"{entry.name}.gone"))
+        ram.sweep()
+
+    def _is_mine(self, memory: Path) -> bool:
+        return (memory / "entry").readlink().is_relative_to(self.cache)
+
+    def _check_gone(self) -> None:
+        left = [path.name for path in self._run_dir.iterdir() if path.name != "guard"]
+        running = processes_of(self._run_dir)
+        if left or running:
+            raise NotYet(f"files {left}, processes {running}")
+
+
+def memory_folders() -> list[Path]:
+    """Return the folders of RAM files in memory, of whichever cache."""
+    return sorted(Path("/dev/shm").glob(f"pytest-kvm-{os.getuid()}-*"))
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without what this pytest has put into it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

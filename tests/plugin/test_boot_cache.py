@@ -1,0 +1,211 @@
+"""A guest boots once in its life, whatever happens to the runs and to the cache; on real guests."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_kvm.plugin.session import settings_stashed
+from pytest_kvm.templates import entry, records
+from tests.plugin.inner_suite import InnerSuite
+
+# The n-th state that a process saves or loads is the last thing it does.
+KILLED_AT = """
+import os, signal
+from pytest_kvm.hypervisor import migration
+
+finished, done = migration._finished, []
+
+
+def killed(domain, *, doing):
+    done.append(doing)
+    if len(done) == {}:
+        print("KILLED WHILE", doing, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    finished(domain, doing=doing)
+
+
+migration._finished = killed
+"""
+
+FULL_WHEN_FREEZING = """
+import os, shutil
+from pytest_kvm.hypervisor import migration
+
+save = migration.save
+
+
+def full(domain, target):
+    with open({folder!r} + "/filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage({folder!r}).free)
+    save(domain, target)
+
+
+migration.save = full
+"""
+
+
+@pytest.fixture(scope="module")
+def new_suite(tmp_path_factory, pytestconfig):
+    """Make a suite whose cache is empty."""
+    outer = settings_stashed(pytestconfig).cache_dir
+    made = []
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as parent:
+
+        def new_suite():
+            run_dir = Path(parent) / str(len(made))
+            run_dir.mkdir(mode=0o700)
+            made.append(InnerSuite(tmp_path_factory.mktemp("inner"), run_dir=run_dir, outer=outer))
+            return made[-1]
+
+        yield new_suite
+    for suite in made:
+        suite.remove()
+
+
+@pytest.fixture(scope="module")
+def suite(new_suite):
+    """The suite whose cache most tests share."""
+    return new_suite()
+
+
+@pytest.fixture(scope="module")
+def killed_when_freezing(suite):
+    """A run that was killed while it froze the cache's first template."""
+    result = suite.run("-s", "--kvm-cache-ram=tmpfs", sabotage=KILLED_AT.format(1))
+    assert "KILLED WHILE saving the state" in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def litter(suite, killed_when_freezing):
+    """What it has left in the cache."""
+    suite.check_nothing_runs()
+    (entry,) = suite.entries
+    return entry
+
+
+@pytest.fixture(scope="module")
+def first(suite, litter):
+    """Two workers' run, the first one that finished."""
+    return suite.run("-n", "2", "--dist", "each", "--kvm-cache-ram=tmpfs")
+
+
+def test_a_run_that_is_killed_when_freezing_leaves_nothing_behind(suite, killed_when_freezing, litter, first):
+    assert killed_when_freezing.exit_code == -signal.SIGKILL
+    assert first.is_fine(tests=4), first.output
+    suite.check_nothing_runs()
+    assert litter not in suite.entries
+    suite.check_no_litter()
+
+
+def test_two_workers_boot_once(first):
+    assert first.summary.startswith("kvm: 2 guests, 1 cold boot "), first.output
+    assert "2 clones" in first.summary
+    assert len(first.made) == 1
+    assert len(first.ways) == 4
+
+
+def test_the_next_run_boots_nothing_and_prepares_nothing(suite, first):
+    again = suite.run("--kvm-pool=1")
+    assert again.is_fine(), again.output
+    assert again.summary.startswith("kvm: 1 guest, 1 clone "), again.output
+    assert again.made == first.made
+    assert again.ways[0]["kvm_guest_vm"].startswith("clone cow ")
+    assert again.ways[1]["kvm_reset_vm"].startswith("pool ")
+
+
+@pytest.mark.parametrize(("doing", "nth"), [("start", 1), ("reset", 2)])
+def test_a_run_that_is_killed_leaves_nothing_behind(suite, first, doing, nth):
+    killed = suite.run("-s", "--kvm-pool=0", sabotage=KILLED_AT.format(nth))
+    assert killed.exit_code == -signal.SIGKILL
+    assert "KILLED WHILE loading the state" in killed.output
+    assert ("test_inner.py::test_a PASSED" in killed.output) == (doing == "reset")
+    suite.check_nothing_runs()
+    suite.check_no_litter()
+    next_one = suite.run("--kvm-pool=0")
+    assert next_one.is_fine(), next_one.output
+    assert next_one.made == first.made
+    assert next_one.ways[1]["kvm_reset_vm"].startswith("cow ")
+
+
+def truncated(folder):
+    os.truncate(folder / "state", (folder / "state").stat().st_size // 2)
+
+
+def falsified(folder):
+    """Damage the state and have the manifest agree: only QEMU can find out."""
+    with (folder / "state").open("r+b") as file:
+        file.write(b"not QEMU's")
+    manifest = entry.read(folder, folder.name.partition(".")[0])
+    files = {**manifest.files, "state": records.record(folder / "state")}
+    entry.write(folder, replace(manifest, files=files))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [(truncated, "its template is dropped: state has "), (falsified, "its template is dropped: ")],
+    ids=["truncated", "falsified"],
+)
+def test_a_damaged_template_is_told_and_made_again(suite, first, damage, told):
+    (damaged,) = suite.entries
+    damage(damaged)
+    repaired = suite.run()
+    assert repaired.is_fine(), repaired.output
+    assert told in repaired.output
+    assert repaired.summary.startswith("kvm: 1 guest, 1 cold boot "), repaired.output
+    assert damaged not in suite.entries
+    suite.check_no_litter()
+
+
+def test_refresh_makes_it_again(suite, first):
+    (old,) = suite.entries
+    refreshed = suite.run("--kvm-cache=refresh")
+    assert refreshed.is_fine(), refreshed.output
+    assert refreshed.summary.startswith("kvm: 1 guest, 1 cold boot "), refreshed.output
+    assert refreshed.made.isdisjoint(first.made)
+    assert len(suite.entries) == 1
+    assert old not in suite.entries
+
+
+def test_without_templates_resets_work_as_well(suite, first):
+    before = suite.entries
+    cold = suite.run("--kvm-cache=off")
+    assert cold.is_fine(), cold.output
+    assert cold.ways[0]["kvm_guest_vm"].endswith("(the boot cache is off)")
+    assert cold.ways[1]["kvm_reset_vm"].startswith("load ")
+    assert suite.entries == before
+
+
+def test_snapshots_do_the_same(new_suite):
+    suite = new_suite()
+    result = suite.run("--kvm-clone=snapshot", "--kvm-pool=0")
+    assert result.is_fine(), result.output
+    assert "clone snapshot " in result.ways[0]["kvm_guest_vm"]
+    assert result.ways[1]["kvm_reset_vm"].startswith("snapshot ")
+    suite.check_nothing_runs()
+    suite.check_no_litter()
+
+
+def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):
+    suite = new_suite()
+    own = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+    mounted = f"mount -t tmpfs -o size=1g tmpfs {shlex.quote(str(suite.templates))} && "
+    show = f"; code=$?; find {shlex.quote(str(suite.templates))}; exit $code"
+    result = suite.run(
+        sabotage=FULL_WHEN_FREEZING.format(folder=str(suite.templates)),
+        within=["unshare", "--mount", *own, "sh", "-c", f'{mounted} "$@" {show}', "sh"],
+    )
+    assert result.is_fine(), result.output
+    assert result.ways[0]["kvm_guest_vm"].startswith("boot cold ")
+    assert "cow: " in result.ways[0]["kvm_guest_vm"]
+    assert "/filler" in result.output
+    assert f"{suite.templates}/entries/" not in result.output
+    assert f"{suite.templates}/current/" not in result.output
+    suite.check_nothing_runs()

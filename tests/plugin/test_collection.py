@@ -1,0 +1,148 @@
+"""Mistakes in specs and markers are collection errors with file and line."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def collect(pytester, tmp_path):
+    def collect(source, *arguments):
+        path = pytester.makepyfile(f"import pytest\nimport pytest_kvm as kvm\n\n{source}")
+        result = pytester.runpytest("--collect-only", f"--kvm-cache-dir={tmp_path}", *arguments)
+        return path, result
+
+    return collect
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ('kvm.GuestSpec(memry="1GiB")', "SpecError: GuestSpec has no field 'memry'"),
+        ('kvm.GuestSpec(memory="1GB")', "SpecError: GuestSpec.memory: '1GB' is not a size"),
+        ('kvm.GuestSpec("debain-13")', "UnknownImage: *debain-13*"),
+        (
+            'kvm.GuestSpec(disks=[kvm.Disk(size="1GiB", serial="a"), kvm.Disk(size="1GiB", serial="a")])',
+            "SpecError: GuestSpec.disks: two have the serial 'a'",
+        ),
+        ("None", "SpecError: the guest fixture machine returned NoneType, not a GuestSpec"),
+    ],
+)
+def test_a_wrong_spec_is_told_with_file_and_line(collect, spec, message):
+    path, result = collect(
+        f"@kvm.guest\ndef machine():\n    return {spec}\n\n\ndef test(machine):\n    pass\n"
+    )
+    result.assert_outcomes(errors=1)
+    # Where the spec was refused; where it is a good one in itself, its function.
+    line = 4 if spec == "None" or "debain" in spec else 6
+    result.stdout.fnmatch_lines([f"{path.name}:{line}: {message}"])
+
+
+def test_a_wrong_spec_at_module_level_is_told_too(collect):
+    path, result = collect("SPEC = kvm.GuestSpec(vcpus=0)\n\n\ndef test():\n    pass\n")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"{path.name}:4: *", "*GuestSpec.vcpus: 0 is not a number from 1 to 255*"])
+
+
+def test_a_wrong_spec_in_conftest_is_told_once_for_each_file(pytester, tmp_path):
+    pytester.makeconftest(
+        "import pytest_kvm as kvm\n\n@kvm.guest(scope='session')\n"
+        "def machine():\n    return kvm.GuestSpec(vcpus=0)\n"
+    )
+    pytester.makepyfile(test_a="def test_1(machine): pass\ndef test_2(machine): pass\n")
+    result = pytester.runpytest("--collect-only", f"--kvm-cache-dir={tmp_path}")
+    result.assert_outcomes(errors=1)
+    assert result.stdout.str().count("GuestSpec.vcpus: 0 is not a number") == 1
+    result.stdout.fnmatch_lines(["conftest.py:5: SpecError*"])
+
+
+def test_one_of_several_params_is_wrong(collect):
+    source = (
+        "@kvm.guest(params=['debian-12', 'debian-99'])\n"
+        "def machine(request):\n    return kvm.GuestSpec(request.param)\n\n\ndef test(machine):\n    pass\n"
+    )
+    _, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UnknownImage: *debian-99*"])
+
+
+def test_good_specs_collect_and_start_nothing(collect):
+    source = (
+        "@kvm.guest(params=['debian-12', kvm.GuestSpec('debian-13')], scope='module')\n"
+        "def machine(request):\n"
+        "    p = request.param\n"
+        "    return p if isinstance(p, kvm.GuestSpec) else kvm.GuestSpec(p)\n\n\n"
+        "def test(machine):\n    pass\n"
+    )
+    _, result = collect(source)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*test[[]debian-12[]]*", "*test[[]debian-13[]]*"])
+
+
+def test_unused_fixtures_are_not_called(collect):
+    _, result = collect("@kvm.guest\ndef machine():\n    raise RuntimeError\n\n\ndef test():\n    pass\n")
+    assert result.ret == 0
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("kvm(memory='1GB')", "SpecError: GuestSpec.memory: '1GB'*"),
+        ("kvm(memry='1GiB')", "SpecError: GuestSpec has no field 'memry'"),
+        ("kvm('debian-13')", "SpecError: the kvm marker takes no positional arguments*"),
+    ],
+)
+def test_wrong_marker_arguments(collect, marker, message):
+    path, result = collect(f"@pytest.mark.{marker}\ndef test(kvm_guests):\n    pass\n")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"{path.name}:4: {message}"])
+
+
+def test_a_marker_without_a_guest_of_the_tests_own(collect):
+    source = (
+        "@kvm.guest(scope='module')\ndef machine():\n    return kvm.GuestSpec()\n\n\n"
+        "@pytest.mark.kvm(vcpus=1)\ndef test(machine):\n    pass\n"
+    )
+    _, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*SpecError: test: the kvm marker changes nothing by vcpus, *"])
+
+
+def test_reset_holds_for_guests_of_any_scope(collect):
+    """It says what the test does with a guest, not what the guest is made of."""
+    source = (
+        "@kvm.guest(scope='module')\ndef machine():\n    return kvm.GuestSpec()\n\n\n"
+        "@pytest.mark.kvm(reset='never')\ndef test_1(machine):\n    pass\n\n\n"
+        "@pytest.mark.kvm(reset='never', vcpus=1)\ndef test_2(machine):\n    pass\n"
+    )
+    _, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*SpecError: test_2: the kvm marker changes nothing by vcpus, *"])
+    result.stdout.no_fnmatch_line("*SpecError: test_1*")
+
+
+@pytest.mark.parametrize("marker", ["reset='sometimes'", "reset=False"])
+def test_a_wrong_reset(collect, marker):
+    _, result = collect(f"@pytest.mark.kvm({marker})\ndef test():\n    pass\n")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*SpecError: GuestSpec.reset: * is not one of 'auto', 'always', 'never'"])
+
+
+def test_a_missing_host_file_is_told_with_file_and_line(collect):
+    path, result = collect(
+        "@kvm.guest\ndef machine():\n"
+        "    return kvm.GuestSpec(prepare=['true', kvm.HostFile('app', '/opt/')])\n\n\n"
+        "def test(machine):\n    pass\n"
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            f"{path.name}:4: SpecError: GuestSpec.prepare[[]1[]]: app does not exist on this host",
+            f"*the path is taken from {path.parent}",
+        ]
+    )
+
+
+def test_markers_are_registered(collect):
+    _, result = collect("@pytest.mark.kvm(vcpus=1)\ndef test(kvm_guests):\n    pass\n", "--strict-markers")
+    assert result.ret == 0

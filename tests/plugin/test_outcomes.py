@@ -1,0 +1,91 @@
+"""What is wrong with a guest is an error, what is wrong with the tested system a failure."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+BROKEN = """
+import pytest_kvm as kvm
+
+PANICS = kvm.GuestSpec(memory="256MiB", vcpus=1, cmdline_extra="rdinit=/nonexistent root=/dev/vda1")
+
+
+@kvm.guest
+def machine():
+    return PANICS
+
+
+def test_with_a_fixture(machine):
+    raise AssertionError("never reached")
+
+
+def test_by_hand(kvm_guests):
+    kvm_guests.boot(PANICS, name="by-hand")
+"""
+
+FAILING = """
+import pytest
+import pytest_kvm as kvm
+
+
+@kvm.guest(scope="module")
+def machine():
+    return kvm.GuestSpec(memory="512MiB")
+
+
+def test_command(machine):
+    machine.run("echo out; echo err >&2; exit 3")
+
+
+def test_assertion(machine):
+    machine.run("echo last words > /dev/console")
+    machine.wait_for_console("last words", since=0)
+    assert machine.run(["id", "-un"]).stdout == "nobody\\n"
+
+
+@pytest.fixture
+def broken_set_up(machine):
+    machine.run(["false"])
+
+
+def test_set_up(broken_set_up):
+    pass
+
+
+def test_still_works(machine):
+    assert machine.run(["true"]).ok
+"""
+
+
+def test_a_guest_that_cannot_boot_is_an_error(pytester):
+    pytester.makepyfile(BROKEN)
+    result = pytester.runpytest_subprocess("--junit-xml=junit.xml", timeout=600)
+    assert "failed" not in result.parseoutcomes()
+    assert result.parseoutcomes()["errors"] == 2
+    result.stdout.fnmatch_lines(
+        ["*ERROR at setup of test_with_a_fixture*", "*ERROR at setup of test_by_hand*"]
+    )
+    result.stdout.fnmatch_lines(["*KernelPanicked: *"])
+    result.stdout.no_fnmatch_line("*pytest_kvm/*.py:*")
+    suite = ET.parse(pytester.path / "junit.xml").getroot().find("testsuite")
+    assert (suite.get("errors"), suite.get("failures")) == ("2", "0")
+
+
+def test_failures_show_command_streams_and_console(pytester):
+    pytester.makepyfile(FAILING)
+    result = pytester.runpytest_subprocess(timeout=600)
+    result.assert_outcomes(passed=1, failed=2, errors=1)
+    result.stdout.fnmatch_lines(["*CommandFailed*exit code 3*", "*out*", "*err*"])
+    result.stdout.fnmatch_lines(["*console of machine*", "*last words*"])
+    result.stdout.no_fnmatch_line("*pytest_kvm/handles/*")
+
+
+@pytest.mark.parametrize("option", [["--collect-only", "-q"], ["--setup-plan"]])
+def test_looking_starts_nothing(pytester, tmp_path, option):
+    pytester.makepyfile(FAILING)
+    result = pytester.runpytest_subprocess(*option, f"--kvm-run-dir={tmp_path / 'r'}")
+    assert result.ret == 0
+    assert not (tmp_path / "r").exists()
+    result.stdout.fnmatch_lines(["*test_command*"])

@@ -1,0 +1,146 @@
+"""The last line of a run and the properties of its tests, from events that the suites make up."""
+
+from __future__ import annotations
+
+import re
+import time
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_kvm.templates.inventory import Inventory
+
+CONFTEST = """
+import pytest
+from pytest_kvm.plugin.session import record_of
+from pytest_kvm.provision.events import Event
+
+
+@pytest.fixture(scope="session")
+def tell(pytestconfig):
+    def tell(kind, tier, seconds, why="", guest="web"):
+        record_of(pytestconfig).tell(Event(guest=guest, kind=kind, tier=tier, seconds=seconds, why=why))
+    return tell
+
+
+@pytest.fixture(scope="session")
+def web(tell):
+    tell("boot", "cold", 41.23, "no template yet")
+    tell("clone", "cow", 0.711)
+"""
+
+TESTS = """
+def test_a(web, tell):
+    tell("clone", "cow", 0.5, "from the boot cache", guest="database")
+
+def test_b(web, tell):
+    tell("savepoint", None, 0.444, "before test_b")
+    tell("reset", "pool", 0.1, "after test_a")
+
+def test_c(web, tell):
+    tell("reset", "load", 0.3, "after test_b")
+
+def test_d(web, tell):
+    tell("reset", "load", 0.32, "after test_c")
+"""
+
+LINE = "kvm: 2 guests, 1 cold boot 41.2 s, 2 clones median 0.61 s, 1 savepoint 0.44 s, 3 resets median 0.30 s"
+
+LINE_OF_TWO = (
+    "kvm: 4 guests, 2 cold boots median 41.2 s, 4 clones median 0.61 s, "
+    "2 savepoints median 0.44 s, 6 resets median 0.30 s"
+)
+
+
+@pytest.fixture
+def run(pytester):
+    def run(*arguments):
+        pytester.makeconftest(CONFTEST)
+        pytester.makepyfile(TESTS)
+        return pytester.runpytest(f"--kvm-cache-dir={pytester.path}", *arguments).stdout
+
+    return run
+
+
+def lines_of(output):
+    return re.findall(r"^kvm: \d.*", output.str(), re.MULTILINE)
+
+
+def test_one_line_sums_up(run):
+    output = run()
+    assert lines_of(output) == [LINE]
+    output.no_fnmatch_line("*guests (pytest-kvm)*")
+
+
+def test_v_tells_of_each_guest_and_each_way(run):
+    run("-v").fnmatch_lines(
+        [
+            "*guests (pytest-kvm)*",
+            "web: 1 cold boot 41.2 s (no template yet)",
+            "web: 1 cow clone 0.71 s",
+            "database: 1 cow clone 0.50 s (from the boot cache)",
+            "web: 1 savepoint 0.44 s",
+            "web: 1 pool reset 0.10 s",
+            "web: 2 load resets median 0.31 s",
+            LINE,
+        ],
+        consecutive=True,
+    )
+
+
+def test_vv_tells_of_each_event(run):
+    run("-vv").fnmatch_lines(
+        [
+            "web: boot cold 41.23 s (no template yet) in *::test_a",
+            "web: clone cow 0.71 s in *::test_a",
+            "database: clone cow 0.50 s (from the boot cache) in *::test_a",
+            "web: savepoint 0.44 s (before test_b) in *::test_b",
+            "web: reset pool 0.10 s (after test_a) in *::test_b",
+            "web: reset load 0.30 s (after test_b) in *::test_c",
+            "web: reset load 0.32 s (after test_c) in *::test_d",
+            LINE,
+        ],
+        consecutive=True,
+    )
+
+
+def test_quiet_runs_and_runs_without_guests_say_nothing(run, pytester):
+    assert lines_of(run("-q")) == []
+    assert lines_of(run("--collect-only")) == []
+    assert lines_of(run("--deselect", "test_quiet_runs_and_runs_without_guests_say_nothing.py")) == []
+
+
+def test_workers_are_summed_up_once(run):
+    output = run("-n", "2", "--dist", "each", "-v")
+    assert lines_of(output) == [LINE_OF_TWO]
+    output.fnmatch_lines_random(["[[]gw0[]] web: 2 load resets median 0.31 s"])
+    output.fnmatch_lines_random(["[[]gw1[]] web: 2 load resets median 0.31 s"])
+
+
+def test_templates_that_were_used_are_counted(run, monkeypatch):
+    now = time.time() + 60
+    templates = (
+        SimpleNamespace(last_used=now, size=300 * 1024**2),
+        SimpleNamespace(last_used=now, size=112 * 1024**2),
+        SimpleNamespace(last_used=now - 3600, size=1024**3),
+    )
+    monkeypatch.setattr(Inventory, "list", lambda self: templates)
+    assert lines_of(run()) == [LINE + ", 2 cache entries 412 MiB"]
+
+
+def test_properties_of_each_test(run, pytester):
+    run("--junit-xml=junit.xml")
+    found = {
+        case.get("name"): [(each.get("name"), each.get("value")) for each in case.iter("property")]
+        for case in ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")
+    }
+    assert found == {
+        "test_a": [],
+        "test_b": [
+            ("kvm_savepoint_web", "0.44 s (before test_b)"),
+            ("kvm_reset_web", "pool 0.10 s (after test_a)"),
+        ],
+        "test_c": [("kvm_reset_web", "load 0.30 s (after test_b)")],
+        "test_d": [("kvm_reset_web", "load 0.32 s (after test_c)")],
+    }

@@ -1,0 +1,170 @@
+"""The host's side of a forwarded port, played by a socket of the test's own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import pytest
+
+from pytest_kvm.errors import EmergencyMode, KernelPanicked, QemuDied, SshNeverAnswered
+from pytest_kvm.handles.banner import wait_for_banner
+from pytest_kvm.handles.climb import Climb
+from pytest_kvm.handles.diagnosis import ConsoleWatch
+from pytest_kvm.handles.phases import Phases
+from tests.fakes import fake_machine
+
+BANNER = b"SSH-2.0-OpenSSH_10.0\r\n"
+
+
+class Slirp:
+    """Accepts like libslirp does, then treats each connection as the guest would."""
+
+    def __init__(self, *, treat: Callable[[int, socket.socket], None]) -> None:
+        self._treat = treat
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.accepted: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                line, _ = self._server.accept()
+            except OSError:
+                return
+            self.accepted.append(line)
+            self._treat(len(self.accepted), line)
+
+    @contextmanager
+    def serving(self):
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown(socket.SHUT_RDWR)
+            self._server.close()
+            self._thread.join()
+            for line in self.accepted:
+                line.close()
+
+
+@pytest.fixture
+def climb_to(tmp_path, domain, shell):
+    def made(port):
+        machine = fake_machine(tmp_path, domain=domain, shell=shell, port=port)
+        return Climb(machine=machine, phases=Phases(machine.log), watch=ConsoleWatch(machine.console))
+
+    return made
+
+
+def silent(_number, _line):
+    """The guest has no network yet."""
+
+
+def test_the_very_connection_that_has_a_banner_is_handed_over(climb_to):
+    with Slirp(treat=lambda _number, line: line.sendall(BANNER)).serving() as slirp:
+        line = wait_for_banner(climb_to(slirp.port), timeout=10)
+        line.settimeout(1)
+        assert line.recv(100) == BANNER
+        line.close()
+
+
+def test_a_later_attempt_wins_over_one_that_hangs(climb_to):
+    def third_time_lucky(number, line):
+        if number == 3:
+            line.sendall(BANNER)
+
+    with Slirp(treat=third_time_lucky).serving() as slirp:
+        began = time.monotonic()
+        wait_for_banner(climb_to(slirp.port), timeout=10).close()
+        assert time.monotonic() - began < 3  # libslirp's own first retry comes after 3 s
+        # The losers are closed: their other ends read the end of the stream.
+        for line in slirp.accepted[:2]:
+            line.settimeout(5)
+            assert line.recv(1) == b""
+
+
+def test_refusals_are_followed_up_quickly(climb_to):
+    def refuse_twice(number, line):
+        if number < 3:
+            line.close()
+        else:
+            line.sendall(BANNER)
+
+    with Slirp(treat=refuse_twice).serving() as slirp:
+        wait_for_banner(climb_to(slirp.port), timeout=10).close()
+        assert len(slirp.accepted) == 3
+
+
+def test_a_slow_sshd_is_not_flooded_once_refusals_were_seen(climb_to):
+    def slow(number, line):
+        if number == 1:
+            line.close()
+        else:
+            timer = threading.Timer(0.7, line.sendall, [BANNER])
+            timer.start()
+            timers.append(timer)
+
+    timers = []
+    with Slirp(treat=slow).serving() as slirp:
+        wait_for_banner(climb_to(slirp.port), timeout=10).close()
+        assert len(slirp.accepted) == 2
+        for timer in timers:
+            timer.join()
+
+
+def test_few_connections_are_open_at_any_time(climb_to):
+    with Slirp(treat=silent).serving() as slirp:
+        with pytest.raises(SshNeverAnswered, match="no SSH banner within 4 s: the guest's network never"):
+            wait_for_banner(climb_to(slirp.port), timeout=3.6)
+        assert 9 < len(slirp.accepted) <= 13
+
+
+def test_the_error_says_what_was_seen(climb_to):
+    strange = Slirp(treat=lambda _number, line: line.sendall(b"HTTP/1.1 400\r\n"))
+    with strange.serving(), pytest.raises(SshNeverAnswered, match=r"answered with b'HTTP/1.1 400"):
+        wait_for_banner(climb_to(strange.port), timeout=0.5)
+    closed = Slirp(treat=lambda _number, line: line.close())
+    with closed.serving(), pytest.raises(SshNeverAnswered, match="nothing listens on port 22") as never:
+        wait_for_banner(climb_to(closed.port), timeout=0.5)
+    assert "boot phases: power on 0.0 s" in never.value.details
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("Kernel panic - not syncing: x\n", KernelPanicked), ("You are in emergency mode\n", EmergencyMode)],
+)
+def test_the_console_ends_the_wait(climb_to, printed, text, error):
+    climb = climb_to(1)
+    timer = threading.Timer(0.2, printed, ["Linux version 6\n" + text])
+    timer.start()
+    with pytest.raises(error, match=text.strip()) as failed:
+        wait_for_banner(climb, timeout=600)
+    assert "Linux version 6" in failed.value.details
+    assert "console" in climb.phases.seconds()
+
+
+def test_the_end_of_qemu_ends_the_wait_at_once(climb_to, domain):
+    with Slirp(treat=silent).serving() as slirp:
+        timer = threading.Timer(0.1, domain.end, ["killed by signal 9"])
+        timer.start()
+        with pytest.raises(QemuDied, match="killed by signal 9"):
+            wait_for_banner(climb_to(slirp.port), timeout=600)
+
+
+def test_a_domain_that_ends_after_the_wait_disturbs_nobody(climb_to, domain):
+    with Slirp(treat=lambda _number, line: line.sendall(BANNER)).serving() as slirp:
+        wait_for_banner(climb_to(slirp.port), timeout=10).close()
+    domain.end("destroyed")
+
+
+def test_a_suspicion_ends_the_wait(climb_to):
+    def suspect(seen):
+        raise LookupError(seen)
+
+    with pytest.raises(LookupError):
+        wait_for_banner(climb_to(1), timeout=600, suspect=suspect)

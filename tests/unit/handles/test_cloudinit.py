@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from pytest_kvm.errors import (
+    CloudInitFailed,
+    CloudInitTimeout,
+    CommandTimeout,
+    KernelPanicked,
+    SshUnavailable,
+)
+from pytest_kvm.handles import cloudinit
+from pytest_kvm.handles.climb import Climb
+from pytest_kvm.handles.cloudinit import Status, keys_are_written, wait_for_cloud_init
+from pytest_kvm.handles.diagnosis import ConsoleWatch
+from pytest_kvm.handles.phases import Phases
+from tests.fakes import LocalShell, fake_machine, output
+
+# As cloud-init 25.1 writes it, shortened.
+STATUS = {
+    "v1": {
+        "datasource": "DataSourceNoCloud [seed=/dev/sr0]",
+        "init": {"errors": [], "finished": 9.5, "recoverable_errors": {}, "start": 8.0},
+        "init-local": {"errors": [], "finished": 7.2, "recoverable_errors": {}, "start": 6.1},
+        "modules-final": {
+            "errors": ["('scripts_user', RuntimeError('Runparts: 1 failures (runcmd) in 1 attempted'))"],
+            "finished": None,
+            "recoverable_errors": {"WARNING": ["cloud-config failed schema validation!"]},
+            "start": 12.0,
+        },
+        "stage": "modules-final",
+    }
+}
+RESULT = {"v1": {"datasource": "DataSourceNoCloud", "errors": ["scripts_user failed"]}}
+
+
+def ending(verdict, status=None, result=None):
+    """Return what the script prints when cloud-init has come to an end."""
+    texts = [json.dumps(each, indent=1) if each else "" for each in (status, result)]
+    return "\n---\n".join([f'stage "init",\nstage\n{verdict}', texts[0] + "\n", texts[1]])
+
+
+def test_a_status_is_read():
+    status = Status.parse(json.dumps(STATUS))
+    assert status.network_stage_over
+    assert status.errors == tuple(STATUS["v1"]["modules-final"]["errors"])
+    assert status.warnings == ("cloud-config failed schema validation!",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"v1": 5}', '{"v1": {"errors": 5, "init": []}}', '{"v1": {"stage": null}}'],
+)
+def test_a_status_that_makes_no_sense_says_nothing(text):
+    assert Status.parse(text) == Status()
+
+
+def test_a_clean_end_passes(climb, shell):
+    clean = {"v1": {"stage": None, "init": {"finished": 1.0, "errors": []}}}
+    shell.expect("result.json ]", ending("done", clean, {"v1": {"errors": []}}))
+    wait_for_cloud_init(climb, timeout=60)
+
+
+def test_an_image_without_cloud_init_passes(climb, shell):
+    shell.expect("result.json ]", ending("absent"))
+    wait_for_cloud_init(climb, timeout=60)
+
+
+def test_its_own_errors_and_output_are_told(climb, shell, caplog):
+    shell.expect("result.json ]", ending("done", STATUS, RESULT))
+    shell.expect("tail", "sh: 3: nosuchcommand: not found\n")
+    with pytest.raises(CloudInitFailed, match=r"scripts_user.*1 failures \(runcmd\)") as failed:
+        wait_for_cloud_init(climb, timeout=60)
+    assert "nosuchcommand: not found" in failed.value.details
+    assert "schema validation" in caplog.text
+
+
+def test_an_end_without_a_result_is_a_failure(climb, shell):
+    shell.expect("result.json ]", ending("ended"))
+    shell.expect("tail", output("", exit_code=1))
+    with pytest.raises(CloudInitFailed, match="never ran to its end"):
+        wait_for_cloud_init(climb, timeout=60)
+
+
+def test_the_deadline_names_the_stage(climb, shell):
+    progress = 'stage "init",\nstage\nstage "modules-final",\n'
+    shell.expect("result.json ]", CommandTimeout("late", result=output(progress)))
+    shell.expect("tail", "Unpacking nginx\n")
+    with pytest.raises(CloudInitTimeout, match="still ran after 60 s, in its stage modules-final") as late:
+        wait_for_cloud_init(climb, timeout=60)
+    assert "Unpacking nginx" in late.value.details
+
+
+def test_a_connection_that_user_data_breaks_is_made_again(climb, shell):
+    shell.expect("result.json ]", SshUnavailable("reset"), ending("done"))
+    wait_for_cloud_init(climb, timeout=60)
+
+
+def test_a_panic_ends_the_wait(climb, shell, printed):
+    shell.expect("result.json ]", shell.hang)
+    printed("Kernel panic - not syncing: x\n")
+    with pytest.raises(KernelPanicked):
+        wait_for_cloud_init(climb, timeout=600)
+
+
+@pytest.fixture
+def scripted(tmp_path, domain, monkeypatch):
+    """Run the script on this machine, with a run folder and a systemctl of the test's own."""
+
+    def made(*, unit):
+        monkeypatch.setattr(
+            cloudinit, "_WAIT", cloudinit._WAIT.replace("/run/cloud-init", str(tmp_path / "run"))
+        )
+        programs = {
+            "systemctl": f"printf 'Job=%s\\nActiveState=%s\\n' {unit}",
+            "sleep": "exec /bin/sleep 0.01",
+        }
+        machine = fake_machine(tmp_path, domain=domain, shell=LocalShell(programs, folder=tmp_path / "bin"))
+        return Climb(machine=machine, phases=Phases(machine.log), watch=ConsoleWatch(machine.console))
+
+    return made
+
+
+def test_a_machine_without_cloud_init_is_recognised(scripted):
+    wait_for_cloud_init(scripted(unit="'' active"), timeout=10)
+
+
+def test_a_disabled_cloud_init_is_not_waited_for(scripted, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "disabled").touch()
+    wait_for_cloud_init(scripted(unit="'' inactive"), timeout=10)
+
+
+def test_the_result_is_waited_for_and_read(scripted, tmp_path, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "status.json").write_text(json.dumps(STATUS, indent=1))
+    timer = threading.Timer(0.3, (run / "result.json").write_text, [json.dumps(RESULT)])
+    timer.start()
+    with pytest.raises(CloudInitFailed, match="1 failures"):
+        wait_for_cloud_init(scripted(unit="17 inactive"), timeout=10)
+
+
+def test_a_last_stage_that_will_never_run_ends_the_wait(scripted, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CloudInitFailed, match="never ran to its end"):
+        wait_for_cloud_init(scripted(unit="'' inactive"), timeout=30)
+
+
+def test_keys_are_written_once_the_network_stage_is_over(climb, domain, printed):
+    assert not keys_are_written(climb)
+    domain.agent_has_file("/run/cloud-init/status.json", json.dumps(STATUS))
+    assert keys_are_written(climb)
+    domain.agent_replies.clear()
+    printed("[   21.3] cloud-init[412]: Cloud-init v. 25.1 running 'modules:config' at Sun, 22 Nov\n")
+    assert keys_are_written(climb)

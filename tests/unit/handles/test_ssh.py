@@ -1,0 +1,240 @@
+"""Commands over a connection, with a server in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import pytest
+
+from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
+from pytest_kvm.handles.ssh import SshShell
+from pytest_kvm.host.keys import new_key_pair, write_private
+from pytest_kvm.settings import Timeouts
+from tests.local_sshd import LocalSshd
+
+MIB = 1024**2
+
+
+class Life:
+    """Whether the guest lives."""
+
+    alive = True
+
+
+@pytest.fixture
+def life():
+    return Life()
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = LocalSshd(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def shell_to(life):
+    shells = []
+
+    def make(access, **timeouts):
+        shell = SshShell(
+            access,
+            log=logging.getLogger("pytest_kvm.web"),
+            timeouts=Timeouts(**{"login": 5.0, "command": 20.0, **timeouts}),
+            is_alive=lambda: life.alive,
+            end_reason=lambda: "the cable was pulled",
+        )
+        shells.append(shell)
+        return shell
+
+    yield make
+    for shell in shells:
+        shell.close()
+
+
+@pytest.fixture
+def shell(server, shell_to):
+    return shell_to(server.access())
+
+
+def process_is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # A killed child stays until its parent, the server, has waited for it.
+    with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+        return stat.read().rpartition(")")[2].split()[0] == "Z"
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+def test_streams_come_apart_and_bytes_as_they_are(shell):
+    result = shell.run(r"printf '\377\000a'; printf 'b\n' >&2; exit 3", check=False)
+    assert (result.stdout_bytes, result.stderr, result.exit_code) == (b"\xff\0a", "b\n", 3)
+    assert result.stdout == "\N{REPLACEMENT CHARACTER}\0a"
+    assert result.argv == r"printf '\377\000a'; printf 'b\n' >&2; exit 3"
+
+
+def test_a_failed_command_raises_with_both_streams(shell):
+    with pytest.raises(
+        CommandFailed, match="web: `sh -c 'echo out; echo err >&2; exit 2'`: exit code 2"
+    ) as e:
+        shell.run(["sh", "-c", "echo out; echo err >&2; exit 2"])
+    assert "--- stdout\nout\n--- stderr\nerr" in str(e.value)
+    assert e.value.result.exit_code == 2
+
+
+def test_much_output_on_both_streams_is_neither_lost_nor_stuck(shell):
+    result = shell.run(f"head -c {8 * MIB} /dev/zero & head -c {8 * MIB} /dev/zero >&2; wait")
+    assert (len(result.stdout_bytes), len(result.stderr_bytes)) == (8 * MIB, 8 * MIB)
+
+
+def test_much_input_is_fed_while_the_output_is_read(shell):
+    data = os.urandom(4 * MIB)
+    assert shell.run(["cat"], input=data).stdout_bytes == data
+
+
+def test_input_that_nobody_reads_is_no_error(shell):
+    assert shell.run("exec <&-; true", input=b"x" * 4 * MIB).ok
+
+
+def test_without_input_a_command_reads_an_empty_one(shell):
+    assert shell.run("cat").stdout == ""
+
+
+def test_a_child_left_behind_that_holds_the_output_is_not_waited_for(shell):
+    begun = time.monotonic()
+    result = shell.run("sleep 30 & echo started")
+    assert result.stdout == "started\n"
+    assert time.monotonic() - begun < 10
+
+
+def test_lines_are_told_to_the_guests_log(shell, caplog):
+    caplog.set_level(logging.INFO, "pytest_kvm.web")
+    shell.run("echo one; echo two >&2")
+    assert [each for each in caplog.messages if "echo" in each][:1] == ["$ echo one; echo two >&2"]
+    assert any(each.endswith("out: one") for each in caplog.messages)
+    assert any(each.endswith("err: two") for each in caplog.messages)
+
+
+# ---------------------------------------------------------------- time and life
+
+
+def test_a_time_out_keeps_the_partial_output_and_kills_the_command_with_its_children(shell):
+    with pytest.raises(CommandTimeout, match="still running") as e:
+        shell.run("echo $$; sleep 60; echo never", timeout=0.5)
+    pid = int(e.value.result.stdout)
+    assert e.value.result.exit_code == -1
+    assert process_is_gone(pid)
+
+
+def test_a_connection_that_breaks_ends_the_command_at_once(shell, server):
+    process = shell.start("echo before; sleep 60")
+    next(process.lines())
+    server.drop()
+    with pytest.raises(SshUnavailable, match="connection was lost") as e:
+        process.wait()
+    assert "before" in str(e.value)
+
+
+def test_a_guest_that_ends_is_named_with_its_reason(shell, server, life):
+    process = shell.start("sleep 60")
+    life.alive = False
+    with pytest.raises(GuestGone, match="the cable was pulled"):
+        process.wait()
+    server.drop()
+    with pytest.raises(GuestGone, match="the cable was pulled"):
+        shell.run("true")
+
+
+def test_a_lost_connection_is_replaced_before_the_next_command(shell, server):
+    shell.run("true")
+    server.drop()
+    assert shell.run("echo again").stdout == "again\n"
+    assert server.logins == 2
+
+
+def test_a_command_that_may_have_started_is_never_run_again(shell, server, tmp_path):
+    process = shell.start("echo once >>times; sleep 60")
+    while not (tmp_path / "times").exists():
+        process.poll()
+    server.drop()
+    with pytest.raises(SshUnavailable):
+        process.wait()
+    shell.run("true")
+    assert (tmp_path / "times").read_text() == "once\n"
+
+
+def test_after_closing_a_command_connects_again(shell):
+    shell.run("true")
+    shell.close()
+    assert not shell.connected
+    shell.run("true")
+    assert shell.connected
+
+
+def test_without_a_server_the_error_says_what_was_seen_last(server, shell_to):
+    access = server.access()
+    server.close()
+    with pytest.raises(SshUnavailable, match="Connection refused"):
+        shell_to(access, login=0.3).run("true")
+
+
+def test_more_commands_than_one_connection_takes_open_another(tmp_path, shell_to):
+    server = LocalSshd(tmp_path, max_sessions=2)
+    try:
+        shell = shell_to(server.access())
+        processes = [shell.start("echo up; exec sleep 60") for _ in range(5)]
+        assert [next(process.lines()) for process in processes] == ["up"] * 5
+        assert server.logins == 3
+        assert len(shell.processes) == 5
+    finally:
+        shell.close()
+        server.close()
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_a_foreign_host_key_is_refused_and_both_are_named(server, shell_to):
+    pinned = new_key_pair().public
+    with pytest.raises(LoginRefused, match="foreign host key") as e:
+        shell_to(server.access(host_key=pinned)).connect()
+    assert e.value.details.count("SHA256:") == 2
+    assert server.logins == 0
+
+
+def test_a_foreign_host_key_is_refused_without_trying_again(server, shell_to):
+    begun = time.monotonic()
+    with pytest.raises(LoginRefused):
+        shell_to(server.access(host_key=new_key_pair().public), login=30.0).run("true")
+    assert time.monotonic() - begun < 10
+
+
+def test_a_refused_key_is_told(server, shell_to, tmp_path):
+    other = write_private(tmp_path / "other", new_key_pair().private)
+    with pytest.raises(LoginRefused, match="refused the key of user 'root'"):
+        shell_to(server.access(key_file=other)).connect()
+
+
+# ---------------------------------------------------------------- a server that is silent
+
+
+def test_a_server_that_does_not_answer_costs_no_more_than_the_time_out(shell, server):
+    shell.run("true")
+    process = shell.start("echo up; read x; echo done")
+    next(process.lines())
+    server.freeze()
+    begun = time.monotonic()
+    with pytest.raises(SshUnavailable, match="did not answer within"):
+        shell.run("true", timeout=0.5)
+    assert time.monotonic() - begun < 5
+    server.thaw()
+    process.write("x\n")
+    assert process.wait().stdout == "up\ndone\n"
+    assert server.logins == 1

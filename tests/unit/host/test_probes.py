@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_kvm.errors import KvmUnavailable
+from pytest_kvm.host import accelerator as chooser
+from pytest_kvm.host import kvm, packages, probes, resources
+from pytest_kvm.host.kvm import KvmProbe
+from tests.conftest import ROOT
+
+# ---------------------------------------------------------------- KVM
+
+
+@pytest.fixture
+def device(tmp_path, monkeypatch):
+    """A /dev/kvm that opens and answers as it should."""
+    file = tmp_path / "kvm"
+    file.touch()
+    monkeypatch.setattr(kvm, "_DEVICE", file)
+    monkeypatch.setattr(fcntl, "ioctl", lambda _device, _request: 12)
+    return file
+
+
+@pytest.fixture
+def qemu(tmp_path, monkeypatch):
+    """A program in QEMU's place; the test writes what it does."""
+    program = tmp_path / "bin/qemu-system-x86_64"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    def does(script):
+        program.write_text(f"#!/bin/sh\necho run >>{tmp_path}/runs\n{script}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    does.runs = lambda: (tmp_path / "runs").read_text().count("run")
+    return does
+
+
+def test_kvm_is_usable_when_the_test_guest_came_through(device, qemu, tmp_path):
+    qemu("exit 85")
+    assert kvm.kvm_usable(tmp_path) == KvmProbe(usable=True, reason="a test guest ran")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "echo 'failed to set MSR 0x10a' >&2; kill -ABRT $$",
+            "a test guest did not run: failed to set MSR 0x10a",
+        ),
+        ("exit 1", "a test guest did not run: exit status 1"),
+        ("exit 0", "a test guest did not run: exit status 0"),
+    ],
+)
+def test_a_device_that_only_answers_is_not_usable(device, qemu, tmp_path, script, reason):
+    qemu(script)
+    assert kvm.kvm_usable(tmp_path) == KvmProbe(usable=False, reason=reason)
+
+
+def test_a_guest_that_hangs_is_given_up(device, qemu, tmp_path, monkeypatch):
+    monkeypatch.setattr(kvm, "_LONGEST_RUN", 0.2)
+    qemu("exec sleep 60")
+    assert kvm.kvm_usable(tmp_path).reason == "a test guest hung for 0 s"
+
+
+def test_the_verdict_is_kept_until_something_changes(device, qemu, tmp_path):
+    qemu("exit 85")
+    assert kvm.kvm_usable(tmp_path).usable
+    assert kvm.kvm_usable(tmp_path).usable
+    assert qemu.runs() == 1
+    qemu("exit 1 # another QEMU")
+    assert not kvm.kvm_usable(tmp_path).usable
+    assert qemu.runs() == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}', "\x00"])
+def test_a_damaged_note_is_replaced(device, qemu, tmp_path, text):
+    qemu("exit 85")
+    (tmp_path / "kvm-probe.json").write_text(text)
+    assert kvm.kvm_usable(tmp_path).usable
+    assert qemu.runs() == 1
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(device, qemu, tmp_path):
+    qemu("exit 85")
+    (tmp_path / "cache").write_text("a file is in the way")
+    assert kvm.kvm_usable(tmp_path / "cache").usable
+
+
+def test_without_a_device_nothing_is_run(device, qemu, tmp_path):
+    device.unlink()
+    probe = kvm.kvm_usable(tmp_path)
+    assert (probe.usable, probe.reason) == (False, "/dev/kvm does not exist")
+    assert "--device /dev/kvm" in probe.remedy
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "remedy"),
+    [
+        (errno.EACCES, "may not be opened by this user", "udev"),
+        (errno.ENODEV, "does not open: No such device", "firmware"),
+        (errno.EIO, "does not open: Input/output error", ""),
+    ],
+)
+def test_a_device_that_does_not_open_has_a_reason(device, tmp_path, monkeypatch, code, reason, remedy):
+    def refuse(path, flags):
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    probe = kvm.kvm_usable(tmp_path)
+    assert reason in probe.reason
+    assert remedy in probe.remedy
+
+
+def test_a_device_of_another_kind_is_not_kvm(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "ioctl", lambda _device, _request: 11)
+    assert kvm.kvm_usable(tmp_path).reason == "/dev/kvm speaks version 11, not 12"
+
+
+def test_the_rom_leaves_qemu_with_the_code_that_is_expected(tmp_path):
+    """The same ROM, run by QEMU's own translator, which works everywhere."""
+    tcg = tmp_path / "qemu"
+    tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
+    tcg.chmod(0o755)
+    assert kvm._run_a_guest(str(tcg)).usable
+
+
+# ---------------------------------------------------------------- the accelerator
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    def is_(probe):
+        monkeypatch.setattr(chooser, "kvm_usable", lambda _cache_dir: probe)
+
+    return is_
+
+
+NO_KVM = KvmProbe(usable=False, reason="/dev/kvm does not exist", remedy="modprobe kvm_intel")
+
+
+def test_auto_takes_kvm_where_it_works(verdict, tmp_path):
+    verdict(KvmProbe(usable=True, reason="a test guest ran"))
+    assert chooser.accelerator("auto", cache_dir=tmp_path).kind == "kvm"
+
+
+def test_auto_takes_tcg_elsewhere_and_says_why(verdict, tmp_path):
+    verdict(NO_KVM)
+    chosen = chooser.accelerator("auto", cache_dir=tmp_path)
+    assert (chosen.kind, chosen.reason) == ("tcg", "no KVM: /dev/kvm does not exist")
+
+
+def test_kvm_where_it_does_not_work_is_an_error_with_a_remedy(verdict, tmp_path):
+    verdict(NO_KVM)
+    with pytest.raises(KvmUnavailable, match="/dev/kvm does not exist") as caught:
+        chooser.accelerator("kvm", cache_dir=tmp_path)
+    assert caught.value.resolution == "modprobe kvm_intel"
+    verdict(replace(NO_KVM, remedy=""))
+    with pytest.raises(KvmUnavailable) as caught:
+        chooser.accelerator("kvm", cache_dir=tmp_path)
+    assert caught.value.resolution
+
+
+def test_tcg_is_taken_without_asking(monkeypatch, tmp_path):
+    monkeypatch.setattr(chooser, "kvm_usable", lambda _cache_dir: pytest.fail("asked"))
+    assert chooser.accelerator("tcg", cache_dir=tmp_path).kind == "tcg"
+
+
+# ---------------------------------------------------------------- facts
+
+
+def test_every_fact_that_is_not_fine_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(packages, "is_met", lambda _need: False)
+    facts = list(probes.all_facts(cache_dir=tmp_path, run_dir=tmp_path))
+    assert len({fact.name for fact in facts}) == len(facts)
+    silent = [fact for fact in facts if fact.severity == "error" and not fact.remedy]
+    assert not silent
+    assert "error" in {fact.severity for fact in facts}
+
+
+@pytest.mark.parametrize(
+    ("printed", "severity", "seen"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2)", "ok", "7.2.22"),
+        ("QEMU emulator version 10.0.0", "ok", "10.0.0"),
+        ("QEMU emulator version 6.2.0", "error", "6.2.0"),
+        ("something else", "error", "unknown"),
+    ],
+)
+def test_qemu_has_to_be_new_enough(qemu, printed, severity, seen):
+    qemu(f"echo '{printed}'")
+    fact = probes.qemu_fact()
+    assert fact.severity == severity
+    assert seen in fact.seen
+
+
+@pytest.mark.parametrize(
+    ("line", "enough"),
+    [("tester:100000:65536", True), ("tester:1:10", False), ("other:1:65536", False), ("tester:1:x", False)],
+)
+def test_subordinate_ids_are_needed_to_build_as_an_ordinary_user(tmp_path, monkeypatch, line, enough):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("LOGNAME", "tester")
+    monkeypatch.setattr(probes, "_answer_of", lambda *_argv: "")
+    monkeypatch.setattr(packages, "is_met", lambda _need: True)
+    subuid, namespaces = tmp_path / "subuid", tmp_path / "max"
+    subuid.write_text(f"# comment\n{line}\n")
+    namespaces.write_text("1000\n")
+    fact = probes.rootless_build_fact(subuid, namespaces)
+    assert (fact.severity == "ok") is enough
+    namespaces.write_text("0\n")
+    assert "switched off" in probes.rootless_build_fact(subuid, namespaces).seen
+
+
+def test_nested_guests_are_seen_in_the_modules_switch(tmp_path):
+    assert probes.nested_fact(tmp_path).seen.startswith("off")
+    switch = tmp_path / "kvm_amd/parameters/nested"
+    switch.parent.mkdir(parents=True)
+    switch.write_text("1\n")
+    assert probes.nested_fact(tmp_path).seen == "kvm_amd: on"
+
+
+# ---------------------------------------------------------------- resources
+
+
+def test_a_cgroups_limits_count_where_they_are_lower(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "_own_cgroups", lambda _cgroups: [tmp_path])
+    monkeypatch.setattr(
+        resources.psutil, "virtual_memory", lambda: SimpleNamespace(available=8192 * 1024 * 1024)
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    assert (resources.memory_available_mib(), resources.cpus_available()) == (8192, 8)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("0\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert (resources.memory_available_mib(), resources.cpus_available()) == (8192, 8)
+    (tmp_path / "memory.max").write_text(f"{512 * 1024 * 1024}\n")
+    (tmp_path / "memory.current").write_text(f"{128 * 1024 * 1024}\n")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert (resources.memory_available_mib(), resources.cpus_available()) == (384, 2)
+
+
+@pytest.mark.parametrize(("limit", "total"), [(None, 8192), ("max\n", 8192), (f"{512 * 1024**2}\n", 512)])
+def test_a_cgroups_limit_is_all_the_memory_there_is(tmp_path, monkeypatch, limit, total):
+    monkeypatch.setattr(resources, "_own_cgroups", lambda _cgroups: [tmp_path])
+    monkeypatch.setattr(resources.psutil, "virtual_memory", lambda: SimpleNamespace(total=8192 * 1024**2))
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    assert resources.memory_total_mib() == total
+
+
+def test_every_cgroup_up_to_the_root_counts(tmp_path):
+    folders = list(resources._own_cgroups(tmp_path))
+    assert tmp_path in folders or not folders
+    assert all(folder.is_relative_to(tmp_path) for folder in folders)
+
+
+def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path):
+    assert resources.disk_free_mib(tmp_path / "a/b/c") > 0
+
+
+# ---------------------------------------------------------------- packages
+
+
+def test_the_table_is_complete():
+    for name, need in packages.NEEDS.items():
+        assert need.why, name
+        assert need.found, name
+        assert set(need.packages) == {packages.APT, packages.DNF, packages.ZYPPER, packages.PACMAN}, name
+        assert all(need.packages.values()), name
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "dnf", "zypper", "pacman"])
+def test_commands_for_each_package_manager(tmp_path, monkeypatch, manager):
+    (tmp_path / manager).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(packages, "has_qemu_account", lambda: True)
+    commands = packages.install_commands(["qemu-img", "mke2fs"])
+    assert commands[-1][0] == manager
+    assert commands[-1][-1] == "e2fsprogs"
+    assert packages.install_commands([]) == []
+    assert packages.install_hint("mke2fs").startswith(manager)
+
+
+def test_debians_account_for_qemu_is_made_where_it_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "apt-get").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def nobody(_name):
+        raise KeyError
+
+    monkeypatch.setattr(packages.pwd, "getpwnam", nobody)
+    assert packages.install_commands([]) == [packages.ADD_QEMU_ACCOUNT]
+
+
+def test_an_unknown_system_gets_debians_names(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert packages.install_commands(["qemu-img"]) == []
+    assert packages.install_hint("qemu-img") == "install qemu-utils (Debian's names)"
+
+
+def test_a_bare_python_prints_what_is_missing():
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", ROOT / "pytest_kvm/host/packages.py", "--missing"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr == ""
+    assert ran.returncode == (1 if ran.stdout else 0)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_kvm.host.reaping import HostProcess, PidfileWatch, become_subreaper
+from pytest_kvm.waiting import NotYet, wait_until
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def daemon(pidfile, script):
+    """Start a grandchild that notes its pid, as libvirt starts QEMU."""
+    code = f"""
+import os, sys
+if os.fork():
+    os._exit(0)
+with open({str(pidfile)!r}, "w") as file:
+    file.write(str(os.getpid()))
+{script}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def is_gone(pid):
+    return not Path(f"/proc/{pid}").exists()
+
+
+def eventually(look):
+    """Return what ``look`` finds once it finds something."""
+
+    def found():
+        return look() or _not_yet()
+
+    def _not_yet():
+        raise NotYet("nothing")
+
+    return wait_until(found, describe="a process", timeout=10, every=0.01)
+
+
+@pytest.fixture
+def subreaper():
+    """Not undone: guests of other tests may rely on it."""
+    become_subreaper()
+
+
+@pytest.fixture
+def child(subreaper, tmp_path):
+    watch = PidfileWatch(tmp_path, ("*.pid",))
+    with watch.watching():
+        daemon(tmp_path / "a.pid", "import time; time.sleep(600)")
+        found = eventually(lambda: watch.adopted("a.pid"))
+    yield found
+    found.kill()
+    assert found.wait(10)
+
+
+def test_a_daemonised_process_becomes_our_child(child):
+    assert child.is_our_child
+    assert child.how_it_ended() == "is still running"
+
+
+def test_a_killed_child_is_collected_at_once(child):
+    child.kill()
+    assert child.wait(10)
+    assert child.how_it_ended() == "was killed by signal 9 (Killed)"
+    assert is_gone(child.pid)
+    child.kill()
+
+
+def test_a_start_that_fails_is_collected_while_it_is_watched(subreaper, tmp_path):
+    watch = PidfileWatch(tmp_path, ("*.pid",))
+    pidfile = tmp_path / "a.pid"
+    with watch.watching():
+        daemon(pidfile, "os._exit(3)")
+        pid = eventually(lambda: pidfile.exists() and int(pidfile.read_text() or 0))
+        assert eventually(lambda: is_gone(pid))
+
+
+def test_a_process_of_another_parent_is_watched_but_not_adopted(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP})"]) as between:
+        grandchild = eventually(psutil.Process(between.pid).children)[0].pid
+        (tmp_path / "a.pid").write_text(str(grandchild))
+        assert PidfileWatch(tmp_path, ("*.pid",)).adopted("a.pid") is None
+        process = HostProcess(grandchild)
+        assert not process.is_our_child
+        process.kill()
+        assert process.wait(10)
+        assert process.how_it_ended() == "ended"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "999999999"])
+def test_a_pidfile_of_nobody_is_passed_over(tmp_path, text):
+    (tmp_path / "a.pid").write_text(text)
+    assert PidfileWatch(tmp_path, ("*.pid",)).adopted("a.pid") is None
+
+
+def test_a_process_that_does_not_exist():
+    with pytest.raises(ProcessLookupError):
+        HostProcess(999_999_999)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pytest_kvm.errors import ConnectionFailed
+from pytest_kvm.hypervisor import chatter, embed
+
+
+@pytest.fixture(autouse=True)
+def new_process(monkeypatch):
+    """As if nothing had been opened; and leave this process's children alone."""
+    monkeypatch.setattr(embed, "_roots", {})
+    monkeypatch.setattr(chatter, "_files", [])
+    monkeypatch.setattr(embed, "become_subreaper", lambda: None)
+
+
+def root_for(run_dir, tmp_path, uri="qemu:///embed"):
+    return embed.embed_root(uri, run_dir=run_dir, cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    # pytest's own folders are too long for sockets; relative paths are short.
+    monkeypatch.chdir(tmp_path)
+    return tmp_path.relative_to(tmp_path) / "run"
+
+
+@pytest.mark.parametrize(
+    ("uri", "embedded"),
+    [
+        ("qemu:///embed", True),
+        ("qemu:///embed?root=/tmp/x", True),
+        ("qemu:///system", False),
+        ("qemu+ssh://host/system", False),
+        ("test:///default", False),
+    ],
+)
+def test_which_uris_mean_the_embedded_driver(uri, embedded):
+    assert embed.is_embed(uri) is embedded
+
+
+def test_the_root_is_the_runs_own_unless_the_uri_names_one(run_dir, tmp_path, monkeypatch):
+    assert root_for(run_dir, tmp_path).path == run_dir / "v"
+    monkeypatch.setattr(embed, "_roots", {})
+    assert str(root_for(run_dir, tmp_path, "qemu:///embed?root=my%20root").path) == "my root"
+
+
+def test_the_uri_quotes_the_path(run_dir, tmp_path):
+    assert root_for(run_dir, tmp_path, "qemu:///embed?root=a%26b").uri == "qemu:///embed?root=a%26b"
+
+
+def test_as_root_qemu_stays_root(run_dir, tmp_path, monkeypatch):
+    for uid, named in ((0, True), (1000, False)):
+        monkeypatch.setattr(embed, "_roots", {})
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        config = (root_for(run_dir, tmp_path).path / "etc/qemu.conf").read_text()
+        assert ('user = "root"' in config) is named
+        assert 'stdio_handler = "file"' in config
+        assert "seccomp" not in config
+
+
+def test_the_same_root_can_be_opened_again_another_cannot(run_dir, tmp_path):
+    assert root_for(run_dir, tmp_path) is root_for(run_dir, tmp_path)
+    with pytest.raises(ConnectionFailed, match="cannot also work in elsewhere/v") as caught:
+        root_for(run_dir.parent / "elsewhere", tmp_path)
+    assert "new process" in caught.value.resolution
+
+
+def test_a_root_that_was_removed_is_not_used_again(run_dir, tmp_path):
+    root_for(run_dir, tmp_path).path.rename("gone")
+    with pytest.raises(ConnectionFailed, match="was removed"):
+        root_for(run_dir, tmp_path)
+
+
+def test_a_path_too_long_for_a_socket_is_refused_before_libvirt_stumbles(run_dir, tmp_path):
+    fits = run_dir / ("x" * (107 - len(f"run//v/{embed._LONGEST_SOCKET}")))
+    with pytest.raises(ConnectionFailed, match="1 bytes too long"):
+        root_for(fits.with_name(fits.name + "x"), tmp_path)
+    assert root_for(fits, tmp_path).path == fits / "v"
+
+
+def test_libvirts_log_goes_to_a_file_only_while_libvirt_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.delitem(__import__("sys").modules, "libvirt", raising=False)
+    log = tmp_path / "run/libvirt.log"
+    with chatter.logging_to(log):
+        assert os.environ["LIBVIRT_LOG_OUTPUTS"] == f"3:file:{log}"
+        assert log.parent.is_dir()
+    assert "LIBVIRT_LOG_OUTPUTS" not in os.environ
+
+
+def test_the_users_own_choice_of_a_log_stays(tmp_path, monkeypatch):
+    monkeypatch.delitem(__import__("sys").modules, "libvirt", raising=False)
+    monkeypatch.setenv("LIBVIRT_LOG_OUTPUTS", "1:stderr")
+    with chatter.logging_to(tmp_path / "libvirt.log"):
+        assert os.environ["LIBVIRT_LOG_OUTPUTS"] == "1:stderr"
+
+
+def test_a_path_that_libvirt_would_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delitem(__import__("sys").modules, "libvirt", raising=False)
+    with pytest.raises(ConnectionFailed, match="split at spaces"), chatter.logging_to(tmp_path / "a b/log"):
+        pytest.fail("entered")
+
+
+def test_a_log_folder_that_is_gone_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(chatter, "_files", [tmp_path / "gone/libvirt.log"])
+    with pytest.raises(ConnectionFailed, match="that folder is gone"):
+        chatter.check_log_folder()

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pytest_kvm.errors import ImageError, SpecError, UnknownImage
+from pytest_kvm.images.image import Manifest
+from pytest_kvm.images.store import Store
+from pytest_kvm.spec.image import ImageRef
+from tests.conftest import ROOT
+
+
+def test_a_published_image_is_found_by_its_name(store, publish):
+    published = publish("mine", b"disk")
+    assert store.resolve(ImageRef("mine")) == published
+    assert store.list() == (published,)
+    assert published.disk.read_bytes() == b"disk"
+    assert not published.built_from_packages
+
+
+def test_an_image_can_be_pinned_to_its_digest(store, publish):
+    image = publish("mine", b"disk")
+    assert store.resolve(ImageRef("mine", digest=image.digest[:8])) == image
+    with pytest.raises(ImageError, match="not 00000000"):
+        store.resolve(ImageRef("mine", digest="00000000"))
+
+
+def test_blobs_are_read_only(publish):
+    assert stat.S_IMODE(publish("mine", b"disk").disk.stat().st_mode) == 0o444
+
+
+def test_an_unknown_name_says_where_it_was_looked_for(store):
+    with pytest.raises(UnknownImage, match=str(store.folder)):
+        store.resolve(ImageRef("nothing"))
+
+
+@pytest.mark.parametrize("name", ["", "..", "../evil", "a/b", "A", ".hidden", "x" * 65])
+def test_a_name_is_never_a_path(store, name):
+    with pytest.raises(SpecError), store.building(name):
+        pass
+    with pytest.raises(SpecError):
+        store.remove(name)
+
+
+def test_the_same_contents_are_stored_once(store, publish):
+    assert publish("one", b"disk").disk == publish("two", b"disk").disk
+    store.remove("one")
+    assert store.resolve(ImageRef("two")).disk.read_bytes() == b"disk"
+
+
+def test_removing_the_last_name_removes_the_contents(store, publish):
+    disk = publish("mine", b"disk").disk
+    store.remove("mine")
+    assert not disk.exists()
+    assert store.list() == ()
+    with pytest.raises(UnknownImage):
+        store.remove("mine")
+
+
+def test_a_new_image_of_a_name_replaces_the_old(store, publish):
+    old = publish("mine", b"old").disk
+    new = publish("mine", b"new")
+    assert store.resolve(ImageRef("mine")) == new
+    assert store.list() == (new,)
+    assert old.exists(), "a run may be about to start a guest from it"
+
+
+def test_a_replaced_image_goes_after_a_day(store, publish):
+    old = publish("mine", b"old").disk
+    publish("mine", b"new")
+    (retired,) = (store.folder / "retired").iterdir()
+    os.utime(retired, (0, 0))
+    publish("other", b"other")
+    assert not old.exists()
+    assert not retired.exists()
+
+
+def test_images_derived_from_a_replaced_one_go_with_it(store, publish):
+    base = publish("base", b"base")
+    publish("base+jq", b"base and jq", base=base.digest)
+    new = publish("base", b"new base")
+    assert store.list() == (new,)
+
+
+def test_an_image_whose_disk_is_gone_is_no_image(store, publish):
+    publish("mine", b"disk").disk.unlink()
+    assert store.find(ImageRef("mine")) is None
+
+
+def test_a_damaged_manifest_is_named(store, publish):
+    publish("mine", b"disk")
+    (store.folder / "names/mine.json").write_text("{")
+    with pytest.raises(ImageError, match=r"names/mine\.json is not an image manifest"):
+        store.find(ImageRef("mine"))
+
+
+def test_a_manifest_of_a_later_version_is_read():
+    manifest = Manifest(name="n", disk="d", virtual_size=1, created="c", packages=("a",))
+    text = manifest.to_json().replace("{", '{"from_the_future": 1,', 1)
+    assert Manifest.from_json(text, origin="x") == manifest
+
+
+def test_work_is_removed_when_a_build_fails(store):
+    with pytest.raises(ZeroDivisionError), store.building("mine") as work:
+        work.joinpath("half").write_bytes(b"%d" % (1 // 0))
+    assert not work.exists()
+
+
+_KILLED = textwrap.dedent(
+    """
+    import pathlib, sys
+    from pytest_kvm.images.store import Store
+    with Store(pathlib.Path(sys.argv[1])).building("mine") as work:
+        (work / "half").write_bytes(b"half")
+        print("busy", flush=True)
+        sys.stdin.read()
+    """
+)
+
+
+def test_what_a_killed_build_left_is_swept_by_the_next(store):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, store.folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout.readline() == b"busy\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (store.folder / "work/mine/half").exists()
+    assert store.list() == ()
+    with store.building("mine") as work:
+        assert list(work.iterdir()) == []
+
+
+_RACE = textwrap.dedent(
+    """
+    import hashlib, pathlib, sys
+    from pytest_kvm.images.image import Manifest
+    from pytest_kvm.images.store import Store
+    from pytest_kvm.spec.image import ImageRef
+    store = Store(pathlib.Path(sys.argv[1]))
+    sys.stdin.readline()
+    with store.building("mine") as work:
+        if store.find(ImageRef("mine")) is None:
+            (work / "disk").write_bytes(b"disk")
+            digest = hashlib.sha256(b"disk").hexdigest()
+            manifest = Manifest(name="mine", disk=digest, virtual_size=4, created="now")
+            store.add(manifest, {digest: work / "disk"})
+            print("built")
+    """
+)
+
+
+def test_two_processes_build_an_image_once(store):
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RACE, store.folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        for _ in range(2)
+    ]
+    outputs = [racer.communicate(b"go\n", timeout=60)[0] for racer in racers]
+    assert sorted(outputs) == [b"", b"built\n"]
+    assert [image.name for image in store.list()] == ["mine"]
+
+
+def test_a_reader_needs_no_lock(store, publish):
+    publish("mine", b"disk")
+    with store.building("mine"), store.building("other"):
+        assert Store(store.folder).resolve(ImageRef("mine")).disk.read_bytes() == b"disk"
+
+
+def test_nothing_but_blobs_names_and_locks_stays(store, publish):
+    publish("mine", b"disk")
+    assert {path.name for path in store.folder.iterdir()} == {"blobs", "locks", "names", "work"}
+    assert list((store.folder / "work").iterdir()) == []
+    assert list((store.folder / "locks").glob("*.holder")) == []

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import DomainFailed, WaitTimeout
+from pytest_kvm.provision import pool as pool_module
+from pytest_kvm.provision.guests import Order
+from pytest_kvm.provision.pool import Pool
+
+IMAGE: Any = SimpleNamespace(name="made up")
+TEMPLATE = SimpleNamespace(key="c0ffee")
+ORDER = Order(
+    spec=kvm.GuestSpec(memory="512MiB"),
+    name="web",
+    place="web",
+    hostname="web",
+    image=IMAGE,
+    packages_left=(),
+    log=logging.getLogger("web"),
+)
+WITHIN = 10
+
+
+class FakeClone:
+    """Writes down what is done to it."""
+
+    def __init__(self, place: str, *, refuses: bool) -> None:
+        self.place = place
+        self.done: list[str] = []
+        self.machine = SimpleNamespace(
+            name=place,
+            shell=SimpleNamespace(connect=lambda: self.done.append("log in")),
+            domain=SimpleNamespace(suspend=lambda: self.done.append("pause")),
+        )
+        self._refuses = refuses
+
+    def wake(self) -> FakeClone:
+        self.done.append("wake")
+        if self._refuses:
+            raise DomainFailed("it sleeps on")
+        return self
+
+
+class Maker:
+    """Makes clones, one for each that it is allowed to make."""
+
+    def __init__(self) -> None:
+        self.made: list[FakeClone] = []
+        self.removed: list[FakeClone] = []
+        self.allowed = threading.Semaphore(0)
+        self.finished = threading.Semaphore(0)
+        self.fails = False
+        self.refuses = False
+
+    def __call__(self, order, template, gate):
+        assert self.allowed.acquire(timeout=WITHIN)
+        if self.fails:
+            raise DomainFailed("no clone today")
+        with gate.holding() as stack:
+            undo = stack.enter_context(ExitStack())
+            clone = FakeClone(order.place, refuses=self.refuses)
+            undo.callback(self.removed.append, clone)
+        self.made.append(clone)
+        return clone, undo
+
+    def allow(self, count: int = 1) -> None:
+        self.allowed.release(count)
+
+
+@pytest.fixture
+def maker():
+    return Maker()
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Say how much memory is free."""
+
+    def free(mib):
+        memory = SimpleNamespace(available=mib * 1024 * 1024)
+        monkeypatch.setattr(pool_module.psutil, "virtual_memory", lambda: memory)
+
+    free(64 * 1024)
+    return free
+
+
+@pytest.fixture
+def new_pool(maker, free):
+    pools = []
+
+    def new_pool(size=None):
+        pools.append(Pool(maker, size=size))
+        return pools[-1]
+
+    yield new_pool
+    maker.allow(100)
+    for pool in pools:
+        pool.close()
+
+
+def groomed(parked):
+    """Wait until nothing is done to a parked clone any more; return what was done."""
+    with parked.busy:
+        return parked.clone.done
+
+
+def test_what_is_started_twice_is_ready_for_a_third_time(maker, new_pool):
+    pool = new_pool()
+    maker.allow()
+    pool.used(ORDER, TEMPLATE)
+    assert pool.take(ORDER, TEMPLATE) is None
+    pool.used(ORDER, TEMPLATE)
+    assert pool.take(ORDER, TEMPLATE).clone in maker.made
+
+
+def test_a_parked_clone_is_woken_up_and_logged_in_before_it_is_paused_again(maker, new_pool):
+    pool = new_pool(size=2)
+    pool.used(ORDER, TEMPLATE)
+    maker.allow(2)
+    first, second = pool.take(ORDER, TEMPLATE), pool.take(ORDER, TEMPLATE)
+    # They are parked one after the other: the first is done when the second is there.
+    assert first.take().done in (["wake", "log in", "pause"], [])
+    assert second is not first
+    assert first.clone.place != second.clone.place
+    assert pool.take(ORDER, TEMPLATE) is None
+
+
+def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkeypatch):
+    pool = new_pool(size=1)
+    began = threading.Event()
+    groom = pool_module.Parked.groom
+
+    def late(parked):
+        assert began.wait(WITHIN)
+        groom(parked)
+
+    monkeypatch.setattr(pool_module.Parked, "groom", late)
+    pool.used(ORDER, TEMPLATE)
+    maker.allow()
+    parked = pool.take(ORDER, TEMPLATE)
+    clone = parked.take()
+    began.set()
+    pool.close()  # waits for what the pool is at
+    assert clone.done == []
+
+
+@pytest.mark.parametrize("other", [{"name": "database"}, {"hostname": "other"}], ids=str)
+def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
+    pool = new_pool(size=1)
+    pool.used(ORDER, TEMPLATE)
+    maker.allow()
+    assert pool.take(replace(ORDER, **other), TEMPLATE) is None
+    assert pool.take(ORDER, SimpleNamespace(key="0ddba11")) is None
+    assert pool.take(ORDER, TEMPLATE) is not None
+
+
+@pytest.mark.parametrize(("mib", "parks"), [(1024, False), (1025, True)])
+def test_memory_is_left_for_others(maker, new_pool, free, mib, parks):
+    free(mib)
+    pool = new_pool()
+    maker.allow()
+    pool.used(ORDER, TEMPLATE)
+    pool.used(ORDER, TEMPLATE)
+    assert (pool.take(ORDER, TEMPLATE) is not None) == parks
+
+
+def test_a_number_is_a_number(maker, new_pool, free):
+    free(0)
+    pool = new_pool(size=3)
+    maker.allow(4)
+    pool.used(ORDER, TEMPLATE)
+    pool.used(ORDER, TEMPLATE)
+    assert [pool.take(ORDER, TEMPLATE) is not None for _ in range(4)] == [True, True, True, False]
+
+
+def test_none_are_parked_where_none_are_wanted(maker, new_pool):
+    pool = new_pool(size=0)
+    pool.used(ORDER, TEMPLATE)
+    pool.used(ORDER, TEMPLATE)
+    assert pool.take(ORDER, TEMPLATE) is None
+
+
+def test_a_clone_that_cannot_be_made_is_told_and_nobody_waits_for_it(maker, new_pool, caplog):
+    maker.fails = True
+    pool = new_pool(size=1)
+    pool.used(ORDER, TEMPLATE)
+    maker.allow()
+    assert pool.take(ORDER, TEMPLATE) is None
+    assert "web: no clone could be parked: no clone today" in caplog.text
+
+
+def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
+    maker.refuses = True
+    pool = new_pool(size=1)
+    pool.used(ORDER, TEMPLATE)
+    maker.allow()
+    pool.close()
+    assert maker.removed == maker.made
+
+
+def test_the_end_removes_what_nobody_took(maker, new_pool):
+    pool = new_pool(size=3)
+    pool.used(ORDER, TEMPLATE)
+    maker.allow(3)
+    mine = pool.take(ORDER, TEMPLATE)
+    mine.take()
+    mine.undo.pop_all()  # it is its new owner's business now
+    pool.close()
+    assert mine.clone not in maker.removed
+    assert set(maker.removed) == set(maker.made) - {mine.clone}
+
+
+def test_the_end_lets_go_of_who_waits(maker, new_pool):
+    pool = new_pool(size=2)
+    pool.used(ORDER, TEMPLATE)  # the first is being made, the second waits for that
+    taken = []
+
+    def take():
+        taken.append([pool.take(ORDER, TEMPLATE) for _ in range(2)])
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    maker.allow(2)
+    closing.join(WITHIN)
+    waiting.join(WITHIN)
+    assert not waiting.is_alive()
+    assert maker.removed == maker.made
+
+
+def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
+    pool = new_pool()
+    maker.allow(10)
+    orders = [replace(ORDER, name=f"web{number}", place=f"web{number}") for number in range(6)]
+    for order in orders:
+        pool.used(order, TEMPLATE)
+        pool.used(order, TEMPLATE)
+    taken = [pool.take(order, TEMPLATE) for order in orders]
+    assert taken[0] is None
+    assert [each.clone for each in taken[-3:]] == maker.made[-3:]
+    pool.close()
+    assert len(maker.removed) == 6
+
+
+def test_who_takes_a_clone_does_not_wait_for_one_that_hangs(maker, new_pool, monkeypatch):
+    pool = new_pool(size=1)
+    monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
+    maker.allow()
+    pool.used(ORDER, TEMPLATE)
+    parked = pool.take(ORDER, TEMPLATE)
+    groomed(parked)
+    with parked.busy, pytest.raises(WaitTimeout, match="not prepared"):
+        parked.take()
+
+
+def test_a_closed_pool_has_nothing(maker, new_pool):
+    pool = new_pool(size=1)
+    maker.allow()
+    pool.used(ORDER, TEMPLATE)
+    pool.close()
+    assert pool.take(ORDER, TEMPLATE) is None

@@ -1,0 +1,224 @@
+"""Every mistake in a spec is told by field, with what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.sizes import parse_kib
+
+MISTAKES = {
+    "unknown field": (
+        lambda: kvm.GuestSpec(memry="1GiB"),
+        "GuestSpec has no field 'memry'",
+        "did you mean 'memory'",
+    ),
+    "decimal unit": (lambda: kvm.GuestSpec(memory="1GB"), "GuestSpec.memory: '1GB' is not a size", "1GiB"),
+    "no unit": (lambda: kvm.GuestSpec(memory="512"), "GuestSpec.memory: '512' is not a size", "MiB"),
+    "a number": (lambda: kvm.GuestSpec(memory=512), "GuestSpec.memory: 512 is not a size", "MiB"),
+    "no memory": (lambda: kvm.GuestSpec(memory="0MiB"), "GuestSpec.memory: '0MiB' is not a positive", ""),
+    "too little memory": (
+        lambda: kvm.GuestSpec(memory="4MiB"),
+        "GuestSpec.memory: '4MiB' is too little",
+        "64MiB",
+    ),
+    "vcpus": (lambda: kvm.GuestSpec(vcpus=0), "GuestSpec.vcpus: 0 is not a number from 1", ""),
+    "vcpus bool": (lambda: kvm.GuestSpec(vcpus=True), "GuestSpec.vcpus: True is not", ""),
+    "positional": (
+        lambda: kvm.GuestSpec("a", "1GiB"),
+        "GuestSpec takes 1 positional argument(s), 2 given",
+        "memory",
+    ),
+    "image name": (lambda: kvm.GuestSpec("../etc"), "ImageRef.name: '../etc' is not an image name", "list"),
+    "image digest": (lambda: kvm.ImageRef("a", digest="xyz"), "ImageRef.digest: 'xyz'", ""),
+    "image type": (lambda: kvm.GuestSpec(7), "GuestSpec.image: 7 is neither a name nor", ""),
+    "lone package": (
+        lambda: kvm.GuestSpec(packages="vim"),
+        "GuestSpec.packages: 'vim' is one item",
+        "['vim']",
+    ),
+    "package option": (
+        lambda: kvm.GuestSpec(packages=["-o"]),
+        "GuestSpec.packages: '-o' is not a package",
+        "",
+    ),
+    "unit": (lambda: kvm.GuestSpec(units=["nginx"]), "GuestSpec.units: 'nginx' is not a unit", ""),
+    "hostname": (lambda: kvm.GuestSpec(hostname="a_b"), "GuestSpec.hostname: 'a_b' is not a host name", ""),
+    "timezone": (lambda: kvm.GuestSpec(timezone="../x"), "GuestSpec.timezone: '../x' is not a time zone", ""),
+    "login": (lambda: kvm.GuestSpec(login="a b"), "GuestSpec.login: 'a b' is not a user name", ""),
+    "firmware": (lambda: kvm.GuestSpec(firmware="efi"), "GuestSpec.firmware: 'efi' is not one of", "uefi"),
+    "boot": (lambda: kvm.GuestSpec(boot="disk"), "GuestSpec.boot: 'disk' is not one of", ""),
+    "lone initrd": (
+        lambda: kvm.GuestSpec(initrd="/i"),
+        "GuestSpec.initrd: an initrd without a kernel",
+        "kernel",
+    ),
+    "cmdline lost": (
+        lambda: kvm.GuestSpec(boot="firmware", cmdline_extra="quiet"),
+        'GuestSpec.cmdline_extra: means nothing with boot="firmware"',
+        "boot directly",
+    ),
+    "direct uefi": (
+        lambda: kvm.GuestSpec(firmware="uefi", boot="direct"),
+        'GuestSpec.boot: "direct" with firmware="uefi"',
+        "disk holds",
+    ),
+    "uefi cmdline": (
+        lambda: kvm.GuestSpec(firmware="uefi", cmdline="quiet"),
+        'GuestSpec.cmdline: means nothing with firmware="uefi"',
+        "leave it out",
+    ),
+    "two lines": (lambda: kvm.GuestSpec(cmdline="a\nb"), "GuestSpec.cmdline: 'a\\nb' is not one line", ""),
+    "timeout": (lambda: kvm.GuestSpec(boot_timeout=-1), "GuestSpec.boot_timeout: -1 is not", ""),
+    "cpu": (lambda: kvm.GuestSpec(cpu="a,b"), "GuestSpec.cpu: 'a,b' is not a CPU model's name", ""),
+    "no disk": (kvm.Disk, "Disk: neither size nor file", 'size="1GiB"'),
+    "bus": (lambda: kvm.Disk(size="1GiB", bus="ide"), "Disk.bus: 'ide' is not one of", "virtio"),
+    "serial": (lambda: kvm.Disk(size="1GiB", serial="x" * 21), "Disk.serial:", "1 to 20"),
+    "one serial twice": (
+        lambda: kvm.GuestSpec(disks=[kvm.Disk(size="1GiB", serial="a")] * 2),
+        "GuestSpec.disks: two have the serial 'a'",
+        "its own serial",
+    ),
+    "not a disk": (lambda: kvm.GuestSpec(disks=["1GiB"]), "GuestSpec.disks[0]: '1GiB' is not a Disk", ""),
+    "two plugs": (lambda: kvm.Nic("a", bridge="b"), "Nic: network and bridge are both given", "choose one"),
+    "mac": (lambda: kvm.Nic(mac="52:54:00"), "Nic.mac: '52:54:00' is not a MAC address", "six octets"),
+    "multicast mac": (lambda: kvm.Nic(mac="01:00:00:00:00:01"), "is a multicast address", "even"),
+    "one mac twice": (
+        lambda: kvm.GuestSpec(nics=[kvm.Nic(mac="52:54:00:00:00:01")] * 2),
+        "GuestSpec.nics: two have the MAC address",
+        "",
+    ),
+    "user": (lambda: kvm.User("A b"), "User.name: 'A b' is not a user name", ""),
+    "root": (lambda: kvm.User("root"), "User.name: root exists already", "leave it out"),
+    "file path": (lambda: kvm.File("etc/x"), "File.path: 'etc/x' is not an absolute path", ""),
+    "file mode": (lambda: kvm.File("/x", mode=77777), "File.mode: 77777 is not a file mode", "0o644"),
+    "file owner": (lambda: kvm.File("/x", owner="a b"), "File.owner: 'a b' is not user or user:group", ""),
+    "file twice": (
+        lambda: kvm.CloudInit(files=[kvm.File("/x"), kvm.File("/x")]),
+        "CloudInit.files: /x stands there twice",
+        "",
+    ),
+    "lone command": (
+        lambda: kvm.CloudInit(run_commands="ls"),
+        "CloudInit.run_commands: 'ls' is one command",
+        "",
+    ),
+    "datasource": (lambda: kvm.CloudInit(datasource="ec2"), "CloudInit.datasource: 'ec2' is not one of", ""),
+    "netplan on a config drive": (
+        lambda: kvm.CloudInit(datasource="configdrive", network_config={}),
+        "CloudInit.network_config: a ConfigDrive carries",
+        "nocloud",
+    ),
+    "lone step": (
+        lambda: kvm.GuestSpec(prepare=kvm.Script("true")),
+        "GuestSpec.prepare: Script('true') is one step",
+        "[Script('true')]",
+    ),
+    "lone command to prepare": (
+        lambda: kvm.GuestSpec(prepare="ls"),
+        "GuestSpec.prepare: 'ls' is one step",
+        "['ls']",
+    ),
+    "path as a step": (
+        lambda: kvm.GuestSpec(prepare=["true", Path("setup.sh")]),
+        "GuestSpec.prepare[1]: 'setup.sh' is a path",
+        "Script(file='setup.sh')",
+    ),
+    "no step": (
+        lambda: kvm.GuestSpec(prepare=[7]),
+        "GuestSpec.prepare[0]: 7 is neither a command, a Script nor a HostFile",
+        "",
+    ),
+    "bytes as a step": (lambda: kvm.GuestSpec(prepare=[b"ls"]), "GuestSpec.prepare[0]: b'ls' is neither", ""),
+    "empty command": (
+        lambda: kvm.GuestSpec(prepare=[[]]),
+        "GuestSpec.prepare[0]: [] is not a command that can be run",
+        "",
+    ),
+    "blank command": (lambda: kvm.GuestSpec(prepare=[" "]), "GuestSpec.prepare[0]: ' ' is not a command", ""),
+    "word of a step": (
+        lambda: kvm.GuestSpec(prepare=[["ls", 1]]),
+        "GuestSpec.prepare[0][1]: 1 is not a str",
+        "",
+    ),
+    "NUL in a step": (lambda: kvm.GuestSpec(prepare=["a\0b"]), "GuestSpec.prepare[0]: 'a\\x00b' is not", ""),
+    "no right to prepare": (
+        lambda: kvm.GuestSpec(
+            prepare=["true"], login="bob", cloud_init=kvm.CloudInit(users=[kvm.User("bob", sudo=False)])
+        ),
+        "GuestSpec.prepare: steps run as root, and the login 'bob' has sudo=False",
+        "root",
+    ),
+    "no script": (kvm.Script, "Script: one of content and file is wanted", "Script("),
+    "two scripts": (lambda: kvm.Script("true", file="a"), "Script: one of content and file", ""),
+    "path as a script": (
+        lambda: kvm.Script(Path("setup.sh")),
+        "Script.content: 'setup.sh' is a path",
+        "Script(file='setup.sh')",
+    ),
+    "blank script": (lambda: kvm.Script("\n"), "Script.content: '\\n' is not a script", ""),
+    "script file": (lambda: kvm.Script(file=""), "Script.file: '' is not a path", ""),
+    "interpreter": (
+        lambda: kvm.Script("true", interpreter="bash"),
+        "Script.interpreter: 'bash' is not an absolute path",
+        "",
+    ),
+    "host file": (lambda: kvm.HostFile(7, "/x"), "HostFile.source: 7 is not a path", ""),
+    "host file's place": (lambda: kvm.HostFile("a", "x"), "HostFile.path: 'x' is not an absolute path", ""),
+    "host file's mode": (lambda: kvm.HostFile("a", "/x", mode=-1), "HostFile.mode: -1 is not", "0o644"),
+    "host file's owner": (
+        lambda: kvm.HostFile("a", "/x", owner="-R"),
+        "HostFile.owner: '-R' is not user or user:group",
+        "",
+    ),
+    "identity": (lambda: kvm.GuestSpec(identity="own"), "GuestSpec.identity: 'own' is not one of", "unique"),
+    "reset": (lambda: kvm.GuestSpec(reset=False), "GuestSpec.reset: False is not one of", "never"),
+    "network config": (lambda: kvm.CloudInit(network_config="x"), "CloudInit.network_config: str is not", ""),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_names_field_and_remedy(mistake):
+    make, brief, remedy = MISTAKES[mistake]
+    with pytest.raises(kvm.SpecError) as caught:
+        make()
+    assert caught.value.brief.startswith(brief) or brief in caught.value.brief
+    assert remedy in str(caught.value)
+
+
+def test_sizes_are_binary():
+    assert parse_kib("1GiB", field="x") == 1024**2
+    assert parse_kib("1.5 MiB", field="x") == 1536
+    with pytest.raises(kvm.SpecError):
+        parse_kib("0.0001KiB", field="x")
+
+
+def test_a_spec_is_short_to_print():
+    spec = kvm.GuestSpec("debian-13", memory="512MiB", disks=[kvm.Disk(size="1GiB", serial="data")])
+    assert repr(spec) == "GuestSpec('debian-13', memory='512MiB', disks=[Disk(size='1GiB', serial='data')])"
+    assert repr(kvm.GuestSpec()) == "GuestSpec()"
+
+
+def test_a_spec_cannot_be_changed_only_replaced():
+    spec = kvm.GuestSpec(packages=["vim"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.memory = "2GiB"
+    assert dataclasses.replace(spec, memory="2GiB").packages == ("vim",)
+
+
+def test_raw_user_data_is_copied():
+    raw = {"a": {"b": [1]}}
+    config = kvm.CloudInit(user_data=raw)
+    raw["a"]["b"].append(2)
+    assert config.user_data == {"a": {"b": [1]}}
+
+
+def test_steps_are_frozen_and_host_paths_are_paths():
+    spec = kvm.GuestSpec(
+        prepare=["a | b", ["c", "d e"], kvm.Script(file="s.sh"), kvm.HostFile("x", "/opt/", owner="1000:100")]
+    )
+    assert spec.prepare[:2] == ("a | b", ("c", "d e"))
+    assert (spec.prepare[2].file, spec.prepare[3].source) == (Path("s.sh"), Path("x"))

@@ -1,0 +1,192 @@
+"""What those who start guests do: claim, make, drop."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pytest_kvm.errors import NoCapacity, SnapshotFailed
+from pytest_kvm.templates import entry, records
+from tests.unit.templates.conftest import FACTS, FILES, KEY, OTHER
+
+
+def test_what_is_published_can_be_claimed(store, make):
+    assert store.claim(KEY) is None
+    make()
+    with store.claim(KEY) as template:
+        assert template.key == KEY
+        assert {name: template.path(name).read_bytes() for name in template.manifest.files} == FILES
+        assert template.manifest.facts == FACTS
+        assert template.manifest.versions == {"qemu": "7.2"}
+    assert store.claim(OTHER) is None
+
+
+def test_who_publishes_has_claimed(store, inventory):
+    with store.building(KEY) as building:
+        building.folder.joinpath("state").write_bytes(b"devices")
+        made = building.publish(summary="", versions={}, facts={})
+    (info,) = inventory.list()
+    assert info.in_use
+    made.close()
+    (info,) = inventory.list()
+    assert not info.in_use
+
+
+def test_several_use_a_template_at_once(store, make):
+    make()
+    with store.claim(KEY) as one, store.claim(KEY) as other:
+        assert one.folder == other.folder
+
+
+def test_a_template_has_no_other_files(store, make):
+    make()
+    with store.claim(KEY) as template, pytest.raises(KeyError):
+        template.path("manifest.json")
+
+
+def test_paths_stay_when_a_template_is_published(store):
+    with store.building(KEY) as building:
+        (building.folder / "state").write_bytes(b"devices")
+        with building.publish(summary="", versions={}, facts={}) as template:
+            assert template.folder == building.folder
+
+
+def test_nobody_else_may_read_a_template(store, make):
+    folder = make()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_what_is_not_published_leaves_nothing(store, inventory):
+    with store.building(KEY) as building:
+        (building.folder / "ram").write_bytes(b"half")
+    assert not building.folder.exists()
+    with pytest.raises(ZeroDivisionError), store.building(KEY) as building:
+        (building.folder / "ram").write_bytes(b"%d" % (1 // 0))
+    assert not building.folder.exists()
+    assert store.claim(KEY) is None
+    assert inventory.list() == ()
+
+
+def test_a_new_template_replaces_the_old_and_leaves_it_to_its_users(store, make):
+    old = make(state=b"old")
+    template = store.claim(KEY)
+    new = make(state=b"new")
+    assert template.path("state").read_bytes() == b"old"
+    with store.claim(KEY) as now:
+        assert now.folder == new
+        assert now.path("state").read_bytes() == b"new"
+    template.close()
+    assert not old.exists()
+
+
+def test_a_dropped_template_stays_with_its_users(store, make, caplog):
+    folder = make()
+    template = store.claim(KEY)
+    store.discard(KEY, reason="QEMU refused its state")
+    assert "QEMU refused its state" in caplog.text
+    assert store.claim(KEY) is None
+    assert template.path("state").read_bytes() == b"devices"
+    template.close()
+    template.close()
+    assert not folder.exists()
+
+
+def test_dropping_what_is_not_there_is_nothing(store, caplog):
+    store.discard(KEY, reason="QEMU refused its state")
+    assert "dropped" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["", "..", "../evil", "a/b", "short", "5CA1AB1E" * 8, "g" * 64, "a" * 129])
+def test_a_key_is_never_a_path(store, key):
+    with pytest.raises(ValueError, match="not a template's key"):
+        store.claim(key)
+    with pytest.raises(ValueError, match="not a template's key"), store.building(key):
+        pass
+    with pytest.raises(ValueError, match="not a template's key"):
+        store.discard(key, reason="")
+
+
+# ---------------------------------------------------------------- no room
+
+
+def freeze_onto_a_full_disk(store):
+    with store.building(KEY) as building:
+        building.ram.symlink_to("/dev/full")
+        building.ram.write_bytes(b"memory")
+
+
+def test_a_disk_that_fills_up_while_the_guest_is_frozen(store, inventory, settings):
+    with pytest.raises(NoCapacity, match="no room for a template") as failure:
+        freeze_onto_a_full_disk(store)
+    assert "pytest-kvm cache gc" in failure.value.resolution
+    assert list((settings.cache_dir / "templates/entries").iterdir()) == []
+    assert inventory.list() == ()
+
+
+@pytest.mark.parametrize("step", ["sync", "write"])
+def test_a_disk_that_fills_up_while_the_template_is_published(store, make, monkeypatch, step):
+    old = make(state=b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(entry, step, full)
+        with pytest.raises(NoCapacity, match="No space left on device"):
+            make(state=b"new")
+    with store.claim(KEY) as template:
+        assert template.folder == old
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_other_errors_stay_what_they_are(store):
+    with pytest.raises(FileNotFoundError), store.building(KEY) as building:
+        (building.folder / "nothing").read_bytes()
+
+
+def test_room_is_made_for_a_ram_file(store, inventory, make, monkeypatch):
+    make(OTHER, used=1)
+    free = [10, 600]
+    monkeypatch.setattr("pytest_kvm.templates.store.disk_free_mib", lambda _: free.pop(0))
+    with store.building(KEY, ram_mib=512):
+        assert inventory.list() == ()
+
+
+def test_no_guest_is_frozen_where_its_ram_has_no_room(store, make, monkeypatch):
+    make(OTHER)
+    monkeypatch.setattr("pytest_kvm.templates.store.disk_free_mib", lambda _: 10)
+    with store.claim(OTHER), pytest.raises(NoCapacity, match="512 MiB"), store.building(KEY, ram_mib=512):
+        pytest.fail("there is no room")
+    with store.claim(OTHER) as template:
+        assert template.key == OTHER
+
+
+def test_a_file_that_is_still_written_to_is_not_published(store, monkeypatch):
+    def written_meanwhile(path: Path) -> str:
+        path.write_bytes(b"more and more")
+        return "0"
+
+    monkeypatch.setattr(records, "digest_of", written_meanwhile)
+    with store.building(KEY) as building:
+        (building.folder / "state").write_bytes(b"devices")
+        with pytest.raises(SnapshotFailed, match="state changes while it is read"):
+            building.publish(summary="", versions={}, facts={})
+    assert store.claim(KEY) is None
+
+
+def test_a_claim_that_is_interrupted_lets_go(store, inventory, make, monkeypatch):
+    make()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(entry, "checked", interrupted)
+        store.claim(KEY)
+    (info,) = inventory.list()
+    assert not info.in_use

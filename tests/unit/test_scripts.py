@@ -1,0 +1,95 @@
+"""The scripts behind ``make`` and ``.ci/run``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scripts import leftovers, setup
+
+
+@pytest.fixture
+def lacking_table(monkeypatch):
+    """A machine that lacks one package."""
+    needs = {"qemu": SimpleNamespace(why="runs the guests")}
+    met: set[str] = set()
+    table = SimpleNamespace(
+        NEEDS=needs,
+        missing=lambda: [need for need in needs if need not in met],
+        is_met=met.__contains__,
+        has_qemu_account=lambda: True,
+        install_commands=lambda needs: [["apt-get", "install", *needs]],
+        met=met,
+    )
+    monkeypatch.setattr(setup, "load_table", lambda: table)
+    return table
+
+
+def test_without_rights_the_exact_command_is_shown(lacking_table, monkeypatch):
+    monkeypatch.setattr(setup, "privileges", lambda: None)
+    with pytest.raises(setup.SetupError, match="please run\n  sudo apt-get install qemu\n"):
+        setup.install_host_packages(needs_interpreter=False)
+
+
+def test_with_rights_the_command_runs_and_its_effect_is_checked(lacking_table, monkeypatch):
+    ran = []
+    monkeypatch.setattr(setup, "privileges", lambda: ["sudo", "-n"])
+    monkeypatch.setattr(setup, "run", lambda argv, **_: ran.append(argv))
+    with pytest.raises(setup.SetupError, match="still missing after the installation: qemu"):
+        setup.install_host_packages(needs_interpreter=False)
+    assert ran == [["sudo", "-n", "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "qemu"]]
+
+
+def test_a_machine_that_has_everything_needs_no_rights(lacking_table, monkeypatch):
+    lacking_table.met.add("qemu")
+    monkeypatch.setattr(setup, "privileges", lambda: pytest.fail("asked for root"))
+    setup.install_host_packages(needs_interpreter=False)
+
+
+@pytest.mark.parametrize(("user", "expected"), [(0, "/usr/bin/python3.11"), (1000, "/root/python3.13")])
+def test_root_prefers_an_interpreter_that_everybody_may_execute(monkeypatch, user, expected):
+    found = [
+        {"path": "/root/python3.13", "version": [3, 13, 0]},
+        {"path": "/usr/bin/python3.11", "version": [3, 11, 2]},
+    ]
+    monkeypatch.delenv("PYTHON", raising=False)
+    monkeypatch.setattr(setup, "usable_interpreters", lambda: found)
+    monkeypatch.setattr(setup, "is_public", lambda path: not path.startswith("/root"))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert setup.choose_interpreter() == expected
+
+
+def test_an_interpreter_that_will_not_do_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("PYTHON", "/bin/false")
+    with pytest.raises(setup.SetupError, match="PYTHON=/bin/false is not Python"):
+        setup.choose_interpreter()
+
+
+def test_a_private_folder_hides_what_is_in_it(tmp_path):
+    program = tmp_path / "private" / "python3"
+    program.parent.mkdir(mode=0o700)
+    program.touch(mode=0o755)
+    assert not setup.is_public(str(program))
+
+
+def test_a_process_that_stays_is_a_leftover(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "before"
+    monkeypatch.setattr(leftovers, "FOLDERS", {str(tmp_path): "pytest-kvm-*"})
+    monkeypatch.setattr(sys, "argv", ["leftovers.py", "note", str(file)])
+    assert leftovers.main() == 0
+
+    waits = [sys.executable, "-c", "input()", "pytest-kvm-leftover"]
+    (tmp_path / "pytest-kvm-0").mkdir()
+    with subprocess.Popen(waits, stdin=subprocess.PIPE) as process:
+        monkeypatch.setattr(sys, "argv", ["leftovers.py", "check", str(file)])
+        assert leftovers.main() == 1
+        process.communicate(b"\n")
+
+    said = capsys.readouterr().err
+    assert f"process {process.pid}," in said
+    assert str(Path("pytest-kvm-0")) in said

@@ -68,7 +68,7 @@ def main() -> int:
     try:
         is_current = is_up_to_date(extras)
         if not arguments.no_host_packages:
-            install_host_packages(needs_interpreter=not is_current)
+            install_host_packages(needs_interpreter=not is_current, for_tests="test" in extras)
         if not is_current:
             install_project(extras)
     except SetupError as error:
@@ -85,24 +85,25 @@ def say(line: str) -> None:
 # ---------------------------------------------------------------- host packages
 
 
-def install_host_packages(*, needs_interpreter: bool) -> None:
+def install_host_packages(*, needs_interpreter: bool, for_tests: bool) -> None:
     """Install what the table in ``pytest_kvm/host/packages.py`` misses here, if allowed.
 
     Args:
         needs_interpreter: Whether a Python that can make ``.venv`` counts as missing.
+        for_tests: Whether what only the project's tests need does, too.
 
     Raises:
         SetupError: Something is missing and only root may install it; the
             message is what to type.
     """
     table = load_table()
-    lacking = table.missing()
+    lacking = table.missing(for_tests=for_tests)
     if needs_interpreter and "python-build" not in lacking and not usable_interpreters():
         lacking.append("python-build")
     if not lacking and (os.geteuid() != 0 or table.has_qemu_account()):
         return
     for need in lacking:
-        say(f"missing: {need} ({table.NEEDS[need].why})")
+        say(f"missing: {need} ({table.why(need)})")
     commands = table.install_commands(lacking)
     if not commands:
         raise SetupError(f"no known package manager; please bring: {', '.join(lacking)}")

@@ -125,6 +125,17 @@ NEEDS = {
     ),
 }
 
+TEST_NEEDS = {
+    "libvirt-daemon": Need(
+        "the session and system daemons that the project's own tests start",
+        ("libvirtd",),
+        _packages("libvirt-daemon", "libvirt-daemon", "libvirt-daemon", "libvirt"),
+    ),
+}
+"""What only a contributor needs, beside all of :data:`NEEDS`."""
+
+_ALL = NEEDS | TEST_NEEDS
+
 
 def package_manager() -> str | None:
     """Return the package manager of this machine, None if it is none of ours."""
@@ -133,7 +144,7 @@ def package_manager() -> str | None:
 
 def is_met(need: str) -> bool:
     """Tell whether a need is met, by looking for what its package installs."""
-    return any(_is_there(candidate) for candidate in NEEDS[need].found)
+    return any(_is_there(candidate) for candidate in _ALL[need].found)
 
 
 def _is_there(candidate: str) -> bool:
@@ -142,14 +153,19 @@ def _is_there(candidate: str) -> bool:
     return shutil.which(candidate) is not None
 
 
-def missing() -> list[str]:
-    """Return the names of all needs that are not met."""
-    return [need for need in NEEDS if not is_met(need)]
+def missing(*, for_tests: bool = False) -> list[str]:
+    """Return the names of all needs that are not met; on request those of the project's tests too."""
+    return [need for need in (_ALL if for_tests else NEEDS) if not is_met(need)]
+
+
+def why(need: str) -> str:
+    """Say what a need is for."""
+    return _ALL[need].why
 
 
 def packages_for(needs: list[str], manager: str) -> list[str]:
     """Return the packages that meet ``needs``, each once."""
-    return list(dict.fromkeys(package for need in needs for package in NEEDS[need].packages[manager]))
+    return list(dict.fromkeys(package for need in needs for package in _ALL[need].packages[manager]))
 
 
 def install_commands(needs: list[str]) -> list[list[str]]:
@@ -206,7 +222,7 @@ def main() -> int:
     arguments = parser.parse_args()
     lacking = missing()
     if arguments.missing:
-        lines = [f"{need}: {NEEDS[need].why}" for need in lacking]
+        lines = [f"{need}: {why(need)}" for need in lacking]
     else:
         sudo = [] if os.geteuid() == 0 else ["sudo"]
         lines = [shlex.join([*sudo, *command]) for command in install_commands(lacking)]

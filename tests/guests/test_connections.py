@@ -32,11 +32,15 @@ STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/lib
 """What a system daemon keeps; under a file system of the test's own nothing of it stays."""
 SYSTEM = """
 set -e
+type libvirtd virtlogd >/dev/null
 for folder in {state}; do mkdir -p "$folder"; mount -t tmpfs tmpfs "$folder"; done
 ip link set lo up
 virtlogd >/run/libvirt/virtlogd.out 2>&1 &
 libvirtd >/run/libvirt/libvirtd.out 2>&1 &
-until test -S /run/libvirt/libvirt-sock && test -S /run/libvirt/virtlogd-sock; do sleep 0.1; done
+until test -S /run/libvirt/libvirt-sock && test -S /run/libvirt/virtlogd-sock; do
+    test "$(jobs -pr | wc -l)" = 2 || {{ cat /run/libvirt/*.out >&2; exit 1; }}
+    sleep 0.1
+done
 "$@"; exit $?
 """
 NAMESPACES = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]

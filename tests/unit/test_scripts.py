@@ -16,11 +16,12 @@ from scripts import leftovers, setup
 @pytest.fixture
 def lacking_table(monkeypatch):
     """A machine that lacks one package."""
-    needs = {"qemu": SimpleNamespace(why="runs the guests")}
     met: set[str] = set()
     table = SimpleNamespace(
-        NEEDS=needs,
-        missing=lambda: [need for need in needs if need not in met],
+        why=lambda _need: "runs the guests",
+        missing=lambda *, for_tests: [
+            need for need in ("qemu", *["libvirtd"] * for_tests) if need not in met
+        ],
         is_met=met.__contains__,
         has_qemu_account=lambda: True,
         install_commands=lambda needs: [["apt-get", "install", *needs]],
@@ -33,7 +34,7 @@ def lacking_table(monkeypatch):
 def test_without_rights_the_exact_command_is_shown(lacking_table, monkeypatch):
     monkeypatch.setattr(setup, "privileges", lambda: None)
     with pytest.raises(setup.SetupError, match="please run\n  sudo apt-get install qemu\n"):
-        setup.install_host_packages(needs_interpreter=False)
+        setup.install_host_packages(needs_interpreter=False, for_tests=False)
 
 
 def test_with_rights_the_command_runs_and_its_effect_is_checked(lacking_table, monkeypatch):
@@ -41,14 +42,20 @@ def test_with_rights_the_command_runs_and_its_effect_is_checked(lacking_table, m
     monkeypatch.setattr(setup, "privileges", lambda: ["sudo", "-n"])
     monkeypatch.setattr(setup, "run", lambda argv, **_: ran.append(argv))
     with pytest.raises(setup.SetupError, match="still missing after the installation: qemu"):
-        setup.install_host_packages(needs_interpreter=False)
+        setup.install_host_packages(needs_interpreter=False, for_tests=False)
     assert ran == [["sudo", "-n", "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "qemu"]]
 
 
 def test_a_machine_that_has_everything_needs_no_rights(lacking_table, monkeypatch):
     lacking_table.met.add("qemu")
     monkeypatch.setattr(setup, "privileges", lambda: pytest.fail("asked for root"))
-    setup.install_host_packages(needs_interpreter=False)
+    setup.install_host_packages(needs_interpreter=False, for_tests=False)
+
+
+def test_what_the_tests_need_is_installed_for_them(lacking_table, monkeypatch):
+    monkeypatch.setattr(setup, "privileges", lambda: None)
+    with pytest.raises(setup.SetupError, match="install qemu libvirtd"):
+        setup.install_host_packages(needs_interpreter=False, for_tests=True)
 
 
 @pytest.mark.parametrize(("user", "expected"), [(0, "/usr/bin/python3.11"), (1000, "/root/python3.13")])

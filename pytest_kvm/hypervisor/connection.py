@@ -67,6 +67,8 @@ class LibvirtHypervisor:
         self._domains: dict[str, LibvirtDomain] = {}
         self._lives: dict[str, Lifecycle] = {}
         self._closed = False
+        self._asking = threading.Lock()
+        self._facts: HostFacts | None = None
         with translated("listen for domain events"):
             # libvirt.py leaves the callback's type open.
             self._callback = connection.get().domainEventRegisterAny(  # pyright: ignore[reportUnknownMemberType]
@@ -75,8 +77,16 @@ class LibvirtHypervisor:
         opening.on_lost(connection.get(), self._on_lost)
 
     def facts(self) -> HostFacts:
-        """Ask the connection about its machine."""
-        return host_facts(self._connection.get())
+        """Return what the connection said of its machine when it was first asked.
+
+        libvirt may ask QEMU anew at any such question: a module that it loads
+        with the first domain, installed later than its QEMU driver, makes its
+        cached answers look outdated (``virUpdateSelfLastChanged``).
+        """
+        with self._asking:
+            if self._facts is None:
+                self._facts = host_facts(self._connection.get())
+            return self._facts
 
     def create(self, xml: str, *, paused: bool = False) -> LibvirtDomain:
         """Create and start a transient domain from its XML.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 import pytest_kvm as kvm
+from tests.guest_specs import SMALL
 
 
 @kvm.guest(scope="session")
 def guest():
-    """A guest of the default image; whoever changes it restores it."""
-    return kvm.GuestSpec(memory="1GiB", vcpus=2)
+    """A guest of the default image; never reset: whoever changes it restores it."""
+    return replace(SMALL, reset="never")
 
 
 @pytest.fixture

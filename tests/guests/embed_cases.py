@@ -74,6 +74,7 @@ def life():
     assert domain.state() is DomainState.PAUSED
     domain.resume()
     assert domain.state() is DomainState.RUNNING
+    assert hypervisor.facts() is facts, "asked again, libvirt may ask QEMU again"
     assert psutil.Process(domain.pid).ppid() == os.getpid()
     assert domain.qmp("query-status")["running"] is True
     assert domain.hmp("info status").startswith("VM status: running")

@@ -8,14 +8,7 @@ import pytest
 
 import pytest_kvm as kvm
 from tests.guest_clock import clock_error
-
-SPEC = kvm.GuestSpec(
-    memory="512MiB",
-    vcpus=1,
-    nics=[kvm.Nic()],
-    # The template is ten minutes old from the start.
-    prepare=["date -s '-10 minutes'", "echo prepared >/dev/shm/prepared"],
-)
+from tests.guest_specs import FULL
 
 # The kernel's, and those of a process that has just begun: from the kernel by
 # getrandom(2), from OpenSSL, from Python's own generator.
@@ -30,7 +23,7 @@ python3 -c 'if True:
 @kvm.guest(scope="module")
 def vm():
     """A guest that is reset before each test that uses it."""
-    return SPEC
+    return FULL
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +53,7 @@ def is_right(guest) -> bool:
 @pytest.mark.parametrize("number", range(10))
 def test_clones_draw_random_bytes_of_their_own(kvm_guests, draw, number):
     # Two of a name, then another: from the third on clones wait in the pool.
-    clone = kvm_guests.boot(SPEC, name=f"clone{number // 5}")
+    clone = kvm_guests.boot(FULL, name=f"clone{number // 5}")
     draw(clone)
 
 
@@ -86,7 +79,7 @@ class TestSavepoint:
 
 
 def test_the_clock_is_todays(kvm_guests):
-    assert is_right(kvm_guests.boot(SPEC, name="clock"))
+    assert is_right(kvm_guests.boot(FULL, name="clock"))
 
 
 def test_the_clock_is_right_after_a_reset(vm):
@@ -125,7 +118,7 @@ def who(guest):
 
 
 def test_unique_guests_started_at_once_have_nothing_in_common(kvm_guests):
-    unique = replace(SPEC, identity="unique")
+    unique = replace(FULL, identity="unique")
     guests = kvm_guests.boot_all(unique, unique, names=["one", "two"])
     (id1, name1, key1, macs1), (id2, name2, key2, macs2) = map(who, guests)
     assert (name1, name2) == ("one", "two")
@@ -136,7 +129,7 @@ def test_unique_guests_started_at_once_have_nothing_in_common(kvm_guests):
 
 
 def test_shared_guests_are_the_template_with_cards_of_their_own(kvm_guests):
-    shared = replace(SPEC, identity="shared")
+    shared = replace(FULL, identity="shared")
     guests = kvm_guests.boot_all(shared, shared, names=["one", "two"])
     (*names1, macs1), (*names2, macs2) = map(who, guests)
     assert names1 == names2

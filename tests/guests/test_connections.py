@@ -19,7 +19,7 @@ import pytest_kvm as kvm
 
 @kvm.guest
 def machine():
-    return kvm.GuestSpec(memory="512MiB")
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
 
 
 def test(machine):

@@ -11,6 +11,7 @@ from pytest_kvm.images.importing import take
 from pytest_kvm.images.store import Store
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.spec.image import ImageRef
+from tests.guest_specs import SMALL
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +62,6 @@ def variable(guest):
     return guest.run(["cat", VARIABLE], user="root").stdout_bytes[4:].decode()
 
 
-def test_a_virtio_console(kvm_guests):
-    guest = kvm_guests.boot(kvm.GuestSpec(console="virtio", memory="512MiB"))
-    assert "console=hvc0" in guest.read_text("/proc/cmdline")
-    guest.run("echo over virtio > /dev/console")
-    guest.wait_for_console("over virtio", since=0)
-
-
 def test_an_imported_disk_boots_by_bios_and_installs_packages(kvm_guests, store):
     """An image from elsewhere has no kernel beside it, and cloud-init installs what the spec wants."""
     built = store.resolve(ImageRef("debian-13"))
@@ -82,7 +76,7 @@ def test_an_imported_disk_boots_by_bios_and_installs_packages(kvm_guests, store)
 
 def test_images_are_never_written_to(kvm_guests, store):
     image = store.resolve(ImageRef("debian-13"))
-    guest = kvm_guests.boot(kvm.GuestSpec("debian-13", memory="512MiB"))
+    guest = kvm_guests.boot(SMALL)
     guest.write_text("/root/change", "x" * 100_000)
     guest.run(["sync"])
     guest.power_off()

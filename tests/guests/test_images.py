@@ -34,5 +34,5 @@ def test_two_processes_build_once_and_debian_12_boots(pytestconfig, kvm_guests):
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sum("installing packages" in output for output in outputs) == 1, outputs
     assert sum("waiting for debian-12" in output for output in outputs) == 1, outputs
-    guest = kvm_guests.boot(kvm.GuestSpec("debian-12", memory="512MiB"))
+    guest = kvm_guests.boot(replace(SMALL, image="debian-12"))
     assert "VERSION_CODENAME=bookworm" in guest.read_text("/etc/os-release")

@@ -14,7 +14,7 @@ import pytest_kvm as kvm
 from pytest_kvm import errors
 from pytest_kvm.handles.phases import Phases
 
-MEMORY = {"memory": "768MiB", "vcpus": 2}
+MEMORY = {"memory": "512MiB", "vcpus": 1}
 
 
 def spec(**fields):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import GuestGone, WaitTimeout
+from tests.guest_specs import SMALL
 
 
 @kvm.guest(scope="module")
 def victim():
-    return kvm.GuestSpec(memory="768MiB", vcpus=2, reset="never")
+    return replace(SMALL, reset="never")
 
 
 BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]

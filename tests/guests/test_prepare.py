@@ -11,7 +11,7 @@ from pytest_kvm.provision.prepare import run_steps
 
 @kvm.guest(scope="module")
 def prepared():
-    return kvm.GuestSpec(memory="512MiB", login="admin")
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, login="admin")
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from pytest_kvm.handles.renewal import Renewal, park, renew
 from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.host.keys import new_key_pair
 from tests.guest_clock import clock_error
+from tests.guest_specs import FULL, SMALL
 
 
 @kvm.guest(scope="module")
 def own():
     """A guest that may be changed beyond repair."""
-    return kvm.GuestSpec(memory="512MiB", nics=[kvm.Nic()])
+    return FULL
 
 
 def put_clock(guest, words: str) -> None:
@@ -96,7 +97,7 @@ def test_a_new_host_key_is_the_one_of_the_next_login(own):
 
 
 def test_without_an_agent_the_same_is_done_over_ssh(boot):
-    guest = boot(kvm.GuestSpec(memory="512MiB"))
+    guest = boot(SMALL)
     put_clock(guest, "-10 minutes")
     guest.run("systemctl stop qemu-guest-agent")
     assert park(guest.machine) is None

@@ -9,6 +9,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import SshUnavailable
+from tests.guest_specs import SMALL
 
 MIB = 1024**2
 
@@ -110,7 +111,7 @@ def test_a_lost_connection_is_replaced(guest):
 
 
 def test_a_guest_that_ends_ends_the_command_at_once(boot):
-    guest = boot(kvm.GuestSpec(memory="1GiB", vcpus=2))
+    guest = boot(SMALL)
     process = guest.start("echo up; sleep 600")
     next(process.lines())
     begun = time.monotonic()

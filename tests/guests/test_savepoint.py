@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -16,27 +17,23 @@ from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.render.qemu_args import QEMU_NAMESPACE
+from tests.guest_specs import FULL, SECOND_DISK
 
 
 @kvm.guest(scope="module")
 def traveller():
-    return kvm.GuestSpec(
-        memory="512MiB", vcpus=2, disks=[kvm.Disk(size="64MiB", serial="second")], reset="never"
-    )
-
-
-SECOND = "/dev/disk/by-id/virtio-second"
+    return replace(FULL, reset="never")
 
 
 def mark(guest, text):
     """Write a word into memory, the root disk and the second disk."""
     guest.write_text("/dev/shm/mark", text)
     guest.write_text("/root/mark", text)
-    guest.run(f"sync; echo {text} | dd of={SECOND} bs=512 conv=sync oflag=direct status=none")
+    guest.run(f"sync; echo {text} | dd of={SECOND_DISK} bs=512 conv=sync oflag=direct status=none")
 
 
 def marks(guest):
-    second = guest.run(f"dd if={SECOND} bs=512 count=1 iflag=direct status=none | head -n1").stdout
+    second = guest.run(f"dd if={SECOND_DISK} bs=512 count=1 iflag=direct status=none | head -n1").stdout
     return {guest.read_text("/dev/shm/mark"), guest.read_text("/root/mark"), second.strip()}
 
 

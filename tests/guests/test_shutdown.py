@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-import pytest_kvm as kvm
 from pytest_kvm.errors import GuestGone
+from tests.guest_specs import SMALL
 
 
 @pytest.mark.parametrize("button", [False, True], ids=["asked by ssh", "power button"])
 def test_a_guest_shuts_down_in_good_order(boot, button):
-    guest = boot(kvm.GuestSpec(memory="768MiB", vcpus=2))
+    guest = boot(SMALL)
     offset = guest.console.offset()
     guest.shutdown(button=button)
     assert guest.state == "ended"
@@ -18,7 +18,7 @@ def test_a_guest_shuts_down_in_good_order(boot, button):
 
 
 def test_a_guest_that_ends_by_itself_ends_a_wait(boot):
-    guest = boot(kvm.GuestSpec(memory="768MiB", vcpus=2))
+    guest = boot(SMALL)
     guest.start("sleep 2; systemctl poweroff")
     with pytest.raises(GuestGone, match="waiting for /never to be there"):
         guest.wait_for_file("/never", timeout=600)

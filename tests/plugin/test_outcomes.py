@@ -32,7 +32,7 @@ import pytest_kvm as kvm
 
 @kvm.guest(scope="module")
 def machine():
-    return kvm.GuestSpec(memory="512MiB")
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
 
 
 def test_command(machine):

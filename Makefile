@@ -3,6 +3,7 @@
 PYTHON3 ?= python3
 VENV := .venv/bin
 IMAGE ?= debian-13
+JOBS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ demo: image ## Set up, build the image and run a first test on a real guest
 	$(VENV)/python -m pytest -v example_suites/quickstart $(PYTEST_ARGS)
 
 test: image ## Set up and run all tests, real guests included
-	$(VENV)/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: ## Check style, types, layers and spelling
 	@$(PYTHON3) scripts/setup.py --extra lint

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
-import pytest_kvm as kvm
 from pytest_kvm.images.store import Store
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.spec.image import ImageRef
+from tests.guest_specs import SMALL
 
 
 def build(cache_dir):

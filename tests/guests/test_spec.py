@@ -32,6 +32,7 @@ def rich(payload):
         hostname="rich.example.org",
         timezone="Asia/Tokyo",
         root_size="9GiB",
+        console="virtio",
         disks=[
             kvm.Disk(size="64MiB", serial="blank"),
             kvm.Disk(size="32MiB", bus="scsi", format="raw", serial="scsi"),
@@ -67,6 +68,12 @@ def test_memory_processors_and_root_size(rich):
     assert 600 * 1024 < total_kib < 768 * 1024
     size_kib = int(rich.run("df --output=size / | tail -n 1").stdout)
     assert size_kib > 8 * 1024**2
+
+
+def test_a_virtio_console(rich):
+    assert "console=hvc0" in rich.read_text("/proc/cmdline")
+    rich.run("echo over virtio > /dev/console")
+    rich.wait_for_console("over virtio", since=0)
 
 
 def test_users_and_their_rights(rich):

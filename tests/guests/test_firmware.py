@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +22,8 @@ def store(pytestconfig):
 
 def test_uefi_config_drive_and_an_ordinary_login(kvm_guests):
     guest = kvm_guests.boot(
-        kvm.GuestSpec(
+        replace(
+            SMALL,
             firmware="uefi",
             boot="firmware",
             login="admin",
@@ -67,7 +69,7 @@ def test_an_imported_disk_boots_by_bios_and_installs_packages(kvm_guests, store)
     built = store.resolve(ImageRef("debian-13"))
     take(store, str(built.disk), name="imported-for-tests")
     try:
-        guest = kvm_guests.boot(kvm.GuestSpec("imported-for-tests", packages=["hello"], internet=True))
+        guest = kvm_guests.boot(replace(SMALL, image="imported-for-tests", packages=["hello"], internet=True))
         assert guest.run(["hello", "--greeting=hi"]).stdout == "hi\n"
         assert not guest.run(["test", "-d", "/sys/firmware/efi"], check=False).ok
     finally:

@@ -15,10 +15,10 @@ SECOND_DISK = "/dev/disk/by-id/virtio-second"
 
 FULL = kvm.GuestSpec(
     memory="512MiB",
-    vcpus=1,
+    vcpus=2,
     disks=[kvm.Disk(size="64MiB", serial="second")],
     nics=[kvm.Nic()],
     # The template is ten minutes old from the start.
     prepare=["date -s '-10 minutes'", "echo prepared >/dev/shm/prepared"],
 )
-"""Has all that a savepoint saves and that a renewal renews."""
+"""Has all that a savepoint saves and that a renewal renews; of processors more than one."""

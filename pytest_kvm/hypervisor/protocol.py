@@ -181,7 +181,7 @@ class Hypervisor(Protocol):
     """An open connection."""
 
     def facts(self) -> HostFacts:
-        """Ask the connection about its machine."""
+        """Return what the connection says of its machine; it is asked once."""
         ...
 
     def create(self, xml: str, *, paused: bool = False) -> Domain:

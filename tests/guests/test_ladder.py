@@ -122,7 +122,7 @@ def test_cloud_init_is_not_done_at_the_deadline(boot):
     with pytest.raises(errors.CloudInitTimeout, match=r"still ran after .* modules-final") as failed:
         boot(
             spec(
-                boot_timeout=80,  # late enough for sshd to be there, on a busy machine, too
+                boot_timeout=120,  # late enough for sshd to be there, on a busy machine, too
                 cloud_init=kvm.CloudInit(run_commands=["echo counting sheep", "sleep 3600"]),
             )
         )

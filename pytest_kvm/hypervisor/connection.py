@@ -23,9 +23,13 @@ from pytest_kvm.hypervisor.forks import ProcessBound
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.hypervisor.processes import find_qemu
 from pytest_kvm.hypervisor.protocol import Domain, HostFacts
+from pytest_kvm.waiting import NotYet, wait_until
 
 _DEATH_IS_SEEN_WITHIN = 2.0
 _SETTLED_WITHIN = 5.0
+_LOOK_EVERY = 0.01
+_NAME_IS_TAKEN = (libvirt.VIR_FROM_DOMAIN, libvirt.VIR_ERR_OPERATION_FAILED)
+"""``virDomainObjListAdd`` in ``src/conf/virdomainobjlist.c``; its words are translated."""
 _SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
 
 
@@ -112,7 +116,7 @@ class LibvirtHypervisor:
         with self._born(name) as life:
             doing = f"{doing} the domain {name}"
             with self._watching(), translated(doing, error=DomainFailed, details=lambda: self._said(name)):
-                raw = start(connection)
+                raw = _started_once_free(connection, name, start)
                 process = self._process_of(raw)
             domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=process)
             with self._lock:
@@ -227,6 +231,38 @@ _Start = Callable[[libvirt.virConnect], libvirt.virDomain]
 
 def _created(connection: libvirt.virConnect, *, xml: str, flags: int) -> libvirt.virDomain:
     return connection.createXML(xml, flags)
+
+
+def _started_once_free(connection: libvirt.virConnect, name: str, start: _Start) -> libvirt.virDomain:
+    """Start a domain, again if libvirt was only just forgetting another of its name.
+
+    libvirt tells of a domain's end a moment before it strikes the domain from
+    its list (``processMonitorEOFEvent`` in ``src/qemu/qemu_driver.c``). What a
+    look-up by name no longer finds, though a start still met it, is gone soon.
+    """
+
+    def attempt() -> libvirt.virDomain:
+        try:
+            return start(connection)
+        except libvirt.libvirtError as failure:
+            problem = failure.get_error_domain(), failure.get_error_code()
+            if problem != _NAME_IS_TAKEN or _is_listed(connection, name):
+                raise
+            raise NotYet(str(failure)) from None
+
+    return wait_until(
+        attempt, describe=f"libvirt to forget the former {name}", timeout=_SETTLED_WITHIN, every=_LOOK_EVERY
+    )
+
+
+def _is_listed(connection: libvirt.virConnect, name: str) -> bool:
+    try:
+        connection.lookupByName(name)
+    except libvirt.libvirtError as failure:
+        if failure.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        return False
+    return True
 
 
 def _name_in(xml: str) -> str:

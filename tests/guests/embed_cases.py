@@ -98,6 +98,21 @@ def life():
     assert hypervisor.domains() == []
 
 
+def same_name():
+    hypervisor = opened()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * os.cpu_count())]
+    try:
+        for _ in range(15):
+            hypervisor.create(xml("web"), paused=True).destroy()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    domain = hypervisor.create(xml("web"))
+    assert "web runs already" in refused(DomainFailed, lambda: hypervisor.create(xml("web")))
+    domain.destroy()
+
+
 def death():
     hypervisor = opened()
     domain = hypervisor.create(xml("web"))
@@ -327,7 +342,7 @@ def revived():
 CASES = {
     case.__name__: case
     for case in (
-        *(life, death, told_to_quit, bad_start, many, one_root, fork, abandon, adopt),
+        *(life, same_name, death, told_to_quit, bad_start, many, one_root, fork, abandon, adopt),
         *(snapshots, snapshots_refused, revived),
     )
 }

@@ -86,7 +86,7 @@ def start(user, place, cache, project_root):
 @pytest.mark.parametrize(
     "case",
     [
-        *("life", "death", "told_to_quit", "bad_start", "many", "one_root", "fork"),
+        *("life", "same_name", "death", "told_to_quit", "bad_start", "many", "one_root", "fork"),
         *("snapshots", "snapshots_refused", "revived"),
     ],
 )

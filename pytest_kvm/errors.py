@@ -8,7 +8,8 @@
     │   ├── MissingDependency     a host program or library is absent
     │   ├── KvmUnavailable        KVM was asked for and does not work
     │   ├── NoCapacity            no room: disk, memory, a lock that is never released
-    │   └── HostCommandFailed     a host program failed
+    │   ├── HostCommandFailed     a host program failed
+    │   └── SwitchFailed          the switch of the run's segments has ended or refused
     ├── ImageError
     │   ├── UnknownImage
     │   ├── ChecksumMismatch
@@ -109,6 +110,10 @@ class NoCapacity(HostError):
 
 class HostCommandFailed(HostError):
     """A host program exited non-zero, was killed or timed out."""
+
+
+class SwitchFailed(HostError):
+    """The switch of a run's segments has ended, or could not do what it was told."""
 
 
 class ImageError(KvmError):

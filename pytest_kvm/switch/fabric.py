@@ -1,0 +1,194 @@
+"""Everything the switch holds, and what it is told to do with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from pytest_kvm.switch.counters import Direction
+from pytest_kvm.switch.faults import KINDS
+from pytest_kvm.switch.faults import Path as FaultPath
+from pytest_kvm.switch.link import Link
+from pytest_kvm.switch.pcap import Capture
+from pytest_kvm.switch.port import Port
+from pytest_kvm.switch.schedule import Schedule
+from pytest_kvm.switch.segment import Ask, Segment
+
+
+class Cards(Protocol):
+    """Who waits for what happens at ports."""
+
+    def watch(self, port: Port) -> None:
+        """Wait for a card to connect."""
+        ...
+
+    def wake(self, port: Port) -> None:
+        """Send what is queued, soon."""
+        ...
+
+    def forget(self, port: Port) -> None:
+        """Wait no longer; the port is about to be closed."""
+        ...
+
+
+class Fabric:
+    """Segments, links, ports, faults and captures, each by its name or number.
+
+    The methods that begin with ``do_`` are the orders of
+    :class:`~pytest_kvm.switch.client.Switch`, which documents them.
+
+    Args:
+        schedule: Where frames wait that come later.
+        ask: Asks the test about a frame.
+        cards: Is told of ports.
+    """
+
+    def __init__(self, schedule: Schedule, *, ask: Ask, cards: Cards) -> None:
+        self.segments: dict[str, Segment] = {}
+        self.link_of: dict[Port, Link] = {}
+        self.captures: dict[int, Capture] = {}
+        self._ports: dict[str, Port] = {}
+        self._undo: dict[int, Callable[[], None]] = {}
+        self._numbers = itertools.count(1)
+        self._schedule = schedule
+        self._ask = ask
+        self._cards = cards
+
+    # ------------------------------------------------------------ what there is
+
+    def do_add_segment(self, *, segment: str) -> None:
+        """Make a segment."""
+        if segment in self.segments:
+            raise ValueError(f"there is a segment {segment} already")
+        self.segments[segment] = Segment(self._schedule, ask=self._ask)
+
+    def do_remove_segment(self, *, segment: str) -> None:
+        """Forget a segment with its links."""
+        for link in list(self.segments[segment].links):
+            self.do_remove_link(segment=segment, link=link)
+        del self.segments[segment]
+
+    def do_add_link(self, *, segment: str, link: str) -> None:
+        """Put a cable on a segment."""
+        where = self.segments[segment]
+        if link in where.links:
+            raise ValueError(f"there is a link {link} on {segment} already")
+        where.join(Link(link, where, wake=self._cards.wake))
+
+    def do_remove_link(self, *, segment: str, link: str) -> None:
+        """Take a cable off."""
+        self.do_attach(segment=segment, link=link, port=None)
+        where = self.segments[segment]
+        where.leave(where.links[link])
+
+    def do_open_port(self, *, port: str) -> None:
+        """Listen for a card at a path."""
+        opened = self._ports[port] = Port(Path(port))
+        self._cards.watch(opened)
+
+    def do_close_port(self, *, port: str) -> None:
+        """Hang up."""
+        closed = self._ports.pop(port, None)
+        if closed is not None:
+            self._detach(closed)
+            self._cards.forget(closed)
+            closed.close()
+
+    def do_attach(self, *, segment: str, link: str, port: str | None) -> None:
+        """Put a cable into a card."""
+        where = self.segments[segment]
+        cable = where.links[link]
+        if cable.port is not None:
+            self._detach(cable.port)
+        if port is not None:
+            card = self._ports[port]
+            self._detach(card)
+            cable.port = card
+            self.link_of[card] = cable
+
+    def do_set_link(self, *, segment: str, link: str, up: bool) -> None:
+        """Plug a cable in, or unplug it."""
+        self.segments[segment].links[link].up = up
+
+    def do_counters(self, *, segment: str) -> dict[str, Any]:
+        """Return each link's numbers."""
+        links = self.segments[segment].links.values()
+        return {link.name: {"out": link.sent.as_json(), "in": link.got.as_json()} for link in links}
+
+    # ------------------------------------------------------------ faults
+
+    def do_fault(
+        self,
+        *,
+        segment: str,
+        link: str | None,
+        direction: Direction | None,
+        kind: str,
+        seed: str,
+        settings: dict[str, float],
+    ) -> int:
+        """Let something happen to frames."""
+        path = self._path(segment, link, direction)
+        number = next(self._numbers)
+        path.add(number, KINDS[kind](chance=Random(seed), **settings))  # type: ignore[arg-type]  # noqa: S311 - no secret
+        self._undo[number] = lambda: path.remove(number)
+        return number
+
+    def do_ask(self, *, segment: str, link: str | None, direction: Direction | None) -> int:
+        """Ask the test about each frame."""
+        path = self._path(segment, link, direction)
+        number = next(self._numbers)
+        path.asks.append(number)
+        self._undo[number] = lambda: path.remove(number)
+        return number
+
+    def do_cut(self, *, segment: str, groups: Sequence[Sequence[str]]) -> int:
+        """Let frames pass within groups only."""
+        where = self.segments[segment]
+        number = next(self._numbers)
+        where.cut(number, [frozenset(where.links[link] for link in group) for group in groups])
+        self._undo[number] = lambda: where.mend(number)
+        return number
+
+    def do_undo(self, *, number: int) -> None:
+        """Undo a fault or a cut; a second time does nothing."""
+        undo = self._undo.pop(number, None)
+        if undo is not None:
+            undo()
+
+    # ------------------------------------------------------------ captures
+
+    def do_capture(self, *, segment: str, link: str | None, path: str) -> int:
+        """Begin to write what passes into a file."""
+        where = self.segments[segment]
+        captures = where.captures if link is None else where.links[link].captures
+        number = next(self._numbers)
+        self.captures[number] = capture = Capture(Path(path))
+        captures.append(capture)
+        self._undo[number] = lambda: captures.remove(capture)
+        return number
+
+    def do_end_capture(self, *, number: int) -> dict[str, Any]:
+        """Finish the file."""
+        self.do_undo(number=number)
+        capture = self.captures.pop(number)
+        capture.close()
+        return {"frames": capture.frames, "problem": capture.problem}
+
+    # ------------------------------------------------------------ the inside
+
+    def _detach(self, port: Port) -> None:
+        link = self.link_of.pop(port, None)
+        if link is not None:
+            link.port = None
+            link.segment.forget(link)
+
+    def _path(self, segment: str, link: str | None, direction: Direction | None) -> FaultPath:
+        where = self.segments[segment]
+        if link is None:
+            return where.path
+        cable = where.links[link]
+        return cable.out if direction == "out" else cable.into

@@ -1,0 +1,163 @@
+"""Frames as assertions want them, and the files they are captured in; dpkt does the parsing."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, BinaryIO
+
+import dpkt
+
+from pytest_kvm.switch.wire import HEADER
+
+_TCP_FLAGS = {
+    "FIN": dpkt.tcp.TH_FIN,
+    "SYN": dpkt.tcp.TH_SYN,
+    "RST": dpkt.tcp.TH_RST,
+    "PSH": dpkt.tcp.TH_PUSH,
+    "ACK": dpkt.tcp.TH_ACK,
+    "URG": dpkt.tcp.TH_URG,
+}
+_PROTOCOLS = {
+    dpkt.ip.IP_PROTO_ICMP: "icmp",
+    dpkt.ip.IP_PROTO_TCP: "tcp",
+    dpkt.ip.IP_PROTO_UDP: "udp",
+    dpkt.ip.IP_PROTO_ICMP6: "icmp6",
+    dpkt.ip.IP_PROTO_VRRP: "vrrp",
+    dpkt.ip.IP_PROTO_GRE: "gre",
+    dpkt.ip.IP_PROTO_ESP: "esp",
+    dpkt.ip.IP_PROTO_OSPF: "ospf",
+    dpkt.ip.IP_PROTO_SCTP: "sctp",
+    dpkt.ip.IP_PROTO_IGMP: "igmp",
+}
+# What a guest sent need not be what its first bytes say.
+_NOT_WHAT_IT_SEEMS = (dpkt.Error, struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, eq=False)
+class Packet:
+    """One frame, with what tests ask for most; None where it has no such thing.
+
+    Args:
+        raw: The frame.
+        time: Seconds since the epoch, by the host's clock, at which it passed.
+    """
+
+    raw: bytes
+    time: float
+
+    def __repr__(self) -> str:
+        ends = [f"{self.src or self.src_mac}", f"{self.dst or self.dst_mac}"]
+        for at, port in enumerate((self.sport, self.dport)):
+            if port is not None:
+                ends[at] += f" port {port}"
+        words = [self.protocol, f"{ends[0]} > {ends[1]}", *sorted(self.tcp_flags)]
+        if self.vlan is not None:
+            words.append(f"vlan {self.vlan}")
+        return f"<Packet {' '.join(words)}, {len(self.raw)} bytes>"
+
+    @cached_property
+    def ethernet(self) -> Any:  # noqa: ANN401 - dpkt has no types
+        """The frame as ``dpkt.ethernet.Ethernet``, down to the layers dpkt knows."""
+        try:
+            return dpkt.ethernet.Ethernet(self.raw)
+        except _NOT_WHAT_IT_SEEMS:
+            header = self.raw[:HEADER].ljust(HEADER, b"\0")
+            return dpkt.ethernet.Ethernet(
+                dst=header[:6],
+                src=header[6:12],
+                type=int.from_bytes(header[12:], "big"),
+                data=self.raw[HEADER:],
+            )
+
+    @property
+    def src_mac(self) -> str:
+        """Who sent the frame, as ``52:54:00:12:34:56``."""
+        return self.raw[6:12].hex(":")
+
+    @property
+    def dst_mac(self) -> str:
+        """Whom it was sent to."""
+        return self.raw[:6].hex(":")
+
+    @property
+    def vlan(self) -> int | None:
+        """The outermost VLAN's number."""
+        tags = getattr(self.ethernet, "vlan_tags", None)
+        return int(tags[0].id) if tags else None
+
+    @property
+    def protocol(self) -> str:
+        """The name of what is in it: ``arp``, ``tcp``, ``udp``, ``icmp``, …; else a number as text."""
+        inside = self._ip
+        if inside is None:
+            return "arp" if _is_a(self.ethernet.data, dpkt.arp.ARP) else f"{self.ethernet.type:#06x}"
+        number = int(inside.p)
+        return _PROTOCOLS.get(number, str(number))
+
+    @property
+    def src(self) -> IPv4Address | IPv6Address | None:
+        """The IP address it came from; an ARP message's, too."""
+        return self._address("src", "spa")
+
+    @property
+    def dst(self) -> IPv4Address | IPv6Address | None:
+        """The IP address it is for."""
+        return self._address("dst", "tpa")
+
+    @property
+    def sport(self) -> int | None:
+        """The TCP or UDP port it came from."""
+        return self._transport_field("sport")
+
+    @property
+    def dport(self) -> int | None:
+        """The TCP or UDP port it is for."""
+        return self._transport_field("dport")
+
+    @property
+    def tcp_flags(self) -> frozenset[str]:
+        """``SYN``, ``ACK``, ``FIN``, ``RST``, ``PSH``, ``URG``."""
+        flags = int(self._transport.flags) if _is_a(self._transport, dpkt.tcp.TCP) else 0
+        return frozenset(name for name, bit in _TCP_FLAGS.items() if flags & bit)
+
+    @property
+    def payload(self) -> bytes:
+        """What TCP or UDP carry; elsewhere what follows the innermost header dpkt knows."""
+        layer: Any = self.ethernet
+        while _is_a(layer, dpkt.Packet):
+            layer = layer.data
+        return bytes(layer)
+
+    @cached_property
+    def _ip(self) -> Any:  # noqa: ANN401 - dpkt has no types
+        inside = self.ethernet.data
+        return inside if _is_a(inside, dpkt.ip.IP, dpkt.ip6.IP6) else None
+
+    @property
+    def _transport(self) -> Any:  # noqa: ANN401 - dpkt has no types
+        inside = None if self._ip is None else self._ip.data
+        return inside if _is_a(inside, dpkt.tcp.TCP, dpkt.udp.UDP) else None
+
+    def _transport_field(self, name: str) -> int | None:
+        return None if self._transport is None else int(getattr(self._transport, name))
+
+    def _address(self, name: str, in_arp: str) -> IPv4Address | IPv6Address | None:
+        if self._ip is not None:
+            return ip_address(bytes(getattr(self._ip, name)))
+        arp = self.ethernet.data
+        return ip_address(bytes(getattr(arp, in_arp))) if _is_a(arp, dpkt.arp.ARP) else None
+
+
+def packets_in(file: BinaryIO) -> Iterator[Packet]:
+    """Yield the packets of a pcap file, from its beginning to where it ends now."""
+    reader: Any = dpkt.pcap.Reader(file)
+    for moment, frame in reader:
+        yield Packet(bytes(frame), float(moment))
+
+
+def _is_a(layer: Any, *kinds: Any) -> bool:  # noqa: ANN401 - dpkt has no types
+    return isinstance(layer, kinds)

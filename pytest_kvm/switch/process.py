@@ -1,0 +1,221 @@
+"""The switch's own process: waits for cards, orders and moments, and ends with its run."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+from base64 import b64encode
+from typing import Any
+
+from pytest_kvm.switch.fabric import Fabric
+from pytest_kvm.switch.port import Port
+from pytest_kvm.switch.schedule import Schedule
+from pytest_kvm.switch.segment import Answered, whole
+from pytest_kvm.switch.wire import BrokenStreamError
+
+_CHUNK = 1 << 16
+_MOST_ASKED = 4096
+"""Frames that may wait for the test's word."""
+
+
+class Orders:
+    """The connection to the run: lines of JSON, orders in, answers and questions out.
+
+    Args:
+        connection: Its end means the run's end.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        connection.settimeout(0)
+        self._begun = b""
+        self._unsent = b""
+
+    def read(self) -> list[dict[str, Any]] | None:
+        """Return the orders that have come; None if there will be no more."""
+        try:
+            data = self.connection.recv(_CHUNK)
+        except BlockingIOError:
+            return []
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        *lines, self._begun = (self._begun + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def tell(self, **message: object) -> None:
+        """Have a message sent."""
+        self._unsent += json.dumps(message).encode() + b"\n"
+
+    def flush(self) -> bool:
+        """Send what the run takes now; say whether that was all.
+
+        Whoever does not listen any more is gone, which reading says.
+        """
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[self.connection.send(self._unsent) :]
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                self._unsent = b""
+        return True
+
+
+class Process:
+    """The loop.
+
+    Args:
+        connection: To the run.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._orders = Orders(connection)
+        self._schedule = Schedule()
+        self._fabric = Fabric(self._schedule, ask=self._ask, cards=self)
+        self._epoll = select.epoll()
+        self._listening = select.EPOLLIN
+        self._epoll.register(connection, self._listening)
+        self._ports: dict[int, Port] = {}
+        self._ready: set[Port] = set()
+        self._asked: dict[int, Answered] = {}
+        self._questions = 0
+        self._waiting: list[tuple[int, int, int]] = []
+        """(order, capture, frames): who waits for a capture to have more frames than that."""
+
+    def run(self) -> None:
+        """Work until the run ends."""
+        connection = self._orders.connection.fileno()
+        while True:
+            for descriptor, events in self._events():
+                if descriptor == connection:
+                    if not self._obey():
+                        return
+                elif descriptor in self._ports:
+                    self._serve(self._ports[descriptor], events)
+            self._schedule.run()
+            self._flush()
+
+    def _events(self) -> list[tuple[int, int]]:
+        wait = self._schedule.wait()
+        if wait:
+            # epoll_wait(2) counts milliseconds, select(2) microseconds.
+            select.select([self._epoll], [], [], wait)
+        return self._epoll.poll(None if wait is None else 0)
+
+    # ------------------------------------------------------------ cards
+
+    def watch(self, port: Port) -> None:
+        """Wait for a card to connect, or for what it sends."""
+        self._ports[port.fileno()] = port
+        self._epoll.register(port, select.EPOLLIN)
+
+    def wake(self, port: Port) -> None:
+        """Send what is queued at the end of this turn."""
+        self._ready.add(port)
+
+    def forget(self, port: Port) -> None:
+        """Wait no longer."""
+        if self._ports.pop(port.fileno(), None) is not None:
+            self._epoll.unregister(port)
+        self._ready.discard(port)
+
+    def _serve(self, port: Port, events: int) -> None:
+        if not port.connected:
+            self._ports.pop(port.fileno())
+            port.accept()  # which closes the listener, and so its registration
+            self.watch(port)
+            return
+        if events & select.EPOLLOUT:
+            self._epoll.modify(port, select.EPOLLIN)
+            self._ready.add(port)
+        if events & ~select.EPOLLOUT:
+            self._read(port)
+
+    def _read(self, port: Port) -> None:
+        data = port.read()
+        if not data:
+            self._hang_up(port)
+            return
+        link = self._fabric.link_of.get(port)
+        try:
+            # A card without a cable sends in vain.
+            done = whole(data) if link is None else link.segment.receive(link, data)
+        except BrokenStreamError as broken:
+            if link is not None:
+                link.sent.dropped[str(broken)] += 1
+            self._hang_up(port)
+        else:
+            port.keep(data[done:])
+
+    def _hang_up(self, port: Port) -> None:
+        self.forget(port)
+        port.close()
+
+    def _flush(self) -> None:
+        ready, self._ready = self._ready, set()
+        for port in ready:
+            if port.fileno() in self._ports and not port.flush():
+                self._epoll.modify(port, select.EPOLLIN | select.EPOLLOUT)
+        for capture in self._fabric.captures.values():
+            capture.flush()
+        if self._waiting:
+            self._tell_waiting()
+        events = select.EPOLLIN if self._orders.flush() else select.EPOLLIN | select.EPOLLOUT
+        if events != self._listening:
+            self._listening = events
+            self._epoll.modify(self._orders.connection, events)
+
+    # ------------------------------------------------------------ orders
+
+    def _obey(self) -> bool:
+        """Carry out what was ordered; say whether the run goes on."""
+        orders = self._orders.read()
+        for order in orders or ():
+            if "verdict" in order:
+                self._answered(**order)
+            elif order["do"] == "wait_capture":
+                self._waiting.append((order["id"], order["number"], order["frames"]))
+            else:
+                self._carry_out(order.pop("id"), order.pop("do"), order)
+        return orders is not None
+
+    def _carry_out(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        try:
+            answer = getattr(self._fabric, f"do_{name}")(**arguments)
+        except (KeyError, ValueError, OSError) as error:
+            self._orders.tell(id=number, error=f"{type(error).__name__}: {error}")
+        else:
+            self._orders.tell(id=number, answer=answer)
+
+    def _tell_waiting(self) -> None:
+        still: list[tuple[int, int, int]] = []
+        for number, capture_number, frames in self._waiting:
+            capture = self._fabric.captures.get(capture_number)
+            if capture is None or capture.problem or capture.written > frames:
+                self._orders.tell(id=number, answer=capture is not None)
+            else:
+                still.append((number, capture_number, frames))
+        self._waiting = still
+
+    # ------------------------------------------------------------ questions
+
+    def _ask(self, fault: int, frame: bytes, answered: Answered) -> None:
+        if len(self._asked) >= _MOST_ASKED:
+            answered(drop=True)
+            return
+        self._questions += 1
+        self._asked[self._questions] = answered
+        self._orders.tell(question=self._questions, fault=fault, frame=b64encode(frame).decode())
+
+    def _answered(self, *, verdict: int, drop: bool) -> None:
+        self._asked.pop(verdict)(drop=drop)
+
+
+def main() -> None:
+    """Work for the run whose connection is the descriptor of the last argument."""
+    with socket.socket(fileno=int(sys.argv[-1])) as connection:
+        Process(connection).run()

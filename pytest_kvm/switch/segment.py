@@ -1,0 +1,257 @@
+"""One L2 segment: learns who is where, and passes frames between its links."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from pytest_kvm.switch.faults import Path
+from pytest_kvm.switch.link import Link
+from pytest_kvm.switch.wire import HEADER, LONGEST, PREFIX, BrokenStreamError, is_group, station
+
+if TYPE_CHECKING:
+    from pytest_kvm.switch.pcap import Capture
+    from pytest_kvm.switch.schedule import Schedule
+
+_MOST_STATIONS = 8192
+_MOST_IN_FLIGHT = 16384
+_KEY = HEADER + 2
+"""Bytes that say where a frame goes: addresses, type and, where it has one, the VLAN's tag."""
+
+
+class Answered(Protocol):
+    """What becomes of a frame once the test has judged it."""
+
+    def __call__(self, *, drop: bool) -> None:
+        """Go on with it, or not."""
+        ...
+
+
+Ask = Callable[[int, bytes, Answered], None]
+"""Asks the test whether a fault (by number) drops a frame; calls back with the answer."""
+
+
+class Segment:
+    """A learning switch.
+
+    Args:
+        schedule: Where frames wait that come later.
+        ask: Asks the test about a frame.
+    """
+
+    def __init__(self, schedule: Schedule, *, ask: Ask) -> None:
+        self.links: dict[str, Link] = {}
+        self.path = Path()
+        """Faults that each frame meets once, wherever it goes."""
+        self.captures: list[Capture] = []
+        self._schedule = schedule
+        self._ask = ask
+        self._where: dict[bytes, Link] = {}
+        self._cuts: dict[int, list[frozenset[Link]]] = {}
+        self._in_flight = 0
+
+    # ------------------------------------------------------------ set-up
+
+    def join(self, link: Link) -> None:
+        """Add a link."""
+        self.links[link.name] = link
+
+    def leave(self, link: Link) -> None:
+        """Remove a link, and all that was known of it."""
+        del self.links[link.name]
+        self.forget(link)
+
+    def forget(self, link: Link) -> None:
+        """Forget which addresses are behind a link: another card is, from now on."""
+        self._where = {key: each for key, each in self._where.items() if each is not link}
+
+    def cut(self, number: int, groups: list[frozenset[Link]]) -> None:
+        """Let frames pass within these groups only; a link in none of them is alone."""
+        self._cuts[number] = groups
+
+    def mend(self, number: int) -> None:
+        """Undo a cut."""
+        self._cuts.pop(number, None)
+
+    def joined(self, source: Link, target: Link) -> bool:
+        """Say whether no cut lies between two links."""
+        return all(
+            any(source in group and target in group for group in groups) for groups in self._cuts.values()
+        )
+
+    # ------------------------------------------------------------ frames
+
+    def receive(self, source: Link, data: bytes) -> int:
+        """Pass on all whole frames at the beginning of what a card sent.
+
+        Returns:
+            How many bytes they were; the rest is the beginning of a frame.
+
+        Raises:
+            BrokenStreamError: It cannot be frames.
+        """
+        watched = self.captures or source.captures
+        if source.up and source.out.clear and self.path.clear and not watched:
+            return self._receive_fast(source, data)
+        end = 0
+        for begin, end in _frames(data):
+            self._take(source, data[begin:end])
+        return end
+
+    def _receive_fast(self, source: Link, data: bytes) -> int:
+        """Pass frames on without touching them: neighbours with one way go as one piece."""
+        view = memoryview(data)
+        begin = at = frames = total = 0
+        last = b""
+        target: Link | None = None
+        for begins, ends in _frames(data):
+            key = data[begins : begins + _KEY]
+            if key != last:
+                last, way = key, self._way(source, data[begins:ends])
+                if way is not target:
+                    if target is not None:
+                        target.hand(view[begin:at], frames=frames)
+                    begin, frames, target = at, 0, way
+            if target is None:
+                self._pass_on(source, data[begins:ends])
+                begin, last = ends, b""
+            else:
+                frames += 1
+            total += 1
+            at = ends
+        if target is not None:
+            target.hand(view[begin:at], frames=frames)
+        source.sent.frames += total
+        source.sent.bytes += at - PREFIX.size * total
+        return at
+
+    def _way(self, source: Link, frame: bytes) -> Link | None:
+        """Return where a frame goes if that is one link without faults."""
+        if len(frame) < HEADER:
+            return None
+        self._learn(source, frame)
+        target = self._where.get(station(frame, 0))
+        if target is None or target is source or not target.clear or not self.joined(source, target):
+            return None
+        return target
+
+    def _learn(self, source: Link, frame: bytes) -> None:
+        """Note where a frame's sender is."""
+        sender = station(frame, 6)
+        if self._where.get(sender) is source or is_group(sender):
+            return
+        if len(self._where) >= _MOST_STATIONS:
+            del self._where[next(iter(self._where))]
+        self._where[sender] = source
+
+    # ------------------------------------------------------------ one by one
+
+    def _take(self, source: Link, frame: bytes) -> None:
+        """Begin a frame's way: out of the guest."""
+        if not source.up:
+            source.sent.dropped["unplugged"] += 1
+            return
+        source.sent.frames += 1
+        source.sent.bytes += len(frame)
+        for capture in source.captures:
+            capture.take(frame)
+        self._pass(source.out, source, frame, then=partial(self._cross, source))
+
+    def _cross(self, source: Link, frame: bytes) -> None:
+        self._pass(self.path, source, frame, then=partial(self._pass_on, source))
+
+    def _pass_on(self, source: Link, frame: bytes) -> None:
+        """Let a frame go where it is meant to, or everywhere if nobody knows."""
+        if len(frame) < HEADER:
+            source.sent.dropped["malformed"] += 1
+            return
+        self._learn(source, frame)
+        known = self._where.get(station(frame, 0))
+        targets = self.links.values() if known is None else (known,)
+        crossed = False
+        for target in targets:
+            if target is source:
+                continue
+            if not self.joined(source, target):
+                target.got.dropped["partition"] += 1
+                continue
+            crossed = True
+            if target.clear:
+                target.hand_one(frame)
+            else:
+                self._pass(target.into, target, frame, then=partial(self._arrive, source, target))
+        if crossed:
+            for capture in self.captures:
+                capture.take(frame)
+
+    def _arrive(self, source: Link, target: Link, frame: bytes) -> None:
+        """End a frame's way; what was cut meanwhile does not arrive."""
+        if self.joined(source, target):
+            target.hand_one(frame)
+        else:
+            target.got.dropped["partition"] += 1
+
+    def _pass(self, path: Path, link: Link, frame: bytes, *, then: Callable[[bytes], None]) -> None:
+        """Let a frame through a path's faults, those that ask first."""
+        if path.clear:
+            then(frame)
+        else:
+            self._asked(path, link, frame, then=then, asks=list(path.asks))
+
+    def _asked(
+        self, path: Path, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
+    ) -> None:
+        tally = link.got if path is link.into else link.sent
+        if not asks:
+            self._faulty(path, frame, then=then, dropped=tally.dropped)
+            return
+
+        def answered(*, drop: bool) -> None:
+            if drop:
+                tally.dropped["drop"] += 1
+            else:
+                self._asked(path, link, frame, then=then, asks=asks[1:])
+
+        self._ask(asks[0], frame, answered)
+
+    def _faulty(
+        self, path: Path, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]
+    ) -> None:
+        now = time.monotonic()
+        left = path.through(frame, now)
+        if not left:
+            dropped["fault"] += 1
+        for each, moment in left:
+            if moment <= now:
+                then(each)
+            elif self._in_flight >= _MOST_IN_FLIGHT:
+                dropped["too many in flight"] += 1
+            else:
+                self._in_flight += 1
+                self._schedule.at(moment, partial(self._land, then, each))
+
+    def _land(self, then: Callable[[bytes], None], frame: bytes) -> None:
+        self._in_flight -= 1
+        then(frame)
+
+
+def whole(data: bytes) -> int:
+    """Return how many bytes at the beginning are whole frames; see :meth:`Segment.receive`."""
+    return max((end for _, end in _frames(data)), default=0)
+
+
+def _frames(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each whole frame begins, behind its length, and ends."""
+    at, size = 0, len(data)
+    while at + PREFIX.size <= size:
+        (length,) = PREFIX.unpack_from(data, at)
+        if length > LONGEST:
+            raise BrokenStreamError(f"a frame of {length} bytes")
+        begin = at + PREFIX.size
+        at = begin + length
+        if at > size:
+            return
+        yield begin, at

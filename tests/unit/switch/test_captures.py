@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import time
+
+import dpkt
+import pytest
+
+from pytest_kvm.errors import SwitchFailed
+from pytest_kvm.switch.packets import Packet, packets_in
+from tests.unit.switch.conftest import EVERYBODY, frame, mac
+
+
+def content(path):
+    with path.open("rb") as file:
+        return [packet.raw for packet in packets_in(file)]
+
+
+def test_a_links_capture_has_what_passed_it_in_both_directions(lab, tmp_path):
+    a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
+    path = tmp_path / "b.pcap"
+    number = lab.switch.capture("lan", path, link="b")
+    first, second = frame(EVERYBODY, mac(1)), frame(mac(1), mac(2), b"x" * 9000)
+    a.send(first)
+    assert b.receive() == first
+    b.send(second)
+    assert a.receive() == second
+    c.send(frame(mac(1), mac(3), b"not for b"))
+    assert a.receive()
+    lab.switch.fault("lan", "loss", seed="1", settings={"probability": 1.0}, link="b", direction="in")
+    a.send(first)
+    c.receive()
+    c.receive()
+    assert lab.switch.wait_capture(number, frames=1, timeout=5)
+    assert not lab.switch.wait_capture(number, frames=2, timeout=0.1)
+    assert content(path) == [first, second]
+    assert lab.switch.end_capture(number) == {"frames": 2, "problem": ""}
+    a.send(first)
+    assert content(path) == [first, second]
+
+
+def test_a_segments_capture_has_what_crossed_it_once(lab, tmp_path):
+    a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
+    path = tmp_path / "lan.pcap"
+    number = lab.switch.capture("lan", path)
+    before = time.time()
+    for card, sender in ((a, 1), (b, 2), (c, 3)):
+        card.send(frame(EVERYBODY, mac(sender)))
+    assert [len(card.drain()) for card in (a, b, c)] == [2, 2, 2]
+    lab.switch.cut("lan", [])
+    a.send(frame(EVERYBODY, mac(1), b"nobody hears it"))
+    assert b.drain(timeout=0.1) == []
+    assert sorted(content(path)) == sorted(frame(EVERYBODY, mac(sender)) for sender in (1, 2, 3))
+    with path.open("rb") as file:
+        assert all(before <= packet.time <= time.time() for packet in packets_in(file))
+    assert lab.switch.end_capture(number)["frames"] == 3
+
+
+def test_a_capture_that_cannot_be_written_says_so(lab, tmp_path):
+    a, b = lab.plug("a"), lab.plug("b")
+    with pytest.raises(SwitchFailed, match="No such file"):
+        lab.switch.capture("lan", tmp_path / "missing" / "lan.pcap")
+    (tmp_path / "lan.pcap").touch()
+    with pytest.raises(SwitchFailed, match="exists"):
+        lab.switch.capture("lan", tmp_path / "lan.pcap")
+    a.send(frame(EVERYBODY, mac(1)))
+    assert b.receive()
+
+
+def tcp(flags, *, sport=1234, dport=80, data=b"", v6=False):
+    segment = dpkt.tcp.TCP(sport=sport, dport=dport, flags=flags, data=data)
+    if v6:
+        inside = dpkt.ip6.IP6(
+            nxt=6, src=b"\xfd" + bytes(14) + b"\x01", dst=b"\xfd" + bytes(14) + b"\x02", data=segment
+        )
+        inside.plen = len(segment)
+        return mac(2) + mac(1) + b"\x86\xdd" + bytes(inside)
+    inside = dpkt.ip.IP(p=6, src=bytes([10, 0, 0, 1]), dst=bytes([10, 0, 0, 2]), data=segment)
+    inside.len = len(inside)
+    return mac(2) + mac(1) + b"\x08\x00" + bytes(inside)
+
+
+def test_a_packet_says_what_tests_ask_for():
+    packet = Packet(tcp(dpkt.tcp.TH_SYN | dpkt.tcp.TH_ACK, data=b"hello"), 1.5)
+    assert (packet.protocol, str(packet.src), str(packet.dst)) == ("tcp", "10.0.0.1", "10.0.0.2")
+    assert (packet.sport, packet.dport, packet.tcp_flags) == (1234, 80, {"SYN", "ACK"})
+    assert (packet.src_mac, packet.dst_mac, packet.vlan) == ("52:54:00:00:00:01", "52:54:00:00:00:02", None)
+    assert packet.payload == b"hello"
+    assert repr(packet) == "<Packet tcp 10.0.0.1 port 1234 > 10.0.0.2 port 80 ACK SYN, 59 bytes>"
+
+
+def test_a_packet_of_ipv6_of_a_vlan_and_of_neither():
+    packet = Packet(tcp(dpkt.tcp.TH_RST, v6=True), 0)
+    assert (packet.protocol, str(packet.src), packet.dport, packet.tcp_flags) == (
+        "tcp",
+        "fd00::1",
+        80,
+        {"RST"},
+    )
+    whole = tcp(dpkt.tcp.TH_SYN)
+    tagged = Packet(whole[:12] + b"\x81\x00\x00\x0a" + whole[12:], 0)
+    assert (tagged.vlan, tagged.dport) == (10, 80)
+    strange = Packet(frame(mac(2), mac(1)), 0)
+    assert (strange.protocol, strange.src, strange.dport, strange.tcp_flags) == ("0x88b5", None, None, set())
+    arp = dpkt.arp.ARP(spa=bytes([10, 0, 0, 1]), tpa=bytes([10, 0, 0, 2]))
+    asked = Packet(EVERYBODY + mac(1) + b"\x08\x06" + bytes(arp), 0)
+    assert (asked.protocol, str(asked.src), str(asked.dst)) == ("arp", "10.0.0.1", "10.0.0.2")
+
+
+def test_what_is_cut_short_or_nonsense_is_a_packet_all_the_same():
+    whole = tcp(dpkt.tcp.TH_SYN, data=b"data")
+    for end in range(len(whole)):
+        packet = Packet(whole[:end], 0)
+        assert repr(packet)
+        assert packet.payload is not None
+    for seed in range(300):
+        broken = bytearray(whole)
+        broken[14 + seed % 40] = seed % 256
+        packet = Packet(bytes(broken), 0)
+        assert (repr(packet), packet.payload) is not None

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import math
+import time
+from random import Random
+
+import pytest
+
+from pytest_kvm.switch.faults import Corrupt, Delay, Duplicate, Loss, Path, Rate, Reorder
+from tests.unit.switch.conftest import EVERYBODY, frame, mac
+
+FRAMES = 10_000
+
+
+def numbered(count, size=60):
+    return [frame(mac(2), mac(1), b"%06d" % n + bytes(size - 20)) for n in range(count)]
+
+
+def within_chance(seen, probability, tried=FRAMES):
+    """Say whether it lies in the binomial distribution's 99 % interval."""
+    return abs(seen - tried * probability) <= 2.576 * math.sqrt(tried * probability * (1 - probability))
+
+
+# ------------------------------------------------------------ what they compute
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.1, 0.5])
+def test_loss_and_duplicates_are_as_likely_as_was_asked(probability):
+    for seed in range(5):
+        loss = Loss(probability=probability, chance=Random(seed))
+        duplicate = Duplicate(probability=probability, chance=Random(seed))
+        passed = sum(len(list(loss.through(b"x" * 60, 0.0))) for _ in range(FRAMES))
+        doubled = sum(len(list(duplicate.through(b"x" * 60, 0.0))) for _ in range(FRAMES)) - FRAMES
+        assert within_chance(FRAMES - passed, probability)
+        assert within_chance(doubled, probability)
+
+
+def test_the_same_seed_has_the_same_effect():
+    def fate(seed):
+        loss = Loss(probability=0.3, chance=Random(seed))
+        return [bool(list(loss.through(b"", 0.0))) for _ in range(100)]
+
+    assert fate("lan/1") == fate("lan/1") != fate("lan/2")
+
+
+def test_corruption_flips_one_bit_behind_the_header():
+    corrupt = Corrupt(probability=1.0, chance=Random(1))
+    before = frame(mac(2), mac(1), bytes(100))
+    for _ in range(100):
+        [(after, _)] = corrupt.through(before, 0.0)
+        assert after[:14] == before[:14]
+        assert sum((a ^ b).bit_count() for a, b in zip(after, before, strict=True)) == 1
+    assert list(corrupt.through(before[:14], 0.0)) == [(before[:14], 0.0)]
+
+
+@pytest.mark.parametrize("size", [60, 1514, 9014])
+def test_rate_spaces_frames_and_its_queue_has_a_limit(size):
+    rate = Rate(bits_per_second=10e6, queue=50_000, chance=Random(1))
+    left = [each for _ in range(FRAMES) for each in rate.through(bytes(size), 1.0)]
+    assert (len(left) - 2) * size <= 50_000 <= len(left) * size
+    seconds = left[-1][1] - 1.0
+    assert len(left) * size * 8 / seconds == pytest.approx(10e6, rel=0.001)
+    [(_, later)] = rate.through(bytes(size), 5.0)
+    assert later == pytest.approx(5.0 + size * 8 / 10e6), "an empty queue costs the frame's own time only"
+
+
+def test_jitter_varies_delays_and_keeps_order():
+    delay = Delay(seconds=0.05, jitter=0.01, chance=Random(1))
+    moments = [next(delay.through(b"", n / 1000))[1] for n in range(1000)]
+    assert moments == sorted(moments)
+    late = [moment - n / 1000 for n, moment in enumerate(moments)]
+    assert min(late) >= 0.04
+    assert max(late) <= 0.061
+    assert len({round(each, 4) for each in late}) > 50
+
+
+def test_reordered_frames_are_held_back():
+    reorder = Reorder(probability=0.25, hold=0.02, chance=Random(1))
+    moments = [next(reorder.through(b"", 0.0))[1] for _ in range(FRAMES)]
+    assert set(moments) == {0.0, 0.02}
+    assert within_chance(moments.count(0.02), 0.25)
+
+
+def test_faults_of_a_path_add_up_whichever_came_first():
+    one, other = Path(), Path()
+    faults = {
+        1: Delay(seconds=1.0, jitter=0.0, chance=Random(1)),
+        2: Rate(bits_per_second=80, queue=1000, chance=Random(1)),
+    }
+    for path, order in ((one, (1, 2)), (other, (2, 1))):
+        for number in order:
+            path.add(number, faults[number])
+        assert path.through(bytes(10), 100.0 * len(order))[0][1] > 200
+    assert one._order == other._order
+    one.remove(1)
+    one.remove(2)
+    assert one.clear
+
+
+# ------------------------------------------------------------ on real sockets
+
+
+@pytest.fixture
+def pair(lab):
+    """Two cards that know each other."""
+    a, b = lab.plug("a"), lab.plug("b")
+    a.send(frame(EVERYBODY, mac(1)))
+    b.send(frame(EVERYBODY, mac(2)))
+    a.receive()
+    b.receive()
+    return a, b
+
+
+def test_a_delayed_frame_comes_after_the_delay_and_in_order(lab, pair):
+    a, b = pair
+    number = lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 0.1, "jitter": 0.0})
+    sent = numbered(20)
+    begun = time.monotonic()
+    a.send(*sent)
+    assert b.receive() == sent[0]
+    assert time.monotonic() - begun >= 0.1
+    assert b.drain() == sent[1:]
+    lab.switch.undo(number)
+    lab.switch.undo(number)
+    a.send(sent[0])
+    assert b.receive() == sent[0]
+
+
+@pytest.mark.parametrize("place", [{}, {"link": "a", "direction": "out"}, {"link": "b", "direction": "in"}])
+def test_loss_on_each_stretch_of_the_way(lab, pair, place):
+    a, b = pair
+    lab.switch.fault("lan", "loss", seed="1", settings={"probability": 0.2}, **place)
+    sent = numbered(2000)
+    for at in range(0, len(sent), 100):
+        a.send(*sent[at : at + 100])
+    got = b.drain()
+    assert within_chance(2000 - len(got), 0.2, 2000)
+    assert [each for each in sent if each in set(got)] == got
+    way_back = frame(mac(1), mac(2))
+    if place:
+        b.send(*[way_back] * 100)
+        assert len(a.drain()) == 100, "the other direction is another"
+    counted = lab.switch.counters("lan")
+    lost = counted["a"]["out"]["dropped"].get("fault", 0) + counted["b"]["in"]["dropped"].get("fault", 0)
+    assert lost == 2000 - len(got)
+
+
+def test_nothing_crosses_a_cut_not_even_what_is_on_its_way(lab, pair):
+    a, b = pair
+    c = lab.plug("c")
+    lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 0.3, "jitter": 0.0})
+    a.send(*numbered(10), frame(EVERYBODY, mac(1), b"all"))
+    while lab.switch.counters("lan")["a"]["out"]["frames"] < 12:
+        pass
+    number = lab.switch.cut("lan", [["a", "c"], ["b"]])
+    assert c.drain(timeout=0.6) == [frame(EVERYBODY, mac(1), b"all")]
+    assert b.drain(timeout=0.05) == []
+    assert lab.dropped("b", "in") == {"partition": 11}
+    lab.switch.undo(number)
+    a.send(numbered(1)[0])
+    assert b.receive() == numbered(1)[0]
+
+
+def test_who_is_in_no_group_is_alone(lab, pair):
+    a, b = pair
+    lab.switch.cut("lan", [["a"]])
+    a.send(*numbered(3))
+    b.send(frame(mac(1), mac(2)))
+    assert (a.drain(timeout=0.1), b.drain(timeout=0.1)) == ([], [])
+
+
+def test_an_unplugged_cable_carries_nothing(lab, pair):
+    a, b = pair
+    lab.switch.set_link("lan", "a", up=False)
+    a.send(*numbered(3))
+    b.send(frame(mac(1), mac(2)))
+    assert (a.drain(timeout=0.1), b.drain(timeout=0.1)) == ([], [])
+    assert (lab.dropped("a", "out"), lab.dropped("a", "in")) == ({"unplugged": 3}, {"unplugged": 1})
+    lab.switch.set_link("lan", "a", up=True)
+    a.send(numbered(1)[0])
+    assert b.receive() == numbered(1)[0]
+
+
+def test_the_test_judges_each_frame_in_order(lab, pair):
+    a, b = pair
+    seen = []
+
+    def odd(each):
+        seen.append(each)
+        return bool(int(each[14:20]) % 2)
+
+    number = lab.switch.ask("lan", odd, link="a", direction="out")
+    sent = numbered(3000)
+    for at in range(0, len(sent), 100):
+        a.send(*sent[at : at + 100])
+    assert b.drain(timeout=1) == sent[::2]
+    assert seen == sent
+    assert lab.dropped("a", "out") == {"drop": 1500}
+    lab.switch.undo(number)
+    a.send(sent[1])
+    assert b.receive() == sent[1]
+
+
+def test_faults_that_are_removed_let_go_of_nothing_twice(lab, pair):
+    a, b = pair
+    numbers = [
+        lab.switch.fault("lan", "duplicate", seed="1", settings={"probability": 1.0}) for _ in range(2)
+    ]
+    a.send(numbered(1)[0])
+    assert len(b.drain()) == 4
+    for number in numbers:
+        lab.switch.undo(number)
+    a.send(numbered(1)[0])
+    assert len(b.drain()) == 1

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import os
+import struct
+
+import psutil
+import pytest
+
+from pytest_kvm.errors import SwitchFailed
+from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
+
+
+def test_unknown_and_group_addresses_go_everywhere_known_ones_to_one(lab):
+    a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
+    first = frame(mac(2), mac(1), b"who is there")
+    a.send(first)
+    assert (b.receive(), c.receive()) == (first, first)
+    answer = frame(mac(1), mac(2), b"me")
+    b.send(answer)
+    assert a.receive() == answer
+    again = frame(mac(2), mac(1), b"you then")
+    everybody = frame(EVERYBODY, mac(1), b"all")
+    a.send(again, everybody)
+    assert (b.receive(), b.receive()) == (again, everybody)
+    assert c.drain() == [everybody]
+    assert a.drain(timeout=0.05) == []
+
+
+def test_many_frames_arrive_in_order_to_whom_they_are_meant(lab):
+    cards = {number: lab.plug(f"guest{number}") for number in (1, 2, 3)}
+    for number, card in cards.items():
+        card.send(frame(EVERYBODY, mac(number)))
+    for card in cards.values():
+        assert len(card.drain()) == 2
+    sent = [frame(mac(2 + (n // 7) % 2), mac(1), f"{n}".encode() * (1 + n % 300)) for n in range(600)]
+    cards[1].send(*sent)
+    for number in (2, 3):
+        assert cards[number].drain() == [each for each in sent if each[:6] == mac(number)]
+    counted = lab.switch.counters("lan")
+    assert counted["guest1"]["out"] == {
+        "frames": 601,
+        "bytes": 19 + sum(map(len, sent)),
+        "dropped": {},
+    }
+    assert counted["guest2"]["in"]["frames"] + counted["guest3"]["in"]["frames"] == 604
+
+
+def test_frames_come_in_pieces(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    whole = b"".join(
+        struct.pack(">I", len(each)) + each for each in (frame(mac(2), mac(1), b"x" * n) for n in (0, 9000))
+    )
+    for at in range(0, len(whole), 1000):
+        a.socket.sendall(whole[at : at + 1000])
+    assert [len(each) for each in b.drain()] == [14, 9014]
+
+
+def test_vlan_tags_and_jumbo_frames_pass_and_each_vlan_has_stations_of_its_own(lab):
+    a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
+    a.send(frame(EVERYBODY, mac(1), vlan=10))
+    c.send(frame(EVERYBODY, mac(1), vlan=20))
+    for card in (a, b, c):
+        card.drain(timeout=0.1)
+    jumbo = frame(mac(1), mac(2), b"j" * 65000, vlan=10)
+    other = frame(mac(1), mac(2), b"o", vlan=20)
+    b.send(jumbo, other)
+    assert a.drain() == [jumbo]
+    assert c.drain() == [other]
+
+
+@pytest.mark.parametrize("length", [0, 1, 13])
+def test_malformed_frames_are_counted_and_harm_nobody(lab, length):
+    a, b = lab.plug("a"), lab.plug("b")
+    good = frame(EVERYBODY, mac(1))
+    a.send(good, b"\xff" * length, good)
+    assert b.drain() == [good, good]
+    assert lab.dropped("a", "out") == {"malformed": 1}
+
+
+def test_what_cannot_be_frames_ends_its_own_connection_only(lab):
+    a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
+    a.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(EOFError):
+        a.receive()
+    assert list(lab.dropped("a", "out").values()) == [1]
+    b.send(frame(EVERYBODY, mac(2)))
+    assert c.receive() == frame(EVERYBODY, mac(2))
+
+
+def test_a_guest_that_does_not_listen_loses_frames_and_holds_up_nobody(lab):
+    deaf, b, c = lab.plug("deaf"), lab.plug("b"), lab.plug("c")
+    sent = [frame(EVERYBODY, mac(2), bytes(1400)) for _ in range(3000)]
+    for at in range(0, len(sent), 100):
+        b.send(*sent[at : at + 100])
+        assert len([c.receive() for _ in range(100)]) == 100
+    lost = lab.dropped("deaf", "in")["guest too slow"]
+    assert 0 < lost < 3000
+    assert len(deaf.drain()) == 3000 - lost
+
+
+def test_a_card_without_a_cable_sends_in_vain_and_is_in_step_when_it_gets_one(lab):
+    path = lab.port("early")
+    early = Card(path)
+    lab.cards.append(early)
+    b = lab.plug("b")
+    whole = struct.pack(">I", 19) + frame(EVERYBODY, mac(1))
+    early.socket.sendall(whole + whole[:10])
+    b.send(frame(EVERYBODY, mac(2)))
+    lab.switch.add_link("lan", "early")
+    while lab.switch.counters("lan")["b"]["out"]["frames"] < 1:
+        pass
+    lab.switch.attach("lan", "early", port=path)
+    early.socket.sendall(whole[10:])
+    assert b.drain() == [frame(EVERYBODY, mac(1))]
+
+
+def test_a_cable_moves_to_another_card(lab):
+    former, b = lab.plug("a"), lab.plug("b")
+    former.send(frame(EVERYBODY, mac(1)))
+    b.receive()
+    fresh = lab.plug("a", port="a2")
+    b.send(frame(mac(1), mac(2)))
+    assert fresh.receive() == frame(mac(1), mac(2))
+    assert former.drain(timeout=0.05) == []
+    lab.switch.close_port(lab.folder / "a.sock")
+    with pytest.raises(EOFError):
+        former.receive()
+    assert lab.switch.counters("lan")["a"]["out"]["frames"] == 1, "the link's numbers go on"
+
+
+def test_a_flood_of_addresses_does_not_fill_the_switch(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    before = psutil.Process(lab.switch.pid).memory_info().rss
+    for _ in range(200):
+        a.send(*(frame(mac(9), b"\x02" + os.urandom(5)) for _ in range(500)))
+        assert len([b.receive() for _ in range(500)]) == 500
+    assert psutil.Process(lab.switch.pid).memory_info().rss - before < 32 << 20
+
+
+def test_names_are_unique_and_orders_say_what_is_wrong(lab):
+    lab.plug("a")
+    for order, wrong in (
+        (lambda: lab.switch.add_segment("lan"), "a segment lan"),
+        (lambda: lab.switch.add_link("lan", "a"), "a link a on lan"),
+        (lambda: lab.switch.add_link("wan", "a"), "wan"),
+        (lambda: lab.switch.open_port(lab.folder / "missing" / "a.sock"), "No such file"),
+        (lambda: lab.switch.open_port(lab.folder / ("x" * 120)), "too long"),
+    ):
+        with pytest.raises(SwitchFailed, match=wrong):
+            order()
+
+
+def test_removed_links_and_segments_are_gone(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    lab.switch.remove_link("lan", "b")
+    a.send(frame(EVERYBODY, mac(1)))
+    assert b.drain(timeout=0.1) == []
+    lab.switch.remove_segment("lan")
+    a.send(frame(EVERYBODY, mac(1)))
+    with pytest.raises(SwitchFailed):
+        lab.switch.counters("lan")
+
+
+def test_the_process_ends_with_its_connection_and_leaves_no_sockets(lab):
+    lab.port("never-used")
+    process = psutil.Process(lab.switch.pid)
+    assert process.num_threads() == 1
+    lab.switch.close()
+    assert not process.is_running()
+    with pytest.raises(SwitchFailed, match="has ended"):
+        lab.switch.counters("lan")

@@ -127,9 +127,8 @@ def lateness(frames: int, delay: float) -> tuple[float, float]:
 def rate(bits_per_second: float, seconds: float) -> float:
     """Return the rate that came out by the one asked for."""
     with pair() as (switch, a, b):
-        switch.fault(
-            "lan", "rate", seed="1", bits_per_second=bits_per_second, queue=int(bits_per_second / 16)
-        )
+        settings = {"bits_per_second": bits_per_second, "queue": bits_per_second / 16}
+        switch.fault("lan", "rate", seed="1", settings=settings)
         sender = multiprocessing.Process(target=send_for, args=(a, seconds))
         sender.start()
         buffer = bytearray(1 << 16)

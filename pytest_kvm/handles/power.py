@@ -39,11 +39,15 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     """
     # Nothing of the old system survives a reset: whoever answers then is new.
     before = "" if hard else boot_id(machine)
+    if hard:
+        # A panic that is still being printed must not pass for the new system's.
+        machine.domain.suspend()
     offset = machine.console.offset()
     phases = Phases(machine.log)
     climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, since=offset))
     if hard:
         machine.domain.reset()
+        machine.domain.resume()
     else:
         _ask_and_wait_until_down(climb, offset, timeout=timeout)
     machine.shell.close()

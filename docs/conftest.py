@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def machine() -> kvm.GuestSpec:
     return kvm.GuestSpec(
         "debian-13",
+        vcpus=1,
         hostname="machine",
         timezone="Europe/Berlin",
         packages=["nginx-light"],

@@ -13,9 +13,10 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable, WaitTimeout
+from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable
 from pytest_kvm.handles.channel import Channel
 from pytest_kvm.handles.commandline import Command, as_given, command_line, signal_line
+from pytest_kvm.handles.farewell import goes_down
 from pytest_kvm.handles.link import Link, login
 from pytest_kvm.handles.machine import Access
 from pytest_kvm.handles.process import Host, Process
@@ -262,19 +263,12 @@ class SshShell:
         """Say why nothing can come over a connection any more."""
         if self._is_alive() and link.alive:
             return None
-        try:
-            # QEMU's end closes the connection a moment before libvirt tells of it.
-            wait_until(self._check_gone, describe="the guest's end", timeout=1.0, every=0.05, log=self._log)
-        except WaitTimeout:
-            return SshUnavailable(
-                f"{self._guest}: the SSH connection was lost while the guest runs on",
-                resolution="where a test restarts sshd or the network, start() that command instead",
-            )
-        return self._gone()
-
-    def _check_gone(self) -> None:
-        if self._is_alive():
-            raise NotYet("it runs")
+        if goes_down(self._access, is_alive=self._is_alive, log=self._log):
+            return self._gone()
+        return SshUnavailable(
+            f"{self._guest}: the SSH connection was lost while the guest runs on",
+            resolution="where a test restarts sshd or the network, start() that command instead",
+        )
 
     def _send_signal(self, name: str, group: int, *, as_root: bool) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 
 import pytest
@@ -150,6 +151,17 @@ def test_a_guest_that_ends_is_named_with_its_reason(shell, server, life):
     server.drop()
     with pytest.raises(GuestGone, match="the cable was pulled"):
         shell.run("true")
+
+
+def test_a_guest_that_goes_down_slowly_has_ended(shell, server, life):
+    """sshd ends with its sessions, the guest seconds after it."""
+    process = shell.start("sleep 60")
+    server.close()
+    ends = threading.Timer(2.5, setattr, (life, "alive", False))
+    ends.start()
+    with pytest.raises(GuestGone, match="the cable was pulled"):
+        process.wait()
+    ends.join()
 
 
 def test_a_lost_connection_is_replaced_before_the_next_command(shell, server):

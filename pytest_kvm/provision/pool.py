@@ -124,8 +124,8 @@ class Pool:
 
     def close(self) -> None:
         """Remove all that nobody took."""
-        self._closed = True
         with self._lock:
+            self._closed = True
             gates, self._gates = self._gates, set()
             waiting = [future for futures in self._slots.values() for future in futures]
         for gate in gates:
@@ -153,6 +153,9 @@ class Pool:
     def _park(self, parked: Future[Parked | None], order: Order, template: Template) -> None:
         gate = Gate(order.name)
         with self._lock:
+            if self._closed:
+                parked.set_result(None)  # nobody would remove it
+                return
             self._gates.add(gate)
             place = f"{order.place.partition('+')[0]}+p{next(self._numbers)}"
         try:

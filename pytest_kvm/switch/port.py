@@ -49,12 +49,12 @@ class Port:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
 
-    def read(self) -> bytes:
-        """Return what has come since the last whole frame; nothing once QEMU has ended."""
+    def read(self) -> bytes | None:
+        """Return what has come since the last whole frame: "" if QEMU has ended, None if nothing has."""
         try:
             data = self._socket.recv(_CHUNK)
         except BlockingIOError:
-            return self._rest
+            return None
         except ConnectionError:
             data = b""
         if not data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -125,9 +126,12 @@ class Process:
 
     def _serve(self, port: Port, events: int) -> None:
         if not port.connected:
-            self._ports.pop(port.fileno())
-            port.accept()  # which closes the listener, and so its registration
-            self.watch(port)
+            # The event may be another's, whose descriptor this port was given.
+            listener = port.fileno()
+            with contextlib.suppress(BlockingIOError):
+                port.accept()  # which closes the listener, and so its registration
+                del self._ports[listener]
+                self.watch(port)
             return
         if events & select.EPOLLOUT:
             self._epoll.modify(port, select.EPOLLIN)
@@ -137,6 +141,8 @@ class Process:
 
     def _read(self, port: Port) -> None:
         data = port.read()
+        if data is None:
+            return
         if not data:
             self._hang_up(port)
             return

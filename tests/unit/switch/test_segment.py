@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 
 import psutil
@@ -169,3 +170,17 @@ def test_the_process_ends_with_its_connection_and_leaves_no_sockets(lab):
     assert not process.is_running()
     with pytest.raises(SwitchFailed, match="has ended"):
         lab.switch.counters("lan")
+
+
+def test_ports_that_come_and_go_at_once_are_not_taken_for_each_other(lab):
+    """A descriptor that was closed is given to the next port, in the same turn of the loop."""
+    b = lab.plug("b")
+    for number in range(100):
+        path = lab.port(f"short{number}")
+        with socket.socket(socket.AF_UNIX) as card:
+            card.connect(str(path))
+            lab.switch.close_port(path)
+            lab.port(f"next{number}")
+    assert lab.plug("a").drain(timeout=0.05) == []
+    b.send(frame(EVERYBODY, mac(2)))
+    assert lab.cards[-1].receive() == frame(EVERYBODY, mac(2))

@@ -59,6 +59,7 @@ def test_kvm_is_usable_when_the_test_guest_came_through(device, qemu, tmp_path):
         ),
         ("exit 1", "a test guest did not run: exit status 1"),
         ("exit 0", "a test guest did not run: exit status 0"),
+        ("exit 87", "KVM here emulates each instruction of a test guest"),
     ],
 )
 def test_a_device_that_only_answers_is_not_usable(device, qemu, tmp_path, script, reason):
@@ -132,6 +133,18 @@ def test_the_rom_leaves_qemu_with_the_code_that_is_expected(tmp_path):
     tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
     tcg.chmod(0o755)
     assert kvm._run_a_guest(str(tcg)).usable
+
+
+def test_the_rom_tells_emulation_by_the_time_it_takes(tmp_path, monkeypatch):
+    """With a limit that no processor keeps, every one looks as if each instruction were emulated."""
+    limit, none = (100_000).to_bytes(4, "little"), bytes(4)
+    assert kvm._CODE.count(limit) == 1
+    monkeypatch.setattr(kvm, "_CODE", kvm._CODE.replace(limit, none))
+    tcg = tmp_path / "qemu"
+    tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
+    tcg.chmod(0o755)
+    probe = kvm._run_a_guest(str(tcg))
+    assert probe == KvmProbe(usable=False, reason="KVM here emulates each instruction of a test guest")
 
 
 # ---------------------------------------------------------------- the accelerator

@@ -50,6 +50,8 @@ def guest(
     The function may ask for other fixtures. It is also called once during
     collection where it asks for none (or only for ``request.param``), so that
     a mistake in the spec is reported there: it should do nothing but build the spec.
+    What else it raises then is passed over. Raised again at set-up, it fails or
+    skips the tests that use the guest.
 
     Args:
         function: The decorated function, when the decorator stands without parentheses.

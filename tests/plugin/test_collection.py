@@ -86,6 +86,65 @@ def test_unused_fixtures_are_not_called(collect):
     assert result.ret == 0
 
 
+RAISING = """
+import os
+
+@kvm.guest
+def machine(): {statement}
+
+def test_1(machine): pass
+def test_2(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'return kvm.GuestSpec(os.environ["NOT_SET"])',
+        'raise SystemExit("no")',
+        'pytest.fail("no")',
+        'pytest.skip("no")',
+        'pytest.importorskip("no_such_module")',
+        'pytest.xfail("no")',
+    ],
+)
+def test_collection_says_nothing_of_what_a_function_raises(collect, statement):
+    _, result = collect(RAISING.format(statement=statement))
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*test_1*", "*test_2*"])
+
+
+@pytest.mark.parametrize(
+    ("statement", "outcome", "shown"),
+    [
+        ('return kvm.GuestSpec(os.environ["NOT_SET"])', "errors", '>*os.environ[[]"NOT_SET"]*'),
+        ('raise SystemExit("no")', "errors", "*SystemExit: no"),
+        ('pytest.fail("no")', "errors", "*Failed: no"),
+        ('pytest.skip("no")', "skipped", "SKIPPED*: no"),
+        ('pytest.xfail("no")', "xfailed", "XFAIL*test_1*no"),
+    ],
+)
+def test_what_a_function_raises_is_the_outcome_of_the_tests_that_use_it(
+    pytester, tmp_path, statement, outcome, shown
+):
+    pytester.makepyfile("import pytest\nimport pytest_kvm as kvm\n" + RAISING.format(statement=statement))
+    result = pytester.runpytest("-rsx", f"--kvm-cache-dir={tmp_path}")
+    result.assert_outcomes(passed=1, **{outcome: 1})
+    result.stdout.fnmatch_lines([shown])
+
+
+def test_one_param_that_raises_hides_no_mistake_of_another(collect):
+    source = (
+        "@kvm.guest(params=['', 'debian-99'])\n"
+        "def machine(request):\n"
+        "    return kvm.GuestSpec(request.param or pytest.skip('none'))\n\n\n"
+        "def test(machine):\n    pass\n"
+    )
+    _, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UnknownImage: *debian-99*"])
+
+
 @pytest.mark.parametrize(
     ("marker", "message"),
     [

@@ -41,7 +41,5 @@ setup: ## Install host packages where allowed, make .venv
 image: setup
 	@$(VENV)/pytest-kvm images build $(IMAGE)
 
-clean: ## Remove what was made in this checkout (never images in the cache)
-	rm -rf .venv build dist docs/_build bench/results kvm-artifacts htmlcov .coverage .coverage.*
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## Remove what make has made in this checkout (never images in the cache)
+	@$(PYTHON3) scripts/clean.py

@@ -102,7 +102,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="DIR",
         parse=_path,
         default="/var/tmp/pytest-kvm-UID",  # noqa: S108 - made private and checked before use
-        help="parent of this run's folder of overlays, sockets and logs; at most 41 bytes long",
+        help="runs keep overlays, sockets and logs in kvm-runs below it; at most 32 bytes long",
     ),
     Option(
         name="cache",

@@ -22,7 +22,7 @@ FOLDERS = {
     "/dev/shm": "*",
     "/run/user": "*/libvirt/**/*.sock",
     "/tmp": "*pytest-kvm*",
-    "/var/tmp": "pytest-kvm-*/*/",
+    "/var/tmp": "pytest-kvm-*/kvm-runs/*/",
 }
 
 

@@ -198,19 +198,38 @@ def is_up_to_date(extras: frozenset[str]) -> bool:
 
 def install_project(extras: frozenset[str]) -> None:
     """Make ``.venv`` hold the project, editable, with at least ``extras``."""
-    if not is_venv_of_this_folder():
-        interpreter = choose_interpreter()
-        say(f"making {VENV.name} with {interpreter}")
-        run([interpreter, "-m", "venv", "--clear", str(VENV)])
+    if not (STAMP.is_file() and is_venv_of_this_folder()):
+        make_venv(choose_interpreter())
     wanted = sorted(extras | set(read_stamp()["extras"]))
     requirement = f"{ROOT}[{','.join(wanted)}]" if wanted else str(ROOT)
     say(f"installing {requirement} into {VENV.name} (about half a minute)")
-    STAMP.unlink(missing_ok=True)
+    write_stamp({"inputs": "", "extras": []})
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     run([*pip, "install", "-qq", "--editable", requirement])
-    STAMP.write_text(json.dumps({"inputs": digest_of_inputs(), "extras": wanted}) + "\n")
+    write_stamp({"inputs": digest_of_inputs(), "extras": wanted})
     if not is_healthy():
         raise SetupError(f"{VENV} was installed but cannot import the project; remove it and try again")
+
+
+def make_venv(interpreter: str) -> None:
+    """Make an empty ``.venv``, instead of one that this script has made before.
+
+    Raises:
+        SetupError: There is one that somebody else has made.
+    """
+    if VENV.is_symlink() or (VENV.exists() and not STAMP.is_file()):
+        raise SetupError(f"{VENV} was not made by this script: move it away and try again")
+    say(f"making {VENV.name} with {interpreter}")
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    VENV.mkdir()
+    write_stamp({"inputs": "", "extras": []})  # first, so that one that is killed half-way is known
+    run([interpreter, "-m", "venv", str(VENV)])
+
+
+def write_stamp(stamp: dict[str, Any]) -> None:
+    """Write down what ``.venv`` was made of; no inputs: it is not complete."""
+    STAMP.write_text(json.dumps(stamp) + "\n")
 
 
 def digest_of_inputs() -> str:

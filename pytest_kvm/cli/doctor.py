@@ -15,6 +15,7 @@ from pytest_kvm.host.paths import held_run_folder
 from pytest_kvm.host.probes import Fact, Severity, all_facts
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.images.store import Store
+from pytest_kvm.provision.strangers import strangers_named
 from pytest_kvm.settings import Settings
 
 _EXIT: dict[Severity, int] = {"ok": 0, "warning": 0, "error": 1}
@@ -49,6 +50,13 @@ def _facts(settings: Settings) -> Iterator[Fact]:
     yield from all_facts(cache_dir=settings.cache_dir, run_dir=settings.run_dir)
     yield _connection(settings)
     yield _images(settings)
+    if named := strangers_named(settings):
+        yield Fact(
+            name="not made by pytest-kvm",
+            severity="warning",
+            seen=f"{named}: left alone",
+            remedy="move it elsewhere, or remove it if nobody needs it",
+        )
 
 
 def _connection(settings: Settings) -> Fact:

@@ -1,6 +1,6 @@
 """The process that cleans up after a run that could not do it itself.
 
-Started beside every run as ``python -I -S watcher.py FOLDER PID``, in a process
+Started beside every run with the run's folder and process id, in a process
 session of its own. It sleeps until the run says "done" or dies, ``kill -9``
 included; in the second case it ends every QEMU of the run and removes the
 run's folder. Standard library only: it must start without the run's
@@ -11,10 +11,17 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 from pathlib import Path
+
+from pytest_kvm.host import ownership
+
+BOOTSTRAP = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from pytest_kvm.host.watcher import main; raise SystemExit(main(sys.argv[2:]))"
+)
+"""Program text that starts it, given where the package is, the run's folder and process id."""
 
 _PATIENCE_MS = 5000
 """How long a killed process may take to disappear."""
@@ -64,19 +71,18 @@ def end_processes(folder: Path) -> list[int]:
 
 
 def remove_run(folder: Path) -> list[int]:
-    """End a dead run's processes, remove its folder, return the ids that were ended."""
+    """End a dead run's processes, remove its folder, return the ids that were ended.
+
+    Something else that has taken the folder's place is left alone.
+    """
     ended = end_processes(folder)
-    shutil.rmtree(folder, onerror=_already_gone)
+    try:
+        ownership.remove(folder)
+    except (OSError, ValueError) as problem:
+        sys.stderr.write(f"pytest-kvm: cannot remove {folder}: {problem}\n")
     # A QEMU that was between fork and exec the first time has its own command
     # line by now.
     return ended + end_processes(folder)
-
-
-def _already_gone(_function: object, path: str, failure: tuple[object, BaseException, object]) -> None:
-    """Let rmtree pass over what vanished by itself; report the rest."""
-    error = failure[1]
-    if not isinstance(error, FileNotFoundError):
-        sys.stderr.write(f"pytest-kvm: cannot remove {path}: {error}\n")
 
 
 def _gone(handle: int) -> bool:
@@ -115,7 +121,3 @@ def main(arguments: list[str]) -> int:
     if not _run_ended_well(parent):
         remove_run(folder)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -21,8 +21,8 @@ _PIDFILES = ("run/qemu/*.pid", "lib/qemu/qmp-*/qmp.pid")
 _LONGEST_SOCKET = "lib/qemu/domain-9999-aaaaaaaaaaaaaaaaaaaa/monitor.sock"
 _SOCKET_PATH_MAX = 107
 
+_WRITTEN_BY_US = "# Written by pytest-kvm for one run; gone with it.\n"
 _CONFIG = """\
-# Written by pytest-kvm for one run; gone with it.
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
@@ -75,8 +75,8 @@ def embed_root(uri: str, *, run_dir: Path, cache_dir: Path) -> EmbedRoot:
     """Prepare the root that a URI names, or ``run_dir``'s own; once a process.
 
     Raises:
-        ConnectionFailed: This process has another root already, or the path
-            is too long for QEMU's sockets.
+        ConnectionFailed: This process has another root already, the path is
+            too long for QEMU's sockets, or there is a ``qemu.conf`` of somebody else.
     """
     check_log_folder()
     asked = parse_qs(urlsplit(uri).query).get("root")
@@ -86,9 +86,7 @@ def embed_root(uri: str, *, run_dir: Path, cache_dir: Path) -> EmbedRoot:
         if known is not None:
             return _same_root(known, path)
         _check_length(path)
-        (path / "etc").mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = _CONFIG + (_CONFIG_AS_ROOT if os.geteuid() == 0 else "")
-        (path / "etc/qemu.conf").write_text(config)
+        _configure(path / "etc")
         become_subreaper()
         root = EmbedRoot(
             path=path,
@@ -111,6 +109,21 @@ def _same_root(known: EmbedRoot, path: Path) -> EmbedRoot:
             resolution="start a new process for another run",
         )
     return known
+
+
+def _configure(folder: Path) -> None:
+    """Write the driver's configuration, unless that would replace a file that is not our own."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = folder / "qemu.conf"
+    is_free = not os.path.lexists(config)
+    is_own = config.is_file() and config.read_text(errors="replace").startswith(_WRITTEN_BY_US)
+    if folder.is_symlink() or config.is_symlink() or not (is_free or is_own):
+        raise ConnectionFailed(
+            f"{config} was not written by pytest-kvm, and the embedded driver needs one of its own",
+            resolution="name another root= in the connection's URI: a folder that is empty or not there yet",
+        )
+    as_root = _CONFIG_AS_ROOT if os.geteuid() == 0 else ""
+    config.write_text(_WRITTEN_BY_US + _CONFIG + as_root)
 
 
 def _check_length(path: Path) -> None:

@@ -41,8 +41,8 @@ def run(
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder whose files belong to ids of the namespace."""
-    if path.exists():
+    """Remove a file, a link or a folder; what it holds may belong to ids of the namespace."""
+    if os.path.lexists(path):
         run(["rm", "-rf", "--one-file-system", "--", path], timeout=300)
 
 

@@ -4,19 +4,24 @@
 
     <cache>/images/blobs/<sha256>      mode 0444, never changed
                    names/<name>.json   a manifest
-                   retired/<…>.json    manifests that were replaced; their blobs
-                                       stay a day, for runs that still use them
+                   retired/<…>.json    manifests that were replaced or are not named
+                                       yet; their blobs stay a day, for runs that
+                                       still use them
                    locks/<name>.lock   held while the name is built or imported
-                   work/<name>/…       what a build is busy with; swept by the next
+                   work/<name>.<id>/…  what a build is busy with; swept by the next
 
 A name appears by one rename(2), after everything it points at is on the disk:
 readers take no lock, and a build that is killed leaves no trace but its work
-folder.
+folder. A blob is removed because a manifest says that it is the store's: what
+no manifest has ever named is somebody else's and stays.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +29,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from pytest_kvm.errors import ImageError, UnknownImage
-from pytest_kvm.host import locks
+from pytest_kvm.host import locks, ownership
 from pytest_kvm.images import namespace
 from pytest_kvm.images.blobs import adopt
 from pytest_kvm.images.image import Image, Manifest
@@ -37,6 +42,9 @@ BUILD_TIMEOUT = 3600.0
 _INDEX_TIMEOUT = 120.0
 _RETIRED_FOR = 24 * 3600.0
 """Seconds a replaced image stays: a run may start guests from it, a kept guest may restart."""
+_BLOB = re.compile(r"[0-9a-f]{64}")
+_RETIRED_FILE = re.compile(r"[^@/]+@[0-9a-f]{64}\.json")
+_WORK = re.compile(r"(.+)\.[0-9a-f]{8}")
 
 
 class Store:
@@ -113,10 +121,14 @@ class Store:
                 the store's file system.
         """
         with self._index():
+            # First of all, so that the blobs of an addition that is killed are known to be the store's.
+            pending = self._retired_path(manifest)
+            _write(manifest, pending)
             for blob, file in files.items():
                 adopt(file, self._blobs / blob)
             self._retire_what_it_replaces(manifest)
-            self._write_name(manifest)
+            _write(manifest, self._manifest_path(manifest.name))
+            pending.unlink()
             self._sweep()
         return self._image(manifest)
 
@@ -132,7 +144,10 @@ class Store:
         with self._index():
             if not path.exists():
                 raise UnknownImage(f"no image {name!r} in {self.folder}", resolution="pytest-kvm images list")
-            path.unlink()
+            try:
+                self._retire(Manifest.from_json(path.read_text(), origin=path), since=0.0)
+            except ImageError:  # damaged: nobody knows which blobs were its own
+                path.unlink()
             self._sweep()
 
     @contextmanager
@@ -151,14 +166,17 @@ class Store:
         """
         self._manifest_path(name)
         lock = self.folder / "locks" / f"{name}.lock"
-        work = self.folder / "work" / name
+        works = self.folder / "work"
+        work = works / f"{name}.{secrets.token_hex(4)}"
         with locks.exclusive(lock, describe=f"making {name}", timeout=BUILD_TIMEOUT, on_wait=on_wait):
-            namespace.remove_tree(work)
-            work.mkdir(parents=True)
+            for left in _works_in(works, name):
+                ownership.remove(left, namespace.remove_tree)
+            works.mkdir(parents=True, exist_ok=True)
+            ownership.make(work)
             try:
                 yield work
             finally:
-                namespace.remove_tree(work)
+                ownership.remove(work, namespace.remove_tree)
 
     def _manifest_path(self, name: str) -> Path:
         # ImageRef knows what a name may be; nothing else becomes a path.
@@ -188,23 +206,22 @@ class Store:
         with locks.exclusive(lock, describe="publishing an image", timeout=_INDEX_TIMEOUT):
             yield
 
-    def _write_name(self, manifest: Manifest) -> None:
-        self._names.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=self._names, prefix=".", delete=False) as file:
-            file.write(manifest.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(self._manifest_path(manifest.name))
+    def _retired_path(self, manifest: Manifest) -> Path:
+        digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
+        return self._retired / f"{manifest.name}@{digest}.json"
 
     def _retire_what_it_replaces(self, new: Manifest) -> None:
         """Put aside the old image of a name, and those derived from it."""
         replaced = {old.disk for old in self._manifests() if old.name == new.name and old.disk != new.disk}
         for old in self._manifests():
-            if old.disk in replaced or old.base in replaced:
-                self._retired.mkdir(exist_ok=True)
-                aside = self._manifest_path(old.name).rename(self._retired / f"{old.name}@{old.disk}.json")
-                aside.touch()
+            if (old.name == new.name and old.blobs != new.blobs) or old.base in replaced:
+                self._retire(old, since=time.time())
+
+    def _retire(self, manifest: Manifest, *, since: float) -> None:
+        """Take a name away; its blobs stay for a day after ``since`` (seconds since the epoch)."""
+        self._retired.mkdir(exist_ok=True)
+        aside = self._manifest_path(manifest.name).rename(self._retired_path(manifest))
+        os.utime(aside, (since, since))
 
     def _manifests(self) -> Iterator[Manifest]:
         for name in self.names():
@@ -212,13 +229,59 @@ class Store:
             yield Manifest.from_json(path.read_text(), origin=path)
 
     def _sweep(self) -> None:
-        """Remove what was retired a day ago, and blobs that no manifest names."""
+        """Remove what was retired a day ago, with the blobs that no other manifest names."""
+        for path, manifest in list(self._retired_manifests()):
+            if time.time() - path.lstat().st_mtime > _RETIRED_FOR:
+                for name in manifest.blobs - self._named(but=path):
+                    if _is_file(self._blobs / name, _BLOB):
+                        (self._blobs / name).unlink()
+                path.unlink()  # last: until then the blobs are known to be the store's
+
+    def _retired_manifests(self) -> Iterator[tuple[Path, Manifest]]:
         for path in self._retired.glob("*.json"):
-            if time.time() - path.stat().st_mtime > _RETIRED_FOR:
-                path.unlink()
-        named: set[str] = set()
-        for path in (*self._names.glob("[!.]*.json"), *self._retired.glob("*.json")):
-            named |= Manifest.from_json(path.read_text(), origin=path).blobs
-        for blob in self._blobs.glob("*"):
-            if blob.name not in named:
-                blob.unlink()
+            if _is_file(path, _RETIRED_FILE):
+                yield path, Manifest.from_json(path.read_text(), origin=path)
+
+    def _named(self, *, but: Path | None = None) -> set[str]:
+        """Return the blobs that manifests name, leaving out one retired manifest."""
+        retired = [manifest for path, manifest in self._retired_manifests() if path != but]
+        return {blob for manifest in (*self._manifests(), *retired) for blob in manifest.blobs}
+
+    def strangers(self) -> tuple[Path, ...]:
+        """Return what lies among blobs and work folders and is not known to be the store's.
+
+        Raises:
+            ImageError: A manifest is damaged.
+        """
+        works = self.folder / "work"
+        found = {*self._blobs.glob("*"), *works.glob("*")}
+        # Only now: a blob is named before it is there.
+        found -= {self._blobs / blob for blob in self._named() if _BLOB.fullmatch(blob)}
+        found -= set(_works_in(works))
+        return tuple(sorted(path for path in found if os.path.lexists(path)))
+
+
+def _works_in(works: Path, name: str | None = None) -> list[Path]:
+    """Return the folders of builds, under way or killed; of one image's, if a name is given."""
+    found = [(path, _WORK.fullmatch(path.name)) for path in works.glob("*")]
+    return [
+        path
+        for path, match in found
+        if match and name in (None, match[1]) and (ownership.is_ours(path) or ownership.is_blank(path))
+    ]
+
+
+def _is_file(path: Path, name: re.Pattern[str]) -> bool:
+    """Say whether something is a regular file with such a name."""
+    return name.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
+
+
+def _write(manifest: Manifest, path: Path) -> None:
+    """Write a manifest at once and to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)

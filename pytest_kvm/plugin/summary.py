@@ -58,6 +58,8 @@ class Summary:
             for line in self._details() if verbosity == 1 else self._everything():
                 terminalreporter.write_line(line)
         terminalreporter.write_line("kvm: " + ", ".join(self._parts()))
+        if left_alone := self._left_alone():
+            terminalreporter.write_line(f"kvm: not made by pytest-kvm and left alone: {left_alone}")
 
     def _parts(self) -> Iterable[str]:
         events = [each.event for each in self._told]
@@ -76,6 +78,11 @@ class Summary:
         if used:
             size = sum(each.size for each in used) / _MIB
             yield f"{_counted(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"
+
+    def _left_alone(self) -> str:
+        from pytest_kvm.provision.strangers import strangers_named  # noqa: PLC0415 - as above
+
+        return strangers_named(self._settings)
 
     def _details(self) -> Iterable[str]:
         """Yield a line for each guest and each way something was done to it."""

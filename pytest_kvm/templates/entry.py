@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from pytest_kvm.host.ownership import MARKER
 from pytest_kvm.templates import records
 from pytest_kvm.templates.manifest import Damage, FileRecord, Manifest
 
@@ -15,7 +16,7 @@ USED = "used"
 """The lock that users of the entry share; its time is the last use."""
 
 _MANIFEST = "manifest.json"
-_OWN = frozenset({_MANIFEST, USED})
+_OWN = frozenset({_MANIFEST, USED, MARKER})
 
 
 def settle(folder: Path) -> dict[str, FileRecord]:

@@ -1,25 +1,26 @@
 """Where a template's RAM file is: in the entry's folder, or in memory.
 
 ``/dev/shm`` is memory on every Linux system (``shm_overview(7)``). A RAM file
-there is reached through a link in the entry, and leads back to it, so that
-whoever sweeps finds the files whose entry is gone.
+there is reached through a link in the entry, and the marker of its folder
+names that entry, so that whoever sweeps finds the files whose entry is gone.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvm.host import ownership
 from pytest_kvm.host.resources import disk_free_mib, memory_available_mib, memory_total_mib
 from pytest_kvm.settings import RamPlace
 
 RAM = "ram"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a new folder of our own is made in it
-_OWNER = "entry"
 _KEPT_FREE = 0.25
 """Share of the memory that RAM files leave to everybody else."""
+_log = logging.getLogger("pytest_kvm.templates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,7 @@ def placed(entry: Path, place: RamPlace, *, mib: int) -> Placed:
         return Placed(path=own, note=refusal)
     folder = _MEMORY / f"{_prefix()}{entry.name}"
     try:
-        folder.mkdir(mode=0o700)
-        (folder / _OWNER).symlink_to(entry.absolute())
+        ownership.make(folder, entry=str(entry.absolute()))
         # QEMU tries for ever to make what a link leads to (file_ram_open() in
         # softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
         (folder / RAM).touch(mode=0o600)
@@ -61,9 +61,13 @@ def placed(entry: Path, place: RamPlace, *, mib: int) -> Placed:
 def sweep() -> None:
     """Remove this user's RAM files from memory whose entry is gone, of whichever store."""
     for folder in _MEMORY.glob(f"{_prefix()}*"):
-        owner = folder / _OWNER
-        if owner.is_symlink() and not owner.exists() and folder.lstat().st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)  # another store's sweep may be at it, too
+        marker = ownership.marker_of(folder) or {}
+        entry = marker.get("entry")
+        if isinstance(entry, str) and not Path(entry).exists():
+            try:
+                ownership.remove(folder)
+            except (OSError, ValueError) as problem:  # another store's sweep may be at it, too
+                _log.warning("%s cannot be removed: %s", folder, problem)
 
 
 def _prefix() -> str:

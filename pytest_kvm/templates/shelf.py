@@ -4,6 +4,7 @@
 
     <store>/current/<key>            link to the entry that answers to the key
             entries/<key>.<random>/  an entry: its files and
+                    made-by-…        … the marker of a folder that the plugin made
                     manifest.json    … what they are; written last
                     used             lock: shared by whoever uses the entry, held
                                      alone by who makes it; its time: the last use
@@ -13,24 +14,28 @@
 An entry appears, is replaced and is dropped by changing one link with
 rename(2) or unlink(2), and its own paths never change. An entry that no link
 leads to and that nobody holds is garbage, whether it was replaced, dropped,
-or left by a builder that was killed: flock(2) ends with its holder.
+or left by a builder that was killed: flock(2) ends with its holder. What has
+no marker is somebody else's and stays (:mod:`pytest_kvm.host.ownership`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_kvm.host import locks
+from pytest_kvm.host import locks, ownership
 from pytest_kvm.settings import Settings
 from pytest_kvm.templates import ram
-from pytest_kvm.templates.entry import USED, sync
+from pytest_kvm.templates.entry import USED, read, sync
+from pytest_kvm.templates.manifest import Damage
 
 _INDEX_TIMEOUT = 120.0
+_ENTRY = re.compile(r"[0-9a-f]{8,128}\.[0-9a-f]{8}")
 _log = logging.getLogger("pytest_kvm.templates")
 
 
@@ -90,8 +95,8 @@ class Shelf:
         entry = self._entries / f"{key}.{secrets.token_hex(4)}"
         with self.index():
             self.sweep()
-            for parent in (self._entries, entry):
-                parent.mkdir(mode=0o700, exist_ok=True)
+            self._entries.mkdir(mode=0o700, exist_ok=True)
+            ownership.make(entry)
             (entry / USED).touch(mode=0o600)
             held = locks.try_exclusive(entry / USED)
         if held is None:
@@ -114,8 +119,9 @@ class Shelf:
             key: The key.
             only: Do it only if it leads to this entry.
         """
-        if only is None or self.find(key) == only:
-            (self._current / key).unlink(missing_ok=True)
+        link = self._current / key
+        if self._is_own_link(link) and (only is None or self.find(key) == only):
+            link.unlink()
 
     def is_held(self, entry: Path) -> bool:
         """Say whether somebody uses or makes an entry; with the index held."""
@@ -140,12 +146,25 @@ class Shelf:
         """Remove the garbage; with the index held."""
         wanted = {entry for key in self.known() if (entry := self.find(key)) and entry.exists()}
         for link in self._current.glob("*"):
-            if self.find(link.name) not in wanted:
+            if self._is_own_link(link) and self.find(link.name) not in wanted:
                 link.unlink()
         for entry in self._entries.glob("*"):
-            if entry not in wanted and not self.is_held(entry):
+            if entry not in wanted and _is_own(entry) and not self.is_held(entry):
                 _remove(entry)
         ram.sweep()
+
+    def strangers(self) -> list[Path]:
+        """Return what lies among entries and links and was not put there by the plugin."""
+        entries = [path for path in self._entries.glob("*") if not _is_own(path)]
+        links = [path for path in self._current.glob("*") if not self._is_own_link(path)]
+        return sorted(entries + links)
+
+    def _is_own_link(self, path: Path) -> bool:
+        """Say whether something is a link that :meth:`link` has made."""
+        if not path.is_symlink():
+            return False
+        target = path.readlink()
+        return target.parent == Path("..") / self._entries.name and _ENTRY.fullmatch(target.name) is not None
 
     def _try_hold(self, key: str) -> tuple[Path, locks.Held] | None:
         entry = self.find(key)
@@ -163,8 +182,28 @@ class Shelf:
         return None
 
 
+def _is_own(entry: Path) -> bool:
+    """Say whether :meth:`Shelf.new` has made a folder; with the index held."""
+    if _ENTRY.fullmatch(entry.name) is None:
+        return False
+    return ownership.is_ours(entry) or ownership.is_blank(entry) or _is_of_before_markers(entry)
+
+
+def _is_of_before_markers(entry: Path) -> bool:
+    """Say whether a folder has the manifest, sealed by its checksum, of an entry of that name."""
+    if entry.is_symlink() or os.path.lexists(entry / ownership.MARKER):
+        return False
+    try:
+        read(entry, entry.name.partition(".")[0])
+    except Damage:
+        return False
+    return True
+
+
 def _remove(entry: Path) -> None:
     try:
-        shutil.rmtree(entry)
+        if _is_of_before_markers(entry):
+            ownership.mark(entry)
+        ownership.remove(entry)
     except OSError as error:  # not ours, perhaps; the next sweep tries again
         _log.warning("%s cannot be removed: %s", entry, error)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
 
 SUITE = """
@@ -69,7 +70,7 @@ def finish(argv, work, **options):
     finished = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, **options)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "1 passed" in finished.stdout
-    assert [path.name for path in (work / "r").iterdir()] == ["guard"]
+    assert [path.name for path in (work / "r" / RUNS).iterdir()] == ["guard"]
 
 
 def readable(cache_dir, work):

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_kvm.host.paths import sweep
+from pytest_kvm.host import ownership
+from pytest_kvm.host.paths import RUNS, sweep
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -37,8 +38,15 @@ def test_forever(machine):
 
 @pytest.fixture
 def run_dir():
+    """A run folder in which somebody else keeps files, beside the runs and among them."""
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+        foreign = [Path(folder, "precious"), Path(folder, RUNS, "notes")]
+        Path(folder, RUNS).mkdir(mode=0o700)
+        for each in foreign:
+            each.mkdir()
+            (each / "file").write_text("kept")
         yield Path(folder)
+        assert [(each / "file").read_text() for each in foreign] == ["kept", "kept"]
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def shown(output, text):
 
 def gone(run_dir):
     def look():
-        left = [path.name for path in run_dir.iterdir() if path.name != "guard"]
+        left = [path.name for path in (run_dir / RUNS).iterdir() if path.name not in ("guard", "notes")]
         running = processes_of(run_dir)
         if left or running:
             raise NotYet(f"files {left}, processes {running}")
@@ -100,11 +108,11 @@ def test_a_dead_watcher_is_made_up_for_by_the_next_run(suite, run_dir):
     process, output = suite
     wait_until(shown(output, "the kernel speaks"), describe="the kernel", timeout=300)
     for child in psutil.Process(process.pid).children():
-        if "watcher.py" in " ".join(child.cmdline()):
+        if "host.watcher" in " ".join(child.cmdline()):
             child.kill()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (folder,) = (path for path in run_dir.iterdir() if path.is_dir())
+    (folder,) = (path for path in (run_dir / RUNS).iterdir() if ownership.is_ours(path))
     assert processes_of(run_dir), "the guest outlived its run, as this test wants it"
     assert sweep(run_dir) == [folder]
     gone(run_dir)()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
 
 SOMEBODY = 54321
@@ -63,5 +64,5 @@ def test_quickstart_as_an_ordinary_user(home):
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert re.search(r"= [1-9]\d* passed in ", finished.stdout), finished.stdout
     assert finished.stderr == "", "libvirt's own chatter stays away from the terminal"
-    assert [path.name for path in run_dir.iterdir()] == ["guard"]
+    assert [path.name for path in (run_dir / RUNS).iterdir()] == ["guard"]
     assert run_dir.stat().st_uid == _ids()[0]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvm.host import ownership
+from pytest_kvm.host.paths import RUNS
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.templates import ram
 from pytest_kvm.waiting import NotYet, wait_until
@@ -147,10 +149,11 @@ class InnerSuite:
         ram.sweep()
 
     def _is_mine(self, memory: Path) -> bool:
-        return (memory / "entry").readlink().is_relative_to(self.cache)
+        marker = ownership.marker_of(memory)
+        return marker is not None and Path(marker["entry"]).is_relative_to(self.cache)
 
     def _check_gone(self) -> None:
-        left = [path.name for path in self._run_dir.iterdir() if path.name != "guard"]
+        left = [path.name for path in (self._run_dir / RUNS).iterdir() if path.name != "guard"]
         running = processes_of(self._run_dir)
         if left or running:
             raise NotYet(f"files {left}, processes {running}")

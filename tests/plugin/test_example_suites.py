@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvm.host.paths import RUNS
+
 
 @pytest.fixture
 def run_dir():
-    """A parent for run folders that is short and this test's own."""
+    """A parent for run folders that is short and this test's own; somebody keeps notes in there."""
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+        notes = Path(folder, RUNS, "notes")
+        notes.mkdir(parents=True)
+        notes.parent.chmod(0o700)
+        (notes / "file").write_text("kept")
         yield Path(folder)
+        assert (notes / "file").read_text() == "kept"
 
 
 @pytest.fixture
@@ -23,7 +30,11 @@ def suite(pytester, project_root, run_dir):
     def run(name, *arguments):
         shutil.copytree(project_root / "example_suites" / name, pytester.path, dirs_exist_ok=True)
         result = pytester.runpytest_subprocess("-v", f"--kvm-run-dir={run_dir}", *arguments, timeout=900)
-        assert [path.name for path in run_dir.iterdir()] == ["guard"], "the run left files"
+        left = {path.name for path in (run_dir / RUNS).iterdir()}
+        assert left == {"guard", "notes"}, "the run left files, or removed those of others"
+        result.stdout.fnmatch_lines(
+            [f"kvm: not made by pytest-kvm and left alone: {run_dir / RUNS / 'notes'}*"]
+        )
         return result
 
     return run

@@ -118,6 +118,27 @@ def test_workers_are_summed_up_once(run):
     output.fnmatch_lines_random(["[[]gw1[]] web: 2 load resets median 0.31 s"])
 
 
+def test_what_is_not_ours_is_named_once(run, pytester):
+    foreign = [pytester.path / "kvm-runs" / "5ca1ab1e", pytester.path / "templates" / "entries" / "notes"]
+    for folder in foreign:
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    output = run(f"--kvm-run-dir={pytester.path}")
+    output.fnmatch_lines(
+        [LINE, f"kvm: not made by pytest-kvm and left alone: {foreign[0]}, {foreign[1]}"], consecutive=True
+    )
+    assert output.str().count("left alone") == 1
+
+
+def test_a_folder_that_cannot_be_looked_at_is_named(run, pytester):
+    (pytester.path / "images" / "names").mkdir(parents=True)
+    (pytester.path / "images" / "names" / "mine.json").write_text("{")
+    (pytester.path / "kvm-runs").write_text("a file")
+    run(f"--kvm-run-dir={pytester.path}").fnmatch_lines(
+        ["kvm: not made by pytest-kvm and left alone: */kvm-runs cannot be read: *, */mine.json is not an*"]
+    )
+
+
 def test_templates_that_were_used_are_counted(run, monkeypatch):
     now = time.time() + 60
     templates = (

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import leftovers, setup
+from scripts import clean, leftovers, setup
 
 
 @pytest.fixture
@@ -100,3 +100,84 @@ def test_a_process_that_stays_is_a_leftover(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert f"process {process.pid}," in said
     assert str(Path("pytest-kvm-0")) in said
+
+
+# ---------------------------------------------------------------- what is removed
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with what make made in it, and files of its owner beside."""
+    root = tmp_path / "checkout"
+    for name, mark in clean.MARKS.items():
+        (root / name).mkdir(parents=True)
+        (root / name / mark).touch()
+    compiled = root / "pytest_kvm" / "__pycache__"
+    compiled.mkdir(parents=True)
+    (compiled / "errors.cpython-311.pyc").touch()
+    (root / "build").mkdir()
+    (root / "build" / "file").touch()
+    monkeypatch.setattr(setup, "VENV", root / ".venv")
+    monkeypatch.setattr(setup, "STAMP", root / ".venv" / setup.STAMP.name)
+    monkeypatch.setattr(setup, "say", lambda _text: None)
+    return root
+
+
+def test_what_make_made_is_removed_and_nothing_else(checkout, capsys):
+    clean.main(checkout)
+    assert {path.name for path in checkout.iterdir()} == {"build", "docs", "pytest_kvm"}
+    assert list((checkout / "docs").iterdir()) == list((checkout / "pytest_kvm").iterdir()) == []
+    assert (checkout / "build" / "file").exists()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", clean.MARKS)
+def test_a_folder_that_make_did_not_make_is_left_alone_and_named(checkout, name, capsys):
+    (checkout / name / clean.MARKS[name]).unlink()
+    (checkout / name / "file").touch()
+    clean.main(checkout)
+    assert (checkout / name / "file").exists()
+    assert f"clean: {name} has no " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*clean.MARKS, "pytest_kvm/__pycache__"])
+def test_a_link_in_the_place_of_a_folder_is_left_alone(checkout, name, tmp_path):
+    (checkout / name).rename(tmp_path / "precious")
+    (checkout / name).symlink_to(tmp_path / "precious")
+    before = set((tmp_path / "precious").iterdir())
+    clean.main(checkout)
+    assert set((tmp_path / "precious").iterdir()) == before != set()
+
+
+def test_a_file_beside_compiled_modules_stays(checkout):
+    (checkout / "pytest_kvm/__pycache__/file").touch()
+    clean.main(checkout)
+    assert [path.name for path in (checkout / "pytest_kvm/__pycache__").iterdir()] == ["file"]
+
+
+def test_an_environment_of_somebody_else_is_not_cleared(checkout, monkeypatch):
+    monkeypatch.setattr(setup, "run", lambda _argv: pytest.fail("something was run"))
+    setup.STAMP.unlink()
+    (setup.VENV / "file").touch()
+    with pytest.raises(setup.SetupError, match="was not made by this script"):
+        setup.make_venv("python3")
+    assert (setup.VENV / "file").exists()
+
+
+def test_a_link_in_the_place_of_the_environment_is_not_followed(checkout, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "run", lambda _argv: pytest.fail("something was run"))
+    setup.VENV.rename(tmp_path / "precious")
+    setup.VENV.symlink_to(tmp_path / "precious")
+    with pytest.raises(setup.SetupError, match="was not made by this script"):
+        setup.make_venv("python3")
+    assert (tmp_path / "precious" / setup.STAMP.name).exists()
+
+
+def test_an_environment_of_ours_is_made_anew_and_known_from_the_start(checkout, monkeypatch):
+    ran = []
+    monkeypatch.setattr(setup, "run", ran.append)
+    (setup.VENV / "old").touch()
+    setup.make_venv("python3")
+    assert [path.name for path in setup.VENV.iterdir()] == [setup.STAMP.name]
+    assert setup.read_stamp() == {"inputs": "", "extras": []}
+    assert ran == [["python3", "-m", "venv", str(setup.VENV)]]

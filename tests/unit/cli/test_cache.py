@@ -70,13 +70,13 @@ def test_list(cache, make, store):
         code, said = cache("list")
     assert code == 0
     first, second, total = said.splitlines()
-    assert first.split()[:3] == [OTHER[:12], "12", "KiB"]
+    assert first.split()[:3] == [OTHER[:12], "16", "KiB"]
     assert "used    5 d ago" in first
     assert first.endswith("GuestSpec('0ddb')")
     assert second.startswith(KEY[:12])
     assert "in use" in second
     assert "in use" not in first
-    assert total == "2 templates, 24 KiB of 20 GiB"
+    assert total == "2 templates, 32 KiB of 20 GiB"
 
 
 def test_list_for_programs(cache, make):
@@ -138,10 +138,10 @@ def test_rm_removes_nothing_when_one_key_is_wrong(cache, make, store):
 def test_gc_to_a_size(cache, make):
     make(KEY, used=10)
     make(OTHER, used=20)
-    code, said = cache("gc", "--size", "16KiB")
+    code, said = cache("gc", "--size", "20KiB")
     assert code == 0
-    assert said == f"removed {OTHER[:12]}     12 KiB  GuestSpec('0ddb')\n1 template removed, 12 KiB\n"
-    assert cache("gc", "--size", "0")[1].endswith("1 template removed, 12 KiB\n")
+    assert said == f"removed {OTHER[:12]}     16 KiB  GuestSpec('0ddb')\n1 template removed, 16 KiB\n"
+    assert cache("gc", "--size", "0")[1].endswith("1 template removed, 16 KiB\n")
 
 
 def test_gc_to_the_size_of_the_setting(cache, make, monkeypatch):

@@ -61,6 +61,40 @@ def test_as_root_qemu_stays_root(run_dir, tmp_path, monkeypatch):
         assert "seccomp" not in config
 
 
+@pytest.fixture
+def foreign(run_dir, tmp_path):
+    """A root folder of somebody else, with a configuration in it."""
+    config = tmp_path / "foreign/etc/qemu.conf"
+    config.parent.mkdir(parents=True)
+    config.write_text("# precious\n")
+    return config
+
+
+def test_somebody_elses_configuration_is_not_replaced(run_dir, tmp_path, foreign):
+    with pytest.raises(ConnectionFailed, match=r"qemu\.conf was not written by pytest-kvm"):
+        root_for(run_dir, tmp_path, "qemu:///embed?root=foreign")
+    assert foreign.read_text() == "# precious\n"
+
+
+@pytest.mark.parametrize("linked", ["etc", "etc/qemu.conf"])
+def test_a_link_in_the_place_of_the_configuration_is_not_written_through(run_dir, tmp_path, foreign, linked):
+    link = tmp_path / "mine" / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "foreign" / linked)
+    with pytest.raises(ConnectionFailed, match="was not written by pytest-kvm"):
+        root_for(run_dir, tmp_path, "qemu:///embed?root=mine")
+    assert foreign.read_text() == "# precious\n"
+
+
+def test_what_else_lies_in_a_named_root_stays(run_dir, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("kept")
+    for _ in range(2):  # our own configuration may be written again
+        monkeypatch.setattr(embed, "_roots", {})
+        root_for(run_dir, tmp_path, "qemu:///embed?root=mine")
+    assert (tmp_path / "mine/file").read_text() == "kept"
+
+
 def test_the_same_root_can_be_opened_again_another_cannot(run_dir, tmp_path):
     assert root_for(run_dir, tmp_path) is root_for(run_dir, tmp_path)
     with pytest.raises(ConnectionFailed, match="cannot also work in elsewhere/v") as caught:

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from pytest_kvm.errors import ImageError, SpecError, UnknownImage
+from pytest_kvm.host.ownership import MARKER
 from pytest_kvm.images.image import Manifest
 from pytest_kvm.images.store import Store
 from pytest_kvm.spec.image import ImageRef
@@ -134,10 +135,13 @@ def test_what_a_killed_build_left_is_swept_by_the_next(store):
     assert process.stdout.readline() == b"busy\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert (store.folder / "work/mine/half").exists()
+    (left,) = (store.folder / "work").iterdir()
+    assert (left / "half").exists()
     assert store.list() == ()
+    assert store.strangers() == ()
     with store.building("mine") as work:
-        assert list(work.iterdir()) == []
+        assert [path.name for path in work.iterdir()] == [MARKER]
+        assert not left.exists()
 
 
 _RACE = textwrap.dedent(
@@ -182,6 +186,107 @@ def test_a_reader_needs_no_lock(store, publish):
 
 def test_nothing_but_blobs_names_and_locks_stays(store, publish):
     publish("mine", b"disk")
-    assert {path.name for path in store.folder.iterdir()} == {"blobs", "locks", "names", "work"}
+    assert {path.name for path in store.folder.iterdir()} == {"blobs", "locks", "names", "retired", "work"}
     assert list((store.folder / "work").iterdir()) == []
+    assert list((store.folder / "retired").iterdir()) == []
     assert list((store.folder / "locks").glob("*.holder")) == []
+
+
+# ---------------------------------------------------------------- what is not the store's
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A folder of somebody else, with a file in it."""
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "file").write_text("kept")
+    return folder
+
+
+def sweep(store, publish):
+    """Have everything removed that the store may remove."""
+    publish("other", b"other")
+    publish("mine", b"old")
+    publish("mine", b"new")
+    for retired in (store.folder / "retired").iterdir():
+        os.utime(retired, (0, 0))
+    publish("last", b"last")
+    store.remove("other")
+
+
+def test_files_of_others_are_left_alone_and_named(store, publish, precious):
+    publish("mine", b"disk")
+    foreign = [
+        store.folder / "blobs" / "notes.txt",
+        store.folder / "blobs" / ("5" * 64),
+        store.folder / "work" / "mine",
+        store.folder / "work" / "mine.5ca1ab1e",
+        store.folder / "work" / "link.5ca1ab1e",
+    ]
+    for path in foreign[:2]:
+        path.write_text("kept")
+    for path in foreign[2:4]:
+        path.mkdir()
+        (path / "file").write_text("kept")
+    foreign[4].symlink_to(precious)
+    retired = store.folder / "retired" / "list.json"
+    retired.write_text("kept")
+    os.utime(retired, (0, 0))
+    sweep(store, publish)
+    assert all(path.exists() for path in (*foreign, retired))
+    assert store.strangers() == tuple(sorted(foreign))
+    assert (precious / "file").read_text() == "kept"
+    assert {image.name for image in store.list()} == {"mine", "last"}
+
+
+def test_a_link_in_the_place_of_the_blobs_leads_to_no_removal(store, publish, precious):
+    publish("mine", b"disk")
+    blobs = store.folder / "blobs"
+    blobs.rename(store.folder / "aside")
+    blobs.symlink_to(precious)
+    (precious / ("5" * 64)).write_text("kept")
+    sweep(store, publish)
+    assert {path.name for path in precious.iterdir()} >= {"file", "5" * 64}
+
+
+def test_a_link_in_the_place_of_a_blob_is_left_alone(store, publish, precious):
+    disk = publish("mine", b"disk").disk
+    disk.unlink()
+    disk.symlink_to(precious / "file")
+    store.remove("mine")
+    assert disk.is_symlink()
+    assert (precious / "file").read_text() == "kept"
+    assert store.strangers() == (disk,)
+
+
+def test_a_killed_addition_leaves_blobs_that_are_known(store, publish, monkeypatch):
+    monkeypatch.setattr(store, "_retire_what_it_replaces", lambda _manifest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        publish("mine", b"disk")
+    monkeypatch.undo()
+    assert len(list((store.folder / "blobs").iterdir())) == 1
+    assert store.strangers() == ()
+    (pending,) = (store.folder / "retired").iterdir()
+    os.utime(pending, (0, 0))
+    publish("other", b"other")
+    assert [path.name for path in (store.folder / "blobs").iterdir()] == [store.list()[0].digest]
+
+
+def test_a_damaged_manifest_can_be_removed_and_its_blobs_are_named(store, publish):
+    disk = publish("mine", b"disk").disk
+    (store.folder / "names/mine.json").write_text("{")
+    store.remove("mine")
+    assert store.list() == ()
+    assert store.strangers() == (disk,)
+
+
+def test_a_new_kernel_with_the_same_disk_retires_the_old_one(store, publish):
+    publish("mine", b"disk", kernel="5" * 64)
+    (store.folder / "blobs" / ("5" * 64)).write_text("kernel")
+    publish("mine", b"disk")
+    (retired,) = (store.folder / "retired").iterdir()
+    os.utime(retired, (0, 0))
+    publish("other", b"other")
+    assert not (store.folder / "blobs" / ("5" * 64)).exists()
+    assert store.strangers() == ()

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_kvm.errors import UnknownTemplate
+from pytest_kvm.host import ownership
 from pytest_kvm.templates.inventory import TemplateInfo, _surplus
+from pytest_kvm.templates.shelf import Shelf
 from tests.unit.templates.conftest import KEY, OTHER
 
 THIRD = "5ca1ab1e" + "f" * 56
@@ -120,10 +122,58 @@ def test_no_more_goes_than_has_to_and_nothing_in_use(entries, surplus):
     assert sum(each.size for each in gone[:-1]) < surplus or not gone
 
 
-def test_what_cannot_be_removed_stands_in_nobodys_way(inventory, make, settings, caplog):
-    stray = settings.cache_dir / "templates/entries/a-file"
-    make()
-    stray.touch()
+def test_what_cannot_be_removed_stands_in_nobodys_way(inventory, make, caplog, monkeypatch):
+    folder = make()
+
+    def refuse(entry):
+        raise PermissionError(f"not {entry}")
+
+    monkeypatch.setattr(ownership, "remove", refuse)
     inventory.collect(cap=0)
     assert inventory.list() == ()
-    assert f"{stray} cannot be removed" in caplog.text
+    assert f"{folder} cannot be removed: not {folder}" in caplog.text
+
+
+def test_files_of_others_are_left_alone_and_named(inventory, make, settings, tmp_path):
+    make()
+    templates = settings.cache_dir / "templates"
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    foreign = [
+        templates / "current" / "notes.txt",
+        templates / "current" / OTHER,
+        templates / "entries" / "a-file",
+        templates / "entries" / "a-folder",
+        templates / "entries" / f"{OTHER}.5ca1ab1e",
+        templates / "entries" / f"{OTHER}.0ddba110",
+    ]
+    foreign[0].write_text("kept")
+    foreign[1].symlink_to(precious)
+    foreign[2].write_text("kept")
+    for folder in (*foreign[3:5], precious):
+        folder.mkdir(exist_ok=True)
+        (folder / "file").write_text("kept")
+    foreign[5].symlink_to(precious)
+    inventory.collect(cap=0)
+    assert inventory.list() == ()
+    assert all(path.exists() for path in (*foreign, precious / "file", foreign[3] / "file"))
+    assert Shelf.of(settings).strangers() == sorted(foreign)
+
+
+def test_an_entry_of_a_version_that_made_no_markers_is_known_by_its_manifest(inventory, make, settings):
+    folder, other = make(), make(OTHER)
+    for each in (folder, other):
+        (each / ownership.MARKER).unlink()
+    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace("mine", "thine"))
+    assert Shelf.of(settings).strangers() == [other], "its manifest is not what was written"
+    inventory.collect(cap=0)
+    assert not folder.exists()
+    assert (other / "manifest.json").exists()
+
+
+def test_what_a_killed_builder_had_only_begun_is_removed(inventory, make, settings):
+    make()
+    begun = settings.cache_dir / "templates/entries" / f"{OTHER}.5ca1ab1e"
+    begun.mkdir()
+    inventory.collect(cap=0)
+    assert not begun.exists()

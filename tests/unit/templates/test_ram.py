@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from dataclasses import replace
 
 import pytest
 
+from pytest_kvm.host import ownership
 from pytest_kvm.templates import ram
 from pytest_kvm.templates.store import TemplateStore
 from tests.unit.templates.conftest import FILES, KEY
@@ -118,12 +120,20 @@ def test_memory_that_cannot_be_written_to_is_not_used(in_memory, memory, monkeyp
         assert "No such file" in building.ram_note
 
 
-def test_what_others_keep_in_memory_is_left_alone(in_memory, make, memory, settings):
-    foreign = memory / "pytest-kvm-0-something"
+def test_what_others_keep_in_memory_is_left_alone(in_memory, make, memory, settings, tmp_path):
+    foreign = memory / f"pytest-kvm-{os.getuid()}-something"
     foreign.mkdir()
     (foreign / "ram").touch()
+    precious = tmp_path / "precious"
+    ownership.make(precious, entry="/nowhere")
+    (memory / f"pytest-kvm-{os.getuid()}-precious").symlink_to(precious)
     (memory / "other").symlink_to("nowhere")
     make(into=in_memory)
+    before = {path.name for path in memory.iterdir()}
     shutil.rmtree(settings.cache_dir)
     make(into=TemplateStore.of(settings))
-    assert {path.name for path in memory.iterdir()} == {foreign.name, "other"}
+    after = {path.name for path in memory.iterdir()}
+    assert len(before) == 4
+    assert after == {foreign.name, f"pytest-kvm-{os.getuid()}-precious", "other"}
+    assert (foreign / "ram").exists()
+    assert ownership.is_ours(precious)

@@ -1,0 +1,172 @@
+"""Folders that the plugin made: each holds a marker, and only such a folder is ever removed.
+
+A name proves nothing, as the folders around it are the user's to choose
+(``--kvm-run-dir=$HOME``). The marker is written when the folder is made and
+removed last: a removal that is killed half-way leaves a folder that is still
+known to be ours. Standard library only: the watcher uses it, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+MARKER = "made-by-pytest-kvm.json"
+_LARGEST = 64 * 1024
+_PASSES = 3
+"""How often a removal looks for what appeared meanwhile: libvirt may still be writing."""
+
+
+def make(folder: Path, **facts: str) -> None:
+    """Make a folder that only this user may enter, with a marker in it.
+
+    Args:
+        folder: Must not exist; its parent must.
+        facts: What else the marker shall say.
+
+    Raises:
+        FileExistsError: There is something of that name.
+        OSError: It cannot be made; nothing is left of it.
+    """
+    folder.mkdir(mode=0o700)
+    try:
+        mark(folder, **facts)
+    except OSError:  # the disk is full, perhaps
+        (folder / MARKER).unlink(missing_ok=True)
+        folder.rmdir()
+        raise
+
+
+def mark(folder: Path, **facts: str) -> None:
+    """Put a marker into a folder that is known to be the plugin's by other means.
+
+    Raises:
+        OSError: It cannot be written, or there is one.
+    """
+    from importlib.metadata import version  # noqa: PLC0415 - the watcher makes no folder, and has no packages
+
+    said = {
+        "folder": folder.name,
+        "made_by": "pytest-kvm",
+        "version": version("pytest-kvm"),
+        "user": os.geteuid(),
+        "pid": os.getpid(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **facts,
+    }
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(folder / MARKER, flags, 0o600), "w") as file:
+        file.write(json.dumps(said, sort_keys=True) + "\n")
+
+
+def marker_of(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder's marker says; None if the folder is not one that this user's plugin made.
+
+    Neither the folder nor its marker may be a symbolic link, and the marker
+    has to name the folder: a copy of it elsewhere proves nothing.
+    """
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            return None
+        descriptor = os.open(folder / MARKER, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                return None
+            said = json.loads(file.read(_LARGEST))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    facts = cast("dict[str, Any]", said)
+    return facts if (facts.get("made_by"), facts.get("folder")) == ("pytest-kvm", folder.name) else None
+
+
+def is_ours(folder: Path) -> bool:
+    """Say whether the plugin made a folder for this user."""
+    return marker_of(folder) is not None
+
+
+def is_blank(folder: Path) -> bool:
+    """Say whether a folder holds nothing, or an empty marker: its maker or remover was killed.
+
+    To remove it loses nothing. Only who keeps others from making folders
+    beside it (by a lock) may conclude that nobody is at it.
+    """
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            return False
+        entries = list(folder.iterdir())
+        return all(each.name == MARKER and _is_empty_file(each) for each in entries)
+    except OSError:
+        return False
+
+
+def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> None:
+    """Remove a folder that is ours or blank, its marker last; one that is gone already is no error.
+
+    Args:
+        folder: The folder.
+        discard: Removes one entry with all it holds; by default :func:`discarded`.
+
+    Raises:
+        OSError: Something could not be removed; all else was, and the marker is still there.
+        ValueError: The folder is not ours to remove.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not is_ours(folder) and not is_blank(folder):
+        raise ValueError(f"{folder} was not made by pytest-kvm")
+    problems: list[OSError] = []
+    for _ in range(_PASSES):
+        problems = _emptied(folder, discard or discarded)
+    if problems:
+        raise problems[0]
+    (folder / MARKER).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # another process was at it, too
+        folder.rmdir()
+
+
+def discarded(path: Path) -> None:
+    """Remove a file, a link, or a folder with all it holds; never what a link leads to.
+
+    Raises:
+        OSError: Something could not be removed; all else was.
+    """
+    problems: list[OSError] = []
+
+    def note(_function: object, _path: str, failure: tuple[object, BaseException, object]) -> None:
+        error = failure[1]
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            problems.append(error)
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=note)
+    else:
+        path.unlink(missing_ok=True)
+    if problems:
+        raise problems[0]
+
+
+def _emptied(folder: Path, discard: Callable[[Path], object]) -> list[OSError]:
+    """Remove everything but the marker; return what went wrong."""
+    problems: list[OSError] = []
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name != MARKER:
+            try:
+                discard(path)
+            except OSError as error:
+                problems.append(error)
+    return problems
+
+
+def _is_empty_file(path: Path) -> bool:
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0

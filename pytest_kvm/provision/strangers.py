@@ -1,0 +1,30 @@
+"""What lies in the plugin's folders and is not its own: it is left alone, and named."""
+
+from __future__ import annotations
+
+from pytest_kvm.errors import KvmError
+from pytest_kvm.host import paths
+from pytest_kvm.images.store import Store
+from pytest_kvm.settings import Settings
+from pytest_kvm.templates.shelf import Shelf
+
+
+def strangers_named(settings: Settings) -> str:
+    """Return the names of what no clean-up touches, as nothing proves that the plugin made it.
+
+    Empty if there is nothing. A folder that cannot be looked at is told of as well.
+    """
+    places = (
+        lambda: paths.strangers(settings.run_dir),
+        Store.of(settings).strangers,
+        Shelf.of(settings).strangers,
+    )
+    said: list[str] = []
+    for look in places:
+        try:
+            said += [str(path) for path in look()]
+        except KvmError as error:
+            said.append(error.brief)
+        except OSError as error:
+            said.append(f"{error.filename} cannot be read: {error.strerror}")
+    return ", ".join(said)

@@ -1,0 +1,166 @@
+"""A run's folder: found, watched, removed; and nothing else in the folder that the user gave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pytest_kvm.errors import HostError
+from pytest_kvm.host import ownership, paths, watcher
+from pytest_kvm.host.ownership import MARKER
+from pytest_kvm.hypervisor import embed
+
+
+@pytest.fixture
+def parent():
+    """A folder with a path as short as sockets want it, and a file of somebody else in it."""
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+        precious = Path(folder) / "precious"
+        precious.mkdir()
+        (precious / "file").write_text("kept")
+        yield Path(folder)
+        assert (precious / "file").read_text() == "kept"
+
+
+@pytest.fixture
+def runs(parent):
+    runs = parent / paths.RUNS
+    runs.mkdir(mode=0o700)
+    return runs
+
+
+def test_a_run_has_a_folder_below_one_of_its_own(parent):
+    with paths.held_run_folder(parent) as folder:
+        assert folder.parent == parent / "kvm-runs"
+        assert ownership.is_ours(folder)
+        assert paths.strangers(parent) == []
+        assert paths.sweep(parent) == [], "it lives"
+    assert [path.name for path in (parent / "kvm-runs").iterdir()] == ["guard"]
+    assert {path.name for path in parent.iterdir()} == {"precious", "kvm-runs"}
+
+
+@pytest.mark.parametrize("name", ["precious", "5ca1ab1e", "5CA1AB1E", "5ca1ab1", "5ca1ab1e0"])
+def test_a_strangers_folder_among_the_runs_is_left_alone_and_named(parent, runs, name):
+    (runs / name).mkdir()
+    (runs / name / "file").write_text("kept")
+    with paths.held_run_folder(parent):
+        assert paths.strangers(parent) == [runs / name]
+    assert (runs / name / "file").read_text() == "kept"
+    assert [path.name for path in (runs / name).iterdir()] == ["file"], "no lock was made in it"
+
+
+def test_a_strangers_file_and_link_are_left_alone_and_named(parent, runs):
+    (runs / "notes.txt").write_text("kept")
+    (runs / "5ca1ab1e").symlink_to(parent / "precious")
+    with paths.held_run_folder(parent):
+        assert paths.strangers(parent) == [runs / "5ca1ab1e", runs / "notes.txt"]
+    assert (runs / "notes.txt").read_text() == "kept"
+    assert (runs / "5ca1ab1e").is_symlink()
+
+
+def test_a_link_in_the_place_of_the_runs_is_refused(parent):
+    (parent / "precious").chmod(0o700)
+    (parent / "kvm-runs").symlink_to("precious")
+    with pytest.raises(HostError, match="not a folder that only you may enter"):
+        paths.held_run_folder(parent).__enter__()
+    assert paths.strangers(parent) == [parent / "kvm-runs"]
+    assert [path.name for path in (parent / "precious").iterdir()] == ["file"]
+
+
+def test_a_link_in_the_place_of_a_run_is_not_followed_when_the_run_ends(parent, capsys):
+    with paths.held_run_folder(parent) as folder:
+        folder.rename(parent / "aside")
+        folder.symlink_to(parent / "precious")
+    assert folder.is_symlink()
+    assert f"cannot remove {folder}: {folder} was not made by pytest-kvm" in capsys.readouterr().err
+
+
+def test_a_dead_run_is_swept(parent, runs):
+    dead = runs / "5ca1ab1e"
+    ownership.make(dead)
+    (dead / "console.log").touch()
+    assert paths.strangers(parent) == []
+    assert paths.sweep(parent) == [dead]
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize("has_marker", [True, False])
+def test_a_run_that_was_killed_while_it_began_is_swept(parent, runs, has_marker):
+    begun = runs / "5ca1ab1e"
+    begun.mkdir()
+    if has_marker:
+        (begun / MARKER).touch()
+    assert paths.sweep(parent) == [begun]
+    assert not begun.exists()
+
+
+def test_nothing_is_swept_where_no_run_ever_was(parent):
+    assert paths.sweep(parent) == []
+    assert paths.strangers(parent) == []
+    assert [path.name for path in parent.iterdir()] == ["precious"]
+
+
+def test_a_process_of_a_strangers_folder_is_not_ended(parent, runs):
+    """QEMU of somebody who keeps his machines among the runs."""
+    (runs / "5ca1ab1e").mkdir()
+    (runs / "5ca1ab1e" / "disk").touch()
+    argv = ["-c", "import time; time.sleep(60)", f"{runs}/5ca1ab1e/disk"]
+    with subprocess.Popen(["qemu-of-somebody", *argv], executable=sys.executable) as process:
+        try:
+            assert watcher.processes_of(runs / "5ca1ab1e") == [process.pid]
+            with paths.held_run_folder(parent):
+                pass
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs):
+    ownership.make(runs / "5ca1ab1e")
+    (runs / "0ddba110").mkdir()
+    (runs / "0ddba110" / "file").write_text("kept")
+    (runs / "decade00").symlink_to(parent / "precious")
+    for name in ("5ca1ab1e", "0ddba110", "decade00"):
+        arguments = [str(Path(watcher.__file__).parents[2]), str(runs / name), str(_dead_pid())]
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments],
+            stdin=subprocess.PIPE,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("was not made by pytest-kvm" in done.stderr) == (name != "5ca1ab1e")
+    assert {path.name for path in runs.iterdir()} == {"0ddba110", "decade00"}
+    assert (runs / "0ddba110/file").read_text() == "kept"
+
+
+def _dead_pid() -> int:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_folder_that_others_may_enter_is_refused(parent, mode):
+    parent.chmod(mode)
+    with pytest.raises(HostError, match="not a folder that only you may enter"):
+        paths.held_run_folder(parent).__enter__()
+    parent.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_the_parent_is_refused(parent):
+    (parent / "file").touch()
+    with pytest.raises(HostError, match="not a folder that only you may enter"):
+        paths.held_run_folder(parent / "file").__enter__()
+
+
+def test_the_longest_path_is_what_sockets_allow(tmp_path):
+    with pytest.raises(HostError, match="more than 32 bytes"):
+        paths.held_run_folder(Path("/" + "x" * 32)).__enter__()
+    longest = Path("/" + "x" * 31, paths.RUNS, "5ca1ab1e", "v", embed._LONGEST_SOCKET)
+    assert len(os.fsencode(longest)) == embed._SOCKET_PATH_MAX

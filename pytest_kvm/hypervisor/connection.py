@@ -127,7 +127,7 @@ class LibvirtHypervisor:
         """Return every running domain of the connection, also those of former processes."""
         with translated("list domains"):
             found = self._connection.get().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        return [domain for domain in map(self._known, found) if domain.alive()]
+        return [domain for domain in map(self._known, found) if domain is not None and domain.alive()]
 
     def close(self) -> None:
         """Let libvirt finish with domains that have ended, and close the connection.
@@ -147,16 +147,30 @@ class LibvirtHypervisor:
             connection.domainEventDeregisterAny(self._callback)
             connection.close()
 
-    def _known(self, raw: libvirt.virDomain) -> LibvirtDomain:
+    def _known(self, raw: libvirt.virDomain) -> LibvirtDomain | None:
+        """Return a listed domain; None for one that is only being created, or has ended since."""
         name: str = raw.name()
         with self._lock:
             known = self._domains.get(name)
             if known is not None and known.uuid == raw.UUIDString():
                 return known
+            if name in self._lives:
+                return None
             life = self._lives[name] = Lifecycle(name, autopsy=lambda: self._autopsy(name))
             domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=self._process_of(raw))
             self._domains[name] = domain
-            return domain
+        # Of its end before this moment no event is to come any more.
+        if not _is_active(raw):
+            self._forget(life)
+            return None
+        return domain
+
+    def _forget(self, life: Lifecycle) -> None:
+        """Drop a domain, unless its name is another's by now."""
+        with self._lock:
+            if self._lives.get(life.name) is life:
+                del self._lives[life.name]
+                self._domains.pop(life.name, None)
 
     @contextmanager
     def _born(self, name: str) -> Generator[Lifecycle]:
@@ -213,11 +227,8 @@ class LibvirtHypervisor:
             if signalled:
                 life.ended(f"QEMU died: {signalled}")
         life.event(event, detail)
-        with self._lock:
-            # Settled, its name is free: by now it may be another's.
-            if life.settled and self._lives.get(life.name) is life:
-                del self._lives[life.name]
-                self._domains.pop(life.name, None)
+        if life.settled:
+            self._forget(life)
 
     def _on_lost(self, reason: str) -> None:
         with self._lock:
@@ -227,6 +238,16 @@ class LibvirtHypervisor:
 
 
 _Start = Callable[[libvirt.virConnect], libvirt.virDomain]
+
+
+def _is_active(raw: libvirt.virDomain) -> bool:
+    try:
+        return bool(raw.isActive())
+    except libvirt.libvirtError as failure:
+        if failure.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return False
+        with translated(f"ask whether {raw.name()} runs"):
+            raise
 
 
 def _created(connection: libvirt.virConnect, *, xml: str, flags: int) -> libvirt.virDomain:

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_kvm.errors import ConnectionFailed, DomainFailed, HypervisorError
 from pytest_kvm.hypervisor.connect import open_hypervisor
+from pytest_kvm.waiting import NotYet, wait_until
 
 XML = """
 <domain type='test'>
@@ -47,6 +48,43 @@ def test_what_the_driver_lacks_is_said(hypervisor):
 def test_domains_of_others_are_listed(hypervisor):
     assert "test" in {domain.name for domain in hypervisor.domains()}
     assert {domain.pid for domain in hypervisor.domains()} == {None}
+
+
+def test_a_domain_that_ends_while_it_is_listed_is_not_listed(hypervisor, monkeypatch):
+    raw = hypervisor._connection.get()
+    listed = raw.listAllDomains
+    domain = hypervisor.create(XML.format(name="web", kind="hvm"))
+
+    def forgotten():
+        if "web" in hypervisor._lives:
+            raise NotYet("it is there")
+
+    def listed_before_its_end(flags):
+        found = listed(flags)
+        domain.destroy()
+        wait_until(forgotten, every=0.01, timeout=10, describe="that the end has been told of")
+        return found
+
+    monkeypatch.setattr(raw, "listAllDomains", listed_before_its_end)
+    assert [each.name for each in hypervisor.domains()] == ["test"]
+    hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
+
+
+def test_a_domain_that_is_listed_while_it_is_created_keeps_its_events(hypervisor, monkeypatch):
+    raw = hypervisor._connection.get()
+    create = raw.createXML
+    names = []
+
+    def listed_at_once(xml, flags):
+        domain = create(xml, flags)
+        names.extend(each.name for each in hypervisor.domains())
+        return domain
+
+    monkeypatch.setattr(raw, "createXML", listed_at_once)
+    domain = hypervisor.create(XML.format(name="web", kind="hvm"))
+    assert names == ["test"]
+    raw.lookupByName("web").destroy()
+    assert domain.wait_end(10)
 
 
 def test_many_threads_create_and_destroy_on_one_connection(hypervisor):

@@ -7,16 +7,19 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench docs image clean
+.PHONY: help setup demo test test-fresh lint format bench docs image clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: image ## Set up, build the image and run a first test on a real guest
 	$(VENV)/python -m pytest -v example_suites/quickstart $(PYTEST_ARGS)
 
 test: image ## Set up and run all tests, real guests included
 	$(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-fresh: setup ## Run the demo in minimal Debian roots that have only make, git and python3 (as root)
+	$(VENV)/python scripts/fresh.py $(SUITES)
 
 lint: ## Check style, types, layers and spelling
 	@$(PYTHON3) scripts/setup.py --extra lint

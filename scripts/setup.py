@@ -100,23 +100,34 @@ def install_host_packages(*, needs_interpreter: bool, for_tests: bool) -> None:
     lacking = table.missing(for_tests=for_tests)
     if needs_interpreter and "python-build" not in lacking and not usable_interpreters():
         lacking.append("python-build")
-    if not lacking and (os.geteuid() != 0 or table.has_qemu_account()):
-        return
     for need in lacking:
         say(f"missing: {need} ({table.why(need)})")
-    commands = table.install_commands(lacking)
-    if not commands:
-        raise SetupError(f"no known package manager; please bring: {', '.join(lacking)}")
-    prefix = privileges()
+    if lacking:
+        commands = table.install_commands(lacking)
+        if not commands:
+            raise SetupError(f"no known package manager; please bring: {', '.join(lacking)}")
+        run_as_root(commands)
+        unmet = [need for need in lacking if not table.is_met(need)]
+        if unmet:
+            raise SetupError(f"still missing after the installation: {', '.join(unmet)}")
+    run_as_root(table.account_commands())
+    if table.account_commands():
+        raise SetupError("the account for QEMU is still missing after it was made")
+
+
+def run_as_root(commands: list[list[str]]) -> None:
+    """Run commands that only root may run.
+
+    Raises:
+        SetupError: This user may not; the message is what to type. Or one failed.
+    """
+    prefix = privileges() if commands else []
     if prefix is None:
         typed = "\n".join(f"  sudo {shlex.join(command)}" for command in commands)
         raise SetupError(f"this needs root, and `sudo -n` does not work; please run\n{typed}\nand try again")
     for command in commands:
         say(f"running {shlex.join(command)}")
         run([*prefix, "env", "DEBIAN_FRONTEND=noninteractive", *command], quiet=True)
-    unmet = [need for need in lacking if not table.is_met(need)]
-    if unmet:
-        raise SetupError(f"still missing after the installation: {', '.join(unmet)}")
 
 
 def load_table() -> ModuleType:

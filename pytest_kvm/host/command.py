@@ -15,20 +15,11 @@ from pathlib import Path
 from typing import IO
 
 from pytest_kvm.errors import HostCommandFailed, MissingDependency
+from pytest_kvm.host import packages
 
 OnLine = Callable[[str], None]
 
 _TAIL_LINES = 25
-_PACKAGES = {
-    "mmdebstrap": "mmdebstrap",
-    "newuidmap": "uidmap",
-    "qemu-img": "qemu-utils",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "tar": "tar",
-    "unshare": "util-linux",
-    "zstd": "zstd",
-}
-"""Debian's package for each program we call, for the resolution of an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +161,10 @@ def _write(stream: IO[bytes], text: str) -> None:
 
 def _require(program: str) -> None:
     if shutil.which(program) is None:
-        package = _PACKAGES.get(Path(program).name, Path(program).name)
+        need = packages.need_for(Path(program).name)
         raise MissingDependency(
             f"the program {program!r} is not installed",
-            resolution=f"install it (Debian package {package}: apt-get install {package})",
+            resolution=packages.install_hint(need) if need else f"install what brings {program}",
         )
 
 

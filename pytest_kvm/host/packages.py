@@ -4,7 +4,7 @@ Errors and ``pytest-kvm doctor`` name packages from here, and set-up installs
 them. So it imports nothing but the standard library, and a bare ``python3``
 can run it before anything is installed::
 
-    python3 pytest_kvm/host/packages.py --print      # the commands for this machine
+    python3 pytest_kvm/host/packages.py --print      # the commands to run next on this machine
     python3 pytest_kvm/host/packages.py --missing    # the needs that are not met
 """
 
@@ -27,6 +27,7 @@ _INSTALL = {
     PACMAN: "pacman -S --noconfirm --needed",
 }
 _REFRESH = {APT: "apt-get update", PACMAN: "pacman -Sy"}
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Need:
 
     Args:
         why: What it is for.
-        found: It is there if one of these is: programs on PATH, or path globs.
         packages: Package names by package manager.
+        programs: It is there if all of these are: programs on PATH or in an ``sbin`` folder.
+        files: It is there if one of these is: path globs. With programs too, either will do.
     """
 
     why: str
-    found: tuple[str, ...]
     packages: dict[str, tuple[str, ...]]
+    programs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def _packages(apt: str, dnf: str, zypper: str, pacman: str) -> dict[str, tuple[str, ...]]:
@@ -57,79 +60,88 @@ def _packages(apt: str, dnf: str, zypper: str, pacman: str) -> dict[str, tuple[s
 NEEDS = {
     "qemu-system": Need(
         "runs the guests",
-        ("qemu-system-x86_64", "/usr/libexec/qemu-kvm"),
         _packages("qemu-system-x86", "qemu-system-x86-core", "qemu-x86", "qemu-system-x86"),
+        programs=("qemu-system-x86_64",),
+        files=("/usr/libexec/qemu-kvm",),
     ),
     "qemu-img": Need(
         "makes overlays and converts images",
-        ("qemu-img",),
         _packages("qemu-utils", "qemu-img", "qemu-img", "qemu-img"),
+        programs=("qemu-img",),
     ),
     "libvirt-qemu-driver": Need(
         "libvirt's QEMU driver, loaded into the test process",
-        (
-            "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so",
-            "/usr/lib*/libvirt/connection-driver/libvirt_driver_qemu.so",
-        ),
         _packages(
             "libvirt-daemon-driver-qemu",
             "libvirt-daemon-driver-qemu",
             "libvirt-daemon-driver-qemu",
             "libvirt",
         ),
+        files=(
+            "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so",
+            "/usr/lib*/libvirt/connection-driver/libvirt_driver_qemu.so",
+        ),
     ),
     "libvirt-build": Need(
         "what libvirt's Python module is compiled with: PyPI has its source only",
-        ("/usr/include/libvirt/libvirt.h",),
         _packages(
             "libvirt-dev pkg-config gcc libc6-dev",
             "libvirt-devel pkgconf-pkg-config gcc",
             "libvirt-devel pkg-config gcc",
             "libvirt pkgconf gcc",
         ),
+        files=("/usr/include/libvirt/libvirt.h",),
     ),
     "python-build": Need(
         "virtual environments and the headers of the system's Python",
-        ("/usr/include/python3*/Python.h",),
         _packages("python3-dev python3-venv", "python3-devel", "python3-devel", "python"),
+        files=("/usr/include/python3*/Python.h",),
     ),
     "mmdebstrap": Need(
         "builds Debian images from packages",
-        ("mmdebstrap",),
         _packages("mmdebstrap", "mmdebstrap", "mmdebstrap", "mmdebstrap"),
+        programs=("mmdebstrap",),
     ),
     "zstd": Need(
         "packs the root file system that further packages are put into",
-        ("zstd",),
         _packages("zstd", "zstd", "zstd", "zstd"),
+        programs=("zstd",),
     ),
-    "mke2fs": Need(
-        "makes an image's file system without mounting it",
-        ("mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"),
-        _packages("e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"),
+    "base-tools": Need(
+        "image builds, accounts, and the end of what a killed run has started",
+        _packages(
+            "coreutils findutils mount passwd tar util-linux",
+            "coreutils findutils shadow-utils tar util-linux",
+            "coreutils findutils shadow tar util-linux",
+            "coreutils findutils shadow tar util-linux",
+        ),
+        programs=(
+            *("chroot", "cp", "env", "install", "ln", "mkdir", "readlink", "rm", "touch", "true"),
+            *("find", "mount", "setpriv", "sh", "tar", "unshare", "useradd"),
+        ),
     ),
     "ssh-client": Need(
         "what a person types to look into a guest, and what `make bench` compares with",
-        ("ssh",),
         _packages("openssh-client", "openssh-clients", "openssh-clients", "openssh"),
+        programs=("ssh",),
     ),
     "uefi-firmware": Need(
         "guests with firmware='uefi'",
-        ("/usr/share/qemu/firmware/*.json",),
         _packages("ovmf", "edk2-ovmf", "qemu-ovmf-x86_64", "edk2-ovmf"),
+        files=("/usr/share/qemu/firmware/*.json",),
     ),
     "subordinate-ids": Need(
         "builds images as an ordinary user",
-        ("newuidmap",),
         _packages("uidmap", "shadow-utils-subid", "shadow", "shadow"),
+        programs=("newuidmap", "newgidmap"),
     ),
 }
 
 TEST_NEEDS = {
     "libvirt-daemon": Need(
         "the session and system daemons that the project's own tests start",
-        ("libvirtd",),
         _packages("libvirt-daemon", "libvirt-daemon", "libvirt-daemon", "libvirt"),
+        programs=("libvirtd",),
     ),
 }
 """What only a contributor needs, beside all of :data:`NEEDS`."""
@@ -144,13 +156,15 @@ def package_manager() -> str | None:
 
 def is_met(need: str) -> bool:
     """Tell whether a need is met, by looking for what its package installs."""
-    return any(_is_there(candidate) for candidate in _ALL[need].found)
+    row = _ALL[need]
+    if row.programs and all(map(_has_program, row.programs)):
+        return True
+    return any(any(Path("/").glob(pattern.removeprefix("/"))) for pattern in row.files)
 
 
-def _is_there(candidate: str) -> bool:
-    if candidate.startswith("/"):
-        return any(Path("/").glob(candidate.removeprefix("/")))
-    return shutil.which(candidate) is not None
+def _has_program(name: str) -> bool:
+    # Most users have no sbin on their PATH; what builds images does.
+    return shutil.which(name, path=os.pathsep.join([*os.get_exec_path(), *_SBIN])) is not None
 
 
 def missing(*, for_tests: bool = False) -> list[str]:
@@ -179,8 +193,6 @@ def install_commands(needs: list[str]) -> list[list[str]]:
         if manager in _REFRESH:
             commands.append(shlex.split(_REFRESH[manager]))
         commands.append([*shlex.split(_INSTALL[manager]), *packages_for(needs, manager)])
-    if not has_qemu_account():
-        commands.append(ADD_QEMU_ACCOUNT)
     return commands
 
 
@@ -205,12 +217,25 @@ def has_qemu_account() -> bool:
     return True
 
 
+def account_commands() -> list[list[str]]:
+    """Return what root has to run here for libvirt to start as root.
+
+    To be asked once packages are there: on newer releases one of them makes the account.
+    """
+    return [] if os.geteuid() != 0 or has_qemu_account() else [ADD_QEMU_ACCOUNT]
+
+
 def install_hint(*needs: str) -> str:
     """Return one line that says how to meet ``needs``, for an error's resolution."""
     manager = package_manager()
     if manager is None:
         return "install " + " ".join(packages_for(list(needs), APT)) + " (Debian's names)"
     return f"{_INSTALL[manager]} " + " ".join(packages_for(list(needs), manager))
+
+
+def need_for(program: str) -> str | None:
+    """Return the need that brings a program, None if it is in no row of the table."""
+    return next((need for need, row in _ALL.items() if program in row.programs), None)
 
 
 def main() -> int:
@@ -225,7 +250,8 @@ def main() -> int:
         lines = [f"{need}: {why(need)}" for need in lacking]
     else:
         sudo = [] if os.geteuid() == 0 else ["sudo"]
-        lines = [shlex.join([*sudo, *command]) for command in install_commands(lacking)]
+        commands = install_commands(lacking) or account_commands()
+        lines = [shlex.join([*sudo, *command]) for command in commands]
     for line in lines:
         print(line)
     return 1 if lines else 0

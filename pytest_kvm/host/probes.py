@@ -9,6 +9,7 @@ import getpass
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ def qemu_fact() -> Fact:
 def program_facts() -> Iterator[Fact]:
     """Look for the other programs that are called."""
     yield _need_fact("qemu-img", severity="error")
-    for need in ("mmdebstrap", "mke2fs"):
+    for need in ("mmdebstrap", "zstd", "base-tools"):
         yield _need_fact(need, severity="warning")
 
 
@@ -136,9 +137,10 @@ def libvirt_driver_fact() -> Fact:
 
 def qemu_account_fact() -> Fact:
     """Look for the account that libvirt insists on when it runs as root."""
-    if os.geteuid() != 0 or packages.has_qemu_account():
+    commands = packages.account_commands()
+    if not commands:
         return Fact(name="account for QEMU", severity="ok", seen="there, or not needed")
-    remedy = " ".join(packages.ADD_QEMU_ACCOUNT)
+    remedy = shlex.join(commands[0])
     seen = "there is no user libvirt-qemu; as root libvirt will not start without"
     return Fact(name="account for QEMU", severity="error", seen=seen, remedy=remedy)
 

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pytest_kvm.errors import ImageError
 from pytest_kvm.host import command
-from pytest_kvm.images import bootloader, disk, kernel, namespace, qemu_img, rootfs, toolbox
+from pytest_kvm.images import bootloader, checks, disk, kernel, namespace, qemu_img, rootfs, toolbox
 from pytest_kvm.images.blobs import digest_of
 from pytest_kvm.images.image import Image, Manifest
 from pytest_kvm.images.progress import Progress
@@ -140,6 +140,12 @@ class _Plan:
         files = {kind: self.work / kind for kind in ("disk", "kernel", "initrd", "rootfs")}
         qemu_img.to_qcow2(raw, files["disk"], source_format="raw")
         kernel.extract(root, kernel=files["kernel"], initrd=files["initrd"])
+        checks.check(
+            root,
+            kernel=files["kernel"],
+            initrd=files["initrd"],
+            initrd_modules=rootfs.DIRECT_BOOT_MODULES if self.recipe.lean else (),
+        )
         rootfs.archive(root, files["rootfs"])
         self.progress("storing the image", None)
         return self._publish(files, cmdline=cmdline, versions=rootfs.installed_versions(root, *_VERSIONS_OF))

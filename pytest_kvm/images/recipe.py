@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the same recipe would give a different image: old images are rebuilt."""
 
 

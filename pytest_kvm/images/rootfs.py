@@ -12,7 +12,7 @@ from pytest_kvm.images.progress import Progress
 from pytest_kvm.images.recipe import Recipe
 
 _DATA = Path(__file__).parent / "data"
-_DIRECT_BOOT_MODULES = ("ext4", "virtio_pci", "virtio_blk")
+DIRECT_BOOT_MODULES = ("ext4", "virtio_pci", "virtio_blk")
 """Direct boot is QEMU's with a virtio disk; the initrd on the disk knows more controllers."""
 
 _BASE_OPTIONS = (
@@ -151,10 +151,11 @@ def _finish_environment(recipe: Recipe, uuid: str) -> dict[str, str]:
         "PKVM_LEAN": "1" if recipe.lean else "0",
         "PKVM_MASKED": " ".join(lean.MASKED),
         "PKVM_MASKED_GENERATORS": " ".join(lean.MASKED_GENERATORS),
-        "PKVM_MODULES": ",".join(_DIRECT_BOOT_MODULES),
+        "PKVM_MODULES": ",".join(DIRECT_BOOT_MODULES),
         "PKVM_NOT_WANTED": " ".join(lean.NOT_WANTED),
         "PKVM_OVERLAY": str(_DATA / "lean"),
         "PKVM_PLAIN_MODULES": " ".join(lean.PLAIN_MODULES),
+        "PKVM_UNPACK_MODULES": str(_DATA / "plain_modules.py"),
         "PKVM_UUID": uuid,
     }
 

@@ -23,6 +23,7 @@ WORK = Path("/mnt/work")
 
 _PACKAGES = ("e2fsprogs", "fdisk", "grub-common", "grub-efi-amd64-bin", "grub-pc-bin", "mtools")
 _MERGED_USR = """\
+set -eu
 for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done
 mkdir -p "$1/mnt/rootfs" "$1/mnt/work\""""
 _ENTER = """\

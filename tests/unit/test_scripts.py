@@ -23,7 +23,7 @@ def lacking_table(monkeypatch):
             need for need in ("qemu", *["libvirtd"] * for_tests) if need not in met
         ],
         is_met=met.__contains__,
-        has_qemu_account=lambda: True,
+        account_commands=lambda: [["useradd", "qemu"]] if "qemu" in met and "account" not in met else [],
         install_commands=lambda needs: [["apt-get", "install", *needs]],
         met=met,
     )
@@ -47,9 +47,23 @@ def test_with_rights_the_command_runs_and_its_effect_is_checked(lacking_table, m
 
 
 def test_a_machine_that_has_everything_needs_no_rights(lacking_table, monkeypatch):
-    lacking_table.met.add("qemu")
+    lacking_table.met |= {"qemu", "account"}
     monkeypatch.setattr(setup, "privileges", lambda: pytest.fail("asked for root"))
     setup.install_host_packages(needs_interpreter=False, for_tests=False)
+
+
+@pytest.mark.parametrize("brought", [{"qemu"}, {"qemu", "account"}])
+def test_the_account_is_looked_for_once_the_packages_are_there(lacking_table, monkeypatch, brought):
+    ran = []
+
+    def run(argv, **_):
+        ran.append(argv[2])
+        lacking_table.met |= brought if argv[2] == "apt-get" else {"account"}
+
+    monkeypatch.setattr(setup, "privileges", list)
+    monkeypatch.setattr(setup, "run", run)
+    setup.install_host_packages(needs_interpreter=False, for_tests=False)
+    assert ran == ["apt-get", *["useradd"] * ("account" not in brought)]
 
 
 def test_what_the_tests_need_is_installed_for_them(lacking_table, monkeypatch):

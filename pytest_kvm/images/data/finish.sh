@@ -7,6 +7,7 @@
 #                     generators to mask; each separated by blanks
 #   $PKVM_MODULES     modules of the initrd for direct boot
 #   $PKVM_PLAIN_MODULES  modules to have uncompressed beside the packaged ones
+#   $PKVM_UNPACK_MODULES the program that unpacks them
 #   $PKVM_CLOUD_CONFIG   cloud-init's configuration
 set -eu
 root=$1
@@ -19,6 +20,7 @@ chroot "$root" systemctl --quiet enable systemd-networkd.service ssh.service
 chroot "$root" passwd --quiet --lock root
 # Whoever looks for sshd's banner while a guest boots is not an attacker; since
 # 9.8 sshd would shut the door on the only client there is.
+chroot "$root" test -x /usr/sbin/sshd
 if chroot "$root" sshd -G -o PerSourcePenalties=no >/dev/null 2>&1; then
     echo 'PerSourcePenalties no' >"$root/etc/ssh/sshd_config.d/11-pytest-kvm.conf"
 fi
@@ -51,13 +53,10 @@ if [ "$PKVM_LEAN" = 1 ]; then
         done
         install -m 0644 "$PKVM_CLOUD_CONFIG" "$root/etc/cloud/cloud.cfg"
     fi
-    kernel=$(basename "$(readlink "$root/vmlinuz")")
-    version=${kernel#vmlinuz-}
-    mkdir -p "$root/lib/modules/$version/updates"
-    for module in $PKVM_PLAIN_MODULES; do
-        find "$root/lib/modules/$version/kernel" -name "$module.ko.xz" -exec sh -c \
-            'xz -dc "$1" >"$2"' sh '{}' "$root/lib/modules/$version/updates/$module.ko" ';'
-    done
+    kernel=$(readlink "$root/vmlinuz")
+    version=${kernel#*vmlinuz-}
+    # shellcheck disable=SC2086 # a list of module names
+    chroot "$root" python3 - "$version" $PKVM_PLAIN_MODULES <"$PKVM_UNPACK_MODULES"
     chroot "$root" depmod "$version"
     chroot "$root" mktirfs --include-modules="$PKVM_MODULES" -o /boot/initrd.direct "$version"
     chroot "$root" journalctl --update-catalog

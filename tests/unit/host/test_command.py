@@ -59,10 +59,10 @@ def test_a_program_killed_by_a_signal_says_which():
         command.run(["sh", "-c", "kill -TERM $$"], timeout=10)
 
 
-def test_an_absent_program_names_its_package():
+def test_an_absent_program_is_named():
     with pytest.raises(MissingDependency, match="no-such-program") as failure:
         command.run(["no-such-program"], timeout=10)
-    assert "apt-get install no-such-program" in failure.value.resolution
+    assert failure.value.resolution == "install what brings no-such-program"
 
 
 def test_running_out_of_time_kills_the_whole_group_and_keeps_what_was_said(tmp_path):

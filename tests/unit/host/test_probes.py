@@ -285,43 +285,6 @@ def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path):
 # ---------------------------------------------------------------- packages
 
 
-def test_the_table_is_complete():
-    for name, need in (packages.NEEDS | packages.TEST_NEEDS).items():
-        assert need.why, name
-        assert need.found, name
-        assert set(need.packages) == {packages.APT, packages.DNF, packages.ZYPPER, packages.PACMAN}, name
-        assert all(need.packages.values()), name
-
-
-@pytest.mark.parametrize("manager", ["apt-get", "dnf", "zypper", "pacman"])
-def test_commands_for_each_package_manager(tmp_path, monkeypatch, manager):
-    (tmp_path / manager).touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(packages, "has_qemu_account", lambda: True)
-    commands = packages.install_commands(["qemu-img", "mke2fs"])
-    assert commands[-1][0] == manager
-    assert commands[-1][-1] == "e2fsprogs"
-    assert packages.install_commands([]) == []
-    assert packages.install_hint("mke2fs").startswith(manager)
-
-
-def test_debians_account_for_qemu_is_made_where_it_is_missing(tmp_path, monkeypatch):
-    (tmp_path / "apt-get").touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    def nobody(_name):
-        raise KeyError
-
-    monkeypatch.setattr(packages.pwd, "getpwnam", nobody)
-    assert packages.install_commands([]) == [packages.ADD_QEMU_ACCOUNT]
-
-
-def test_an_unknown_system_gets_debians_names(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert packages.install_commands(["qemu-img"]) == []
-    assert packages.install_hint("qemu-img") == "install qemu-utils (Debian's names)"
-
-
 def test_a_bare_python_prints_what_is_missing():
     ran = subprocess.run(
         [sys.executable, "-I", "-S", ROOT / "pytest_kvm/host/packages.py", "--missing"],

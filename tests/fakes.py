@@ -39,6 +39,7 @@ class FakeDomain:
         self.done: list[str] = []
         """What was done to it, in order."""
         self.picture = b""
+        self.has_no_network = False
         self.agent_replies: dict[str, AgentReply] = {}
         """Replies by command; a command that is not here means: no agent."""
         self.on_shutdown: Callable[[], None] = lambda: None
@@ -104,6 +105,8 @@ class FakeDomain:
         return self.picture
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if command == "query-rx-filter":
+            return [{"name": (arguments or {})["name"], "promiscuous": self.has_no_network}]
         raise AssertionError(f"no test prepared the QMP command {command}")
 
     def hmp(self, line: str) -> str:

@@ -11,11 +11,13 @@ broken ends the climb when it says so, not at the deadline.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 
 from pytest_kvm.errors import (
     GuestGone,
     LoginRefused,
+    SshNeverAnswered,
     SshUnavailable,
     UnitFailed,
     UnitNotActive,
@@ -78,43 +80,64 @@ def log_in(climb: Climb, *, boot: float, login: float) -> None:
         LoginRefused: sshd refused the key, or showed a foreign host key.
         BootFailed: The guest died on the way.
     """
-    line: socket.socket | None = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb))
+    line = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb))
     climb.phases.reached("banner")
-    shell = climb.machine.shell
-
-    def attempt() -> None:
-        nonlocal line
-        this, line = line or wait_for_banner(climb, timeout=login), None
-        final = keys_are_written(climb) if refused else False
-        try:
-            climb.attended(lambda: shell.connect(this))
-        except LoginRefused as error:
-            refused.append(error)
-            if final:
-                raise
-            raise NotYet(error.brief) from error
-        except SshUnavailable as error:
-            raise NotYet(error.brief) from error
-        finally:
-            if not shell.connected:
-                this.close()
-
-    refused: list[LoginRefused] = []
+    attempts = _Attempts(climb, line, until=time.monotonic() + login)
     try:
         wait_until(
-            attempt,
+            attempts.make,
             describe="a login",
             timeout=login,
             every=_LOGIN_PAUSE,
             error=LoginRefused,
             log=climb.machine.log,
         )
-    except LoginRefused as error:
-        last = refused[-1] if refused else error
+    except (LoginRefused, SshNeverAnswered) as error:
+        last = attempts.refusal or error
+        if isinstance(last, SshNeverAnswered):
+            raise
         raise climb.failure(
             LoginRefused, last.brief, details=last.details, resolution=last.resolution or _WHY_REFUSED
         ) from error
     climb.phases.reached("login")
+
+
+class _Attempts:
+    """Logins, tried until one works.
+
+    Args:
+        climb: The boot.
+        line: Where sshd's banner waits for the first of them.
+        until: When the last has to be over (``time.monotonic()``).
+    """
+
+    def __init__(self, climb: Climb, line: socket.socket, *, until: float) -> None:
+        self._climb = climb
+        self._line: socket.socket | None = line
+        self._until = until
+        self.refusal: LoginRefused | None = None
+        """The last refusal of the key."""
+
+    def make(self) -> None:
+        """Try once; raise NotYet while another attempt may do better."""
+        shell = self._climb.machine.shell
+        line, self._line = self._line or self._next_line(), None
+        is_final = self.refusal is not None and keys_are_written(self._climb)
+        try:
+            self._climb.attended(lambda: shell.connect(line))
+        except LoginRefused as error:
+            self.refusal = error
+            if is_final:
+                raise
+            raise NotYet(error.brief) from error
+        except SshUnavailable as error:
+            raise NotYet(error.brief) from error
+        finally:
+            if not shell.connected:
+                line.close()
+
+    def _next_line(self) -> socket.socket:
+        return wait_for_banner(self._climb, timeout=self._until - time.monotonic(), known=True)
 
 
 _WHY_REFUSED = (

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from pytest_kvm.errors import EmergencyMode, KernelPanicked, QemuDied, SshNeverAnswered
+from pytest_kvm.errors import DomainFailed, EmergencyMode, KernelPanicked, QemuDied, SshNeverAnswered
 from pytest_kvm.handles.banner import wait_for_banner
 from pytest_kvm.handles.climb import Climb
 from pytest_kvm.handles.diagnosis import ConsoleWatch
 from pytest_kvm.handles.phases import Phases
+from pytest_kvm.render.qemu_args import card_id
+from pytest_kvm.spec.control import CONTROL_NETDEV
 from tests.fakes import fake_machine
 
 BANNER = b"SSH-2.0-OpenSSH_10.0\r\n"
@@ -117,17 +119,79 @@ def test_a_slow_sshd_is_not_flooded_once_refusals_were_seen(climb_to):
             timer.join()
 
 
-def test_few_connections_are_open_at_any_time(climb_to):
+def test_few_connections_are_open_at_any_time_and_ever_fewer_are_made(climb_to):
     with Slirp(treat=silent).serving() as slirp:
         with pytest.raises(SshNeverAnswered, match="no SSH banner within 4 s: the guest's network never"):
             wait_for_banner(climb_to(slirp.port), timeout=3.6)
-        assert 9 < len(slirp.accepted) <= 13
+        assert 5 <= len(slirp.accepted) <= 6
+        for line in slirp.accepted:
+            line.settimeout(5)
+            assert line.recv(1) == b""
+
+
+def test_a_guest_without_a_network_is_dialled_once(climb_to, domain):
+    def once_up(_number, line):
+        if not domain.has_no_network:
+            line.sendall(BANNER)
+
+    def up():
+        seen.append(len(slirp.accepted))
+        domain.has_no_network = False
+
+    seen = []
+    domain.has_no_network = True
+    timer = threading.Timer(1.5, up)
+    with Slirp(treat=once_up).serving() as slirp:
+        timer.start()
+        wait_for_banner(climb_to(slirp.port), timeout=10).close()
+        timer.join()
+        assert (seen, len(slirp.accepted)) == ([1], 2)
+
+
+def test_a_card_that_cannot_be_asked_for_is_taken_for_one_in_use(climb_to, domain, monkeypatch):
+    def qmp(*command):
+        asked.append(command)
+        raise DomainFailed("there is no such card")
+
+    asked = []
+    monkeypatch.setattr(domain, "qmp", qmp)
+    second = Slirp(treat=lambda number, line: line.sendall(BANNER) if number == 2 else None)
+    with second.serving():
+        wait_for_banner(climb_to(second.port), timeout=10).close()
+    assert asked == [("query-rx-filter", {"name": card_id(CONTROL_NETDEV)})]
+
+
+def test_sshd_that_has_answered_before_is_given_time(climb_to):
+    def slow(_number, line):
+        timers.append(threading.Timer(1.5, line.sendall, [BANNER]))
+        timers[-1].start()
+
+    timers = []
+    with Slirp(treat=slow).serving() as slirp:
+        wait_for_banner(climb_to(slirp.port), timeout=10, known=True).close()
+        assert len(slirp.accepted) == len(timers) == 1
+        timers[0].join()
+
+
+def test_sshd_that_has_enough_is_left_alone_for_a_while(climb_to):
+    def once_it_has_had_a_rest(number, line):
+        line.sendall(b"Not allowed at this time\r\n" if number == 1 else BANNER)
+        times.append(time.monotonic())
+
+    times = []
+    with Slirp(treat=once_it_has_had_a_rest).serving() as slirp:
+        wait_for_banner(climb_to(slirp.port), timeout=10).close()
+        assert len(slirp.accepted) == 2
+    assert times[1] - times[0] >= 2.9
 
 
 def test_the_error_says_what_was_seen(climb_to):
     strange = Slirp(treat=lambda _number, line: line.sendall(b"HTTP/1.1 400\r\n"))
     with strange.serving(), pytest.raises(SshNeverAnswered, match=r"answered with b'HTTP/1.1 400"):
         wait_for_banner(climb_to(strange.port), timeout=0.5)
+    enough = Slirp(treat=lambda _number, line: line.sendall(b"Not allowed at this time\r\n"))
+    with enough.serving(), pytest.raises(SshNeverAnswered, match="turns connections away .*MaxStartups"):
+        wait_for_banner(climb_to(enough.port), timeout=0.5)
     closed = Slirp(treat=lambda _number, line: line.close())
     with closed.serving(), pytest.raises(SshNeverAnswered, match="nothing listens on port 22") as never:
         wait_for_banner(climb_to(closed.port), timeout=0.5)

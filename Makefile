@@ -5,9 +5,10 @@ VENV := .venv/bin
 IMAGE ?= debian-13
 JOBS ?= 2
 PYTEST_ARGS ?=
+PYTEST = $(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fresh lint format bench docs image clean
+.PHONY: help setup demo test test-quick test-all check test-fresh lint format bench docs image clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,8 +16,17 @@ help: ## Show this list
 demo: image ## Set up, build the image and run a first test on a real guest
 	$(VENV)/python -m pytest -v example_suites/quickstart $(PYTEST_ARGS)
 
-test: image ## Set up and run all tests, real guests included
-	$(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+test: image ## Set up and run the tests that every change has to pass, real guests included
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-quick: setup ## Set up and run the tests that need no guest
+	$(PYTEST) tests/libvirt tests/unit $(PYTEST_ARGS)
+
+test-all: image ## Set up and run all tests
+	$(PYTEST) --override-ini="testpaths=docs tests" $(PYTEST_ARGS)
+
+check: ## Run what CI runs, in a fresh clone of HEAD with an empty cache
+	@$(PYTHON3) scripts/check.py --clone
 
 test-fresh: setup ## Run the demo in minimal Debian roots that have only make, git and python3 (as root)
 	$(VENV)/python scripts/fresh.py $(SUITES)

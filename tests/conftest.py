@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from pytest_kvm.hypervisor.chatter import logging_to
+
 ROOT = Path(__file__).resolve().parent.parent
+
+# A machine that is busy with guests is no reason for a property not to hold.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
+# libvirt reads once where to log, when it is loaded, and many tests load it outside of any run.
+with logging_to(Path(os.devnull)):
+    import libvirt as _libvirt  # noqa: F401 - for its effect
 
 
 def pytest_addoption(parser):

@@ -1,23 +1,7 @@
-"""Real guests for the tests: one shared by all that restore what they change."""
+"""Real guests for the full suite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from tests.shared_guest import boot, guest
 
-import pytest
-
-import pytest_kvm as kvm
-from tests.guest_specs import SMALL
-
-
-@kvm.guest(scope="session")
-def guest():
-    """A guest of the default image; never reset: whoever changes it restores it."""
-    return replace(SMALL, reset="never")
-
-
-@pytest.fixture
-def boot(kvm_guests: kvm.Guests) -> Callable[..., kvm.Guest]:
-    """Boot a guest for one test; raises what kept it from booting."""
-    return kvm_guests.boot
+__all__ = ["boot", "guest"]

@@ -172,8 +172,8 @@ def test_a_lost_connection_is_replaced_before_the_next_command(shell, server):
 
 
 def test_a_command_that_may_have_started_is_never_run_again(shell, server, tmp_path):
-    process = shell.start("echo once >>times; sleep 60")
-    while not (tmp_path / "times").exists():
+    process = shell.start("echo once >>times; touch written; sleep 60")
+    while not (tmp_path / "written").exists():
         process.poll()
     server.drop()
     with pytest.raises(SshUnavailable):

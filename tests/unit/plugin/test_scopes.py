@@ -38,7 +38,7 @@ def run(pytester):
     return run
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(suite=suites())
 def test_everybody_finds_the_changes_of_those_who_have_not_ended_and_no_others(run, suite):
     world = run(suite)

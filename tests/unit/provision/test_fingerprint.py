@@ -241,14 +241,14 @@ def _as_seen(spec):
     return dataclasses.replace(spec, image=None, boot_timeout=None, identity="auto", reset="auto")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(specs, specs, st.sampled_from([field.name for field in dataclasses.fields(kvm.GuestSpec)]))
 def test_a_key_changes_with_a_field_exactly_if_the_guest_sees_it(spec, other, name):
     changed = dataclasses.replace(spec, **{name: getattr(other, name)})
     assert (key(changed) == key(spec)) == (_as_seen(changed) == _as_seen(spec))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(specs, specs)
 def test_guests_that_differ_anywhere_share_no_template(one, other):
     assume(_as_seen(one) != _as_seen(other))

@@ -1,4 +1,4 @@
-"""Everything works without root; the folders are that user's own."""
+"""The quickstart as a user runs it: from nothing, and without root."""
 
 from __future__ import annotations
 

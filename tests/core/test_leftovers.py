@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import pytest
 from pytest_kvm.host import ownership
 from pytest_kvm.host.paths import RUNS, sweep
 from pytest_kvm.host.watcher import processes_of
+from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.waiting import NotYet, wait_until
 
 SUITE = """
@@ -50,21 +52,21 @@ def run_dir():
 
 
 @pytest.fixture
-def suite(pytester, run_dir):
-    """A pytest process of its own, with a guest that is asked to run for an hour."""
+def start(pytester, run_dir, pytestconfig):
+    """Start a pytest process of its own, with a guest that is asked to run for an hour."""
     pytester.makepyfile(SUITE)
     output = pytester.path / "output"
-    with output.open("w") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-s", f"--kvm-run-dir={run_dir}", "--kvm-cache=off"],
-            stdout=sink,
-            stderr=sink,
-        )
-        try:
-            yield process, output
-        finally:
-            process.kill()
-            process.wait()
+    places = [f"--kvm-run-dir={run_dir}", f"--kvm-cache-dir={settings_stashed(pytestconfig).cache_dir}"]
+    with ExitStack() as stack, output.open("w") as sink:
+
+        def started(*arguments):
+            argv = [sys.executable, "-m", "pytest", "-s", *places, *arguments]
+            process = subprocess.Popen(argv, stdout=sink, stderr=sink)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process, output
+
+        yield started
 
 
 def shown(output, text):
@@ -85,9 +87,12 @@ def gone(run_dir):
     return look
 
 
-@pytest.mark.parametrize("when", ["machine: power on", "GUEST IS UP"])
-def test_after_kill_9(suite, run_dir, when):
-    process, output = suite
+COLD = "--kvm-cache=off"
+
+
+@pytest.mark.parametrize(("when", "arguments"), [("machine: power on", [COLD]), ("GUEST IS UP", [])])
+def test_after_kill_9(start, run_dir, when, arguments):
+    process, output = start(*arguments)
     wait_until(shown(output, when), describe=when, timeout=300)
     wait_until(lambda: processes_of(run_dir) or _not_yet("no QEMU"), describe="QEMU", timeout=60)
     process.send_signal(signal.SIGKILL)
@@ -95,8 +100,8 @@ def test_after_kill_9(suite, run_dir, when):
     wait_until(gone(run_dir), describe="the watcher's work", timeout=30)
 
 
-def test_after_ctrl_c(suite, run_dir):
-    process, output = suite
+def test_after_ctrl_c(start, run_dir):
+    process, output = start()
     wait_until(shown(output, "GUEST IS UP"), describe="the guest", timeout=300)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
@@ -104,8 +109,8 @@ def test_after_ctrl_c(suite, run_dir):
     assert "KeyboardInterrupt" in output.read_text()
 
 
-def test_a_dead_watcher_is_made_up_for_by_the_next_run(suite, run_dir):
-    process, output = suite
+def test_a_dead_watcher_is_made_up_for_by_the_next_run(start, run_dir):
+    process, output = start(COLD)
     wait_until(shown(output, "the kernel speaks"), describe="the kernel", timeout=300)
     for child in psutil.Process(process.pid).children():
         if "host.watcher" in " ".join(child.cmdline()):
@@ -118,8 +123,8 @@ def test_a_dead_watcher_is_made_up_for_by_the_next_run(suite, run_dir):
     gone(run_dir)()
 
 
-def test_a_live_run_is_not_swept(suite, run_dir):
-    process, output = suite
+def test_a_live_run_is_not_swept(start, run_dir):
+    process, output = start(COLD)
     wait_until(shown(output, "machine: power on"), describe="power on", timeout=300)
     assert sweep(run_dir) == []
     assert process.poll() is None

@@ -1,0 +1,139 @@
+"""Everything that has to pass before a change lands, in order of how soon it says no.
+
+    python3 scripts/check.py            # this tree, with this machine's cache: what .ci/run does
+    python3 scripts/check.py --clone    # a fresh clone of HEAD with an empty cache: `make check`
+
+It ends with the first step that fails; that nothing is left on the machine is
+looked at in any case. The last lines are each step's time and what failed, with
+the first line that says why. A clone that passes is written down: its tree's id
+stands in ``.git/checked`` of the checkout that it was made from.
+
+Run by whatever ``python3`` there is, before anything is installed: standard
+library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 75 * 60.0
+"""Seconds for all steps: well below CI's own limit, so that what hung can still be told from its output."""
+CORE = "-p tests.retries --reruns=1 tests/core"
+STEPS = {
+    "lint": ["make", "lint"],
+    "quick tests": ["make", "test-quick"],
+    "guests": ["make", "test", f"PYTEST_ARGS={CORE}"],
+    "docs": ["make", "docs"],
+}
+WHY = re.compile(
+    r"(?:FAILED|ERROR) |.*: (?:error|WARNING|fatal)\b|lint: .*: exit code|setup: this|make: \*\*\*"
+)
+"""Begins the line that says why a step failed: pytest's summary, a linter, Sphinx, else make."""
+_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass
+class Step:
+    """One step that was run."""
+
+    name: str
+    seconds: float
+    passed: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else f"FAILED: {self.why or 'see above'}"
+        return f"check: {self.name}: {verdict} ({self.seconds:.0f} s)"
+
+
+def main() -> int:
+    """Check this tree, or a clone of its HEAD."""
+    if sys.argv[1:] == ["--clone"]:
+        return check_clone()
+    with tempfile.NamedTemporaryFile(prefix="leftovers-") as before:
+        leftovers = [sys.executable, "scripts/leftovers.py"]
+        subprocess.run([*leftovers, "note", before.name], cwd=ROOT, check=True)
+        done = steps()
+        done.append(run("leftovers", [*leftovers, "check", before.name], limit=60))
+    print("", *done, sep="\n", flush=True)
+    return 0 if all(step.passed for step in done) else 1
+
+
+def steps() -> list[Step]:
+    """Run the steps up to the first that fails."""
+    done: list[Step] = []
+    ends = time.monotonic() + LIMIT
+    for name, argv in STEPS.items():
+        done.append(run(name, argv, limit=ends - time.monotonic()))
+        if not done[-1].passed:
+            break
+    return done
+
+
+def run(name: str, argv: list[str], *, limit: float) -> Step:
+    """Run one step, show what it prints, and keep the first line that says why it fails."""
+    print(f"\n=== {name}: {' '.join(argv)} ({time.strftime('%H:%M:%S')})", flush=True)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        argv,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    timer = threading.Timer(max(0.0, limit), os.killpg, [process.pid, signal.SIGKILL])
+    timer.start()
+    why = ""
+    with process:
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            shown = _MOVES.sub("", line).strip()
+            if WHY.match(shown) and (not why or why.startswith("make: ***")):
+                why = shown
+    late = not timer.is_alive()
+    timer.cancel()
+    seconds = time.monotonic() - began
+    if late:
+        why = f"it was ended after {seconds:.0f} s"
+    return Step(name, seconds, process.returncode == 0, why)
+
+
+def check_clone() -> int:
+    """Check a fresh clone of HEAD, with a cache of its own, and note that it passed."""
+    if git("status", "--porcelain"):
+        print("check: what is not committed is not checked", flush=True)
+    with tempfile.TemporaryDirectory(prefix="check-", dir="/var/tmp") as folder:
+        clone = Path(folder, "pytest-kvm")
+        git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
+        tree = git("rev-parse", "HEAD^{tree}", at=clone)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder, "cache"))}
+        environment.pop("MAKEFLAGS", None)
+        done = subprocess.run([clone / ".ci" / "run"], cwd=clone, env=environment, check=False)
+    if done.returncode == 0:
+        Path(git("rev-parse", "--absolute-git-dir"), "checked").write_text(tree + "\n")
+        print(f"check: tree {tree[:12]} passed", flush=True)
+    return done.returncode
+
+
+def git(*arguments: str, at: Path | None = None) -> str:
+    """Return what git prints, in this checkout or another; it has to succeed."""
+    argv = ["git", "-C", str(at or ROOT), *arguments]
+    return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,8 @@
     python3 scripts/check.py --clone    # a fresh clone of HEAD with an empty cache: `make check`
 
 It ends with the first step that fails; that nothing is left on the machine is
-looked at in any case. The last lines are each step's time and what failed, with
-the first line that says why. A clone that passes is written down: its tree's id
+looked at in any case. The last lines are each step's time and what failed, each
+with its first error line. A clone that passes is written down: its tree's id
 stands in ``.git/checked`` of the checkout that it was made from.
 
 Run by whatever ``python3`` there is, before anything is installed: standard
@@ -36,9 +36,12 @@ STEPS = {
     "docs": ["make", "docs"],
 }
 WHY = re.compile(
-    r"(?:FAILED|ERROR) |.*: (?:error|WARNING|fatal)\b|lint: .*: exit code|setup: this|make: \*\*\*"
+    r"(?:FAILED|ERROR) |\S+:\d+(?::\d+)?:?(?: -)? error\b|\S+: WARNING: |fatal: "
+    r"|lint: .*: exit code|setup: this|leftovers: (?!nothing)"
 )
-"""Begins the line that says why a step failed: pytest's summary, a linter, Sphinx, else make."""
+"""Begins a line that says what failed: pytest's summary, a linter, Sphinx, git, one of our scripts."""
+MOST = 20
+"""Such lines of one step that are repeated at the end."""
 _MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -49,11 +52,15 @@ class Step:
     name: str
     seconds: float
     passed: bool
-    why: str = ""
+    why: tuple[str, ...] = ()
+    """The lines that say what failed; none if it passed."""
 
     def __str__(self) -> str:
-        verdict = "passed" if self.passed else f"FAILED: {self.why or 'see above'}"
-        return f"check: {self.name}: {verdict} ({self.seconds:.0f} s)"
+        verdict = "passed" if self.passed else "FAILED"
+        shown = [f"check: {self.name}: {verdict} ({self.seconds:.0f} s)", *self.why[:MOST]]
+        if len(self.why) > MOST:
+            shown.append(f"and {len(self.why) - MOST} more, see above")
+        return "\n    ".join(shown)
 
 
 def main() -> int:
@@ -81,12 +88,13 @@ def steps() -> list[Step]:
 
 
 def run(name: str, argv: list[str], *, limit: float) -> Step:
-    """Run one step, show what it prints, and keep the first line that says why it fails."""
+    """Run one step, show what it prints, and keep the lines that say what failed."""
     print(f"\n=== {name}: {' '.join(argv)} ({time.strftime('%H:%M:%S')})", flush=True)
     began = time.monotonic()
     process = subprocess.Popen(
         argv,
         cwd=ROOT,
+        env={**os.environ, "CI": "true"},  # pytest cuts no line of its summary then
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -96,20 +104,21 @@ def run(name: str, argv: list[str], *, limit: float) -> Step:
     )
     timer = threading.Timer(max(0.0, limit), os.killpg, [process.pid, signal.SIGKILL])
     timer.start()
-    why = ""
+    why: list[str] = []
     with process:
         for line in process.stdout or ():
             sys.stdout.write(line)
             sys.stdout.flush()
             shown = _MOVES.sub("", line).strip()
-            if WHY.match(shown) and (not why or why.startswith("make: ***")):
-                why = shown
+            if WHY.match(shown):
+                why.append(shown)
     late = not timer.is_alive()
     timer.cancel()
     seconds = time.monotonic() - began
+    passed = process.returncode == 0
     if late:
-        why = f"it was ended after {seconds:.0f} s"
-    return Step(name, seconds, process.returncode == 0, why)
+        why.append(f"it was ended after {seconds:.0f} s")
+    return Step(name, seconds, passed, () if passed else tuple(why or ["see above"]))
 
 
 def check_clone() -> int:
@@ -117,6 +126,7 @@ def check_clone() -> int:
     if git("status", "--porcelain"):
         print("check: what is not committed is not checked", flush=True)
     with tempfile.TemporaryDirectory(prefix="check-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)  # a test is an ordinary user, who has to get there
         clone = Path(folder, "pytest-kvm")
         git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
         tree = git("rev-parse", "HEAD^{tree}", at=clone)

@@ -1,4 +1,4 @@
-"""The quickstart as a user runs it: from nothing, and without root."""
+"""The quickstart as a user runs it: from nothing, without root, with no other package than declared."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
+import venv
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
@@ -21,16 +23,37 @@ SOMEBODY = 54321
 
 @pytest.fixture
 def home(pytestconfig, project_root):
-    """A home with the quickstart suite and a cache that has the image."""
+    """A home with the quickstart suite, what `pip install` would bring, and a cache that has the image."""
     with tempfile.TemporaryDirectory(prefix="home-", dir="/var/tmp") as name:
         home = Path(name)
         shutil.copytree(project_root / "example_suites" / "quickstart", home / "suite")
+        _install(project_root / "pytest_kvm", home / "venv")
         images = settings_stashed(pytestconfig).cache_dir / "images"
         for part in ("blobs", "names"):
             shutil.copytree(images / part, home / "cache" / "pytest-kvm" / "images" / part)
         for path in (home, *home.rglob("*")):
-            os.chown(path, *_ids())
+            os.chown(path, *_ids(), follow_symlinks=False)
         yield home
+
+
+def _install(package, folder):
+    """Make a virtual environment of copies: the checkout's may stand where only root gets."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    shutil.copytree(package, site / package.name)
+    wanted, names = [Requirement("pytest-kvm")], set()
+    while wanted:
+        requirement = wanted.pop()
+        marker = requirement.marker
+        if requirement.name in names or (marker and not marker.evaluate({"extra": ""})):
+            continue
+        names.add(requirement.name)
+        found = distribution(requirement.name)
+        wanted += map(Requirement, found.requires or [])
+        for file in found.files:
+            if ".." not in file.parts and file.suffix not in (".pth", ".pyc"):
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file.locate(), site / file)
 
 
 def _ids():
@@ -51,7 +74,8 @@ def test_quickstart_as_an_ordinary_user(home):
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     run_dir = home / "r"
-    argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--kvm-run-dir={run_dir}", "."]
+    python = home / "venv" / "bin" / "python"
+    argv = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--kvm-run-dir={run_dir}", "."]
     finished = subprocess.run(
         [*_as_somebody(), *argv],
         cwd=home / "suite",

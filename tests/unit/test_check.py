@@ -34,27 +34,52 @@ def test_it_ends_with_the_first_step_that_fails(monkeypatch, capsys):
     assert "fine\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("printed", "why"),
-    [
-        ("lint: mypy: exit code 1 (3.1 s)", "lint: mypy: exit code 1 (3.1 s)"),
-        ("FAILED tests/a.py::test_b - ValueError: c", "FAILED tests/a.py::test_b - ValueError: c"),
-        ("docs/a.md:3: WARNING: undefined label", "docs/a.md:3: WARNING: undefined label"),
-        ("make: *** [x] Error 1\nERROR tests/a.py", "ERROR tests/a.py"),
-        ("only this", ""),
-    ],
-)
-def test_the_first_line_that_says_why_is_kept(monkeypatch, printed, why):
-    (step,) = steps_of(monkeypatch, tests=f"printf '%s\\n' '{printed}' 'FAILED later'; exit 1")
-    assert step.why == (why or "FAILED later")
-    assert str(step).startswith(f"check: tests: FAILED: {step.why} (")
+NAMING = [
+    "FAILED tests/a.py::test_b - ValueError: c",
+    "ERROR tests/a.py",
+    "lint: mypy: exit code 1 (3.1 s)",
+    "pytest_kvm/a.py:12: error: x",
+    "/x/pytest_kvm/a.py:12:3 - error: x",
+    "docs/a.md:3: WARNING: undefined label",
+    "setup: this needs root",
+    "leftovers: process 7: qemu",
+]
+
+
+def test_the_lines_that_say_what_failed_are_repeated_at_the_end(monkeypatch):
+    silent = ["kvm: accelerator tcg (no KVM: error: no)", "make: *** [x] Error 1", "leftovers: nothing left"]
+    said = "' '".join([*NAMING, *silent])
+    (step,) = steps_of(monkeypatch, tests=f"printf '%s\\n' '{said}'; exit 1")
+    assert step.why == tuple(NAMING)
+    first, *others = str(step).splitlines()
+    assert first.startswith("check: tests: FAILED (")
+    assert [line.strip() for line in others] == NAMING
+
+
+def test_many_are_counted(monkeypatch):
+    (step,) = steps_of(monkeypatch, tests="seq -f 'FAILED %g' 23; exit 1")
+    assert str(step).endswith("    FAILED 20\n    and 3 more, see above")
+
+
+def test_a_step_that_passes_has_nothing_to_say(monkeypatch):
+    (step,) = steps_of(monkeypatch, tests="echo 'FAILED to fail'")
+    assert step.why == ()
+
+
+def test_pytest_cuts_no_line_of_its_summary(monkeypatch, tmp_path):
+    (tmp_path / "test_a.py").write_text(f"def test_b():\n    raise ValueError({'long ' * 60!r})\n")
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]
+    monkeypatch.setattr(check, "STEPS", {"tests": argv})
+    (step,) = check.steps()
+    (line,) = step.why
+    assert line.endswith(f"test_a.py::test_b - ValueError: {'long ' * 60}".strip())
 
 
 def test_a_step_that_hangs_is_ended_with_all_it_started(monkeypatch, tmp_path):
     monkeypatch.setattr(check, "LIMIT", 3.0)
     (step,) = steps_of(monkeypatch, tests=f"sleep 600 & echo $! >{tmp_path}/pid; wait")
     assert not step.passed
-    assert "it was ended after" in step.why
+    assert "it was ended after" in step.why[-1]
     pid = int((tmp_path / "pid").read_text())
 
     def gone():
@@ -83,7 +108,11 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_a_clone_that_passes_is_written_down(checkout, capfd):
-    root = checkout('test -n "$XDG_CACHE_HOME" && test ! -e "$XDG_CACHE_HOME" && pwd')
+    root = checkout(
+        'test -n "$XDG_CACHE_HOME" && test ! -e "$XDG_CACHE_HOME" && pwd'
+        # Everybody may get there, as a test runs as an ordinary user.
+        ' && test "$(stat -c %A ..)" = drwxr-xr-x'
+    )
     (root / "new").touch()
     assert check.check_clone() == 0
     tree = subprocess.run(

@@ -8,10 +8,11 @@ PYTEST_ARGS ?=
 PYTEST = $(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-all check test-fresh lint format bench docs image clean
+.PHONY: help setup demo test test-quick test-all test-fresh test-oldest check lint format bench docs lock upgrade
+.PHONY: image clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: image ## Set up, build the image and run a first test on a real guest
 	$(VENV)/python -m pytest -v example_suites/quickstart $(PYTEST_ARGS)
@@ -31,12 +32,16 @@ check: ## Run what CI runs, in a fresh clone of HEAD with an empty cache
 test-fresh: setup ## Run the demo in minimal Debian roots that have only make, git and python3 (as root)
 	$(VENV)/python scripts/fresh.py $(SUITES)
 
+test-oldest: ## Run unit tests and libvirt's test driver on the oldest versions that pyproject.toml allows
+	@$(PYTHON3) scripts/setup.py --dev
+	$(VENV)/python scripts/oldest.py $(PYTEST_ARGS)
+
 lint: ## Check style, types, layers and spelling
-	@$(PYTHON3) scripts/setup.py --extra lint
+	@$(PYTHON3) scripts/setup.py --dev
 	@$(VENV)/python scripts/lint.py
 
 format: ## Rewrite the code as the formatter wants it
-	@$(PYTHON3) scripts/setup.py --extra lint
+	@$(PYTHON3) scripts/setup.py --dev
 	$(VENV)/ruff check --fix-only --quiet .
 	$(VENV)/ruff format .
 
@@ -44,12 +49,21 @@ bench: image ## Measure; tables on the terminal, JSON in bench/results/
 	@$(VENV)/python scripts/bench.py
 
 docs: ## Build the documentation, warnings are errors
-	@$(PYTHON3) scripts/setup.py --extra docs
+	@$(PYTHON3) scripts/setup.py --dev
 	$(VENV)/sphinx-build -W -n --keep-going -q docs docs/_build
 	@echo "docs/_build/index.html"
 
+lock: ## Write requirements/ anew after a change of pyproject.toml; what is locked stays where it can
+	@$(PYTHON3) scripts/setup.py --dev
+	$(VENV)/python scripts/lock.py
+
+upgrade: ## Write requirements/ anew with today's releases, and run what CI runs on them
+	@$(PYTHON3) scripts/setup.py --dev
+	$(VENV)/python scripts/lock.py --upgrade
+	$(PYTHON3) scripts/check.py
+
 setup: ## Install host packages where allowed, make .venv
-	@$(PYTHON3) scripts/setup.py --extra test
+	@$(PYTHON3) scripts/setup.py
 
 image: setup
 	@$(VENV)/pytest-kvm images build $(IMAGE)

@@ -20,6 +20,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,10 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "pytest-kvm-setup.json"
 PACKAGES = ROOT / "pytest_kvm" / "host" / "packages.py"
 INPUTS = (ROOT / "pyproject.toml", Path(__file__).resolve(), PACKAGES)
+BUILD_LOCK, TEST_LOCK, DEV_LOCK = LOCKS = tuple(
+    ROOT / "requirements" / name for name in ("build.txt", "test.txt", "dev.txt")
+)
+"""What is installed, each by version and digest: what builds the rest, what tests need, and everything."""
 
 MINIMUM = (3, 11)
 INTERPRETERS = ("python3.13", "python3.12", "python3.11", "python3")
@@ -58,19 +64,18 @@ class SetupError(Exception):
 def main() -> int:
     """Bring the checkout to the wanted state."""
     parser = argparse.ArgumentParser(description="make this checkout ready to run")
-    parser.add_argument("--extra", action="append", default=[], help="extra of pyproject.toml (repeatable)")
+    parser.add_argument("--dev", action="store_true", help="with linters and what builds the documentation")
     parser.add_argument("--no-host-packages", action="store_true", help="trust that they are there")
     arguments = parser.parse_args()
-    extras = frozenset(arguments.extra)
     # Two make runs in one checkout; the lock dies with its holder.
     folder = os.open(ROOT, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(folder, fcntl.LOCK_EX)
     try:
-        is_current = is_up_to_date(extras)
+        is_current = is_up_to_date(dev=arguments.dev)
         if not arguments.no_host_packages:
-            install_host_packages(needs_interpreter=not is_current, for_tests="test" in extras)
+            install_host_packages(needs_interpreter=not is_current)
         if not is_current:
-            install_project(extras)
+            install_project(dev=arguments.dev)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
@@ -85,19 +90,18 @@ def say(line: str) -> None:
 # ---------------------------------------------------------------- host packages
 
 
-def install_host_packages(*, needs_interpreter: bool, for_tests: bool) -> None:
+def install_host_packages(*, needs_interpreter: bool) -> None:
     """Install what the table in ``pytest_kvm/host/packages.py`` misses here, if allowed.
 
     Args:
         needs_interpreter: Whether a Python that can make ``.venv`` counts as missing.
-        for_tests: Whether what only the project's tests need does, too.
 
     Raises:
         SetupError: Something is missing and only root may install it; the
             message is what to type.
     """
     table = load_table()
-    lacking = table.missing(for_tests=for_tests)
+    lacking = table.missing(for_tests=True)
     if needs_interpreter and "python-build" not in lacking and not usable_interpreters():
         lacking.append("python-build")
     for need in lacking:
@@ -201,23 +205,61 @@ def is_public(path: str) -> bool:
 # ---------------------------------------------------------------- environment
 
 
-def is_up_to_date(extras: frozenset[str]) -> bool:
+@dataclass(frozen=True)
+class Stamp:
+    """What ``.venv`` was made of; nothing: it is not complete.
+
+    Args:
+        lock: Digest of the locks.
+        project: Digest of the other files that decide what is installed.
+        dev: Whether everything of the lock is there, or only what tests need.
+    """
+
+    lock: str = ""
+    project: str = ""
+    dev: bool = False
+
+    @classmethod
+    def read(cls) -> Stamp:
+        """Return that of the environment that is there."""
+        try:
+            return cls(**json.loads(STAMP.read_text()))
+        except (OSError, TypeError, json.JSONDecodeError):  # another version of this script wrote it
+            return cls()
+
+    def write(self) -> None:
+        """Leave it in the environment."""
+        STAMP.write_text(json.dumps(asdict(self)) + "\n")
+
+
+def is_up_to_date(*, dev: bool) -> bool:
     """Tell whether ``.venv`` holds all that is wanted, of the files that are here now."""
-    stamp = read_stamp()
-    return stamp["inputs"] == digest_of_inputs() and extras <= set(stamp["extras"]) and is_healthy()
+    stamp = Stamp.read()
+    current = (stamp.lock, stamp.project) == (digest_of(LOCKS), digest_of(INPUTS))
+    return current and (stamp.dev or not dev) and is_healthy()
 
 
-def install_project(extras: frozenset[str]) -> None:
-    """Make ``.venv`` hold the project, editable, with at least ``extras``."""
-    if not (STAMP.is_file() and is_venv_of_this_folder()):
+def install_project(*, dev: bool) -> None:
+    """Make ``.venv`` hold what the lock names, and the project, editable.
+
+    Args:
+        dev: With everything; once it was, it stays so.
+    """
+    former = Stamp.read()
+    lock = digest_of(LOCKS)
+    if former.lock != lock or not is_venv_of_this_folder():
         make_venv(choose_interpreter())
-    wanted = sorted(extras | set(read_stamp()["extras"]))
-    requirement = f"{ROOT}[{','.join(wanted)}]" if wanted else str(ROOT)
-    say(f"installing {requirement} into {VENV.name} (about half a minute)")
-    write_stamp({"inputs": "", "extras": []})
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    run([*pip, "install", "-qq", "--editable", requirement])
-    write_stamp({"inputs": digest_of_inputs(), "extras": wanted})
+    dev = dev or former.dev
+    what = DEV_LOCK if dev else TEST_LOCK
+    say(f"installing {what.relative_to(ROOT)} and the project into {VENV.name} (about half a minute)")
+    Stamp(lock=lock, dev=dev).write()
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    # Isolated, each build would fetch tools of its own that no lock names.
+    built = [*pip, "-qq", "--no-build-isolation"]
+    run([*pip, "-qq", "--require-hashes", "--requirement", str(BUILD_LOCK)])
+    run([*built, "--require-hashes", "--requirement", str(what)])
+    run([*built, "--no-deps", "--editable", str(ROOT)])
+    Stamp(lock=lock, project=digest_of(INPUTS), dev=dev).write()
     if not is_healthy():
         raise SetupError(f"{VENV} was installed but cannot import the project; remove it and try again")
 
@@ -234,27 +276,13 @@ def make_venv(interpreter: str) -> None:
     if VENV.exists():
         shutil.rmtree(VENV)
     VENV.mkdir()
-    write_stamp({"inputs": "", "extras": []})  # first, so that one that is killed half-way is known
+    Stamp().write()  # first, so that one that is killed half-way is known
     run([interpreter, "-m", "venv", str(VENV)])
 
 
-def write_stamp(stamp: dict[str, Any]) -> None:
-    """Write down what ``.venv`` was made of; no inputs: it is not complete."""
-    STAMP.write_text(json.dumps(stamp) + "\n")
-
-
-def digest_of_inputs() -> str:
-    """Return one digest of every file that decides what is installed."""
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in INPUTS)).hexdigest()
-
-
-def read_stamp() -> dict[str, Any]:
-    """Return what the last complete installation was made of."""
-    try:
-        stamp: dict[str, Any] = json.loads(STAMP.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {"inputs": "", "extras": []}
-    return stamp
+def digest_of(files: Iterable[Path]) -> str:
+    """Return one digest of several files."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def is_healthy() -> bool:

@@ -19,9 +19,7 @@ def lacking_table(monkeypatch):
     met: set[str] = set()
     table = SimpleNamespace(
         why=lambda _need: "runs the guests",
-        missing=lambda *, for_tests: [
-            need for need in ("qemu", *["libvirtd"] * for_tests) if need not in met
-        ],
+        missing=lambda *, for_tests: [need for need in ["qemu"] * for_tests if need not in met],
         is_met=met.__contains__,
         account_commands=lambda: [["useradd", "qemu"]] if "qemu" in met and "account" not in met else [],
         install_commands=lambda needs: [["apt-get", "install", *needs]],
@@ -34,7 +32,7 @@ def lacking_table(monkeypatch):
 def test_without_rights_the_exact_command_is_shown(lacking_table, monkeypatch):
     monkeypatch.setattr(setup, "privileges", lambda: None)
     with pytest.raises(setup.SetupError, match="please run\n  sudo apt-get install qemu\n"):
-        setup.install_host_packages(needs_interpreter=False, for_tests=False)
+        setup.install_host_packages(needs_interpreter=False)
 
 
 def test_with_rights_the_command_runs_and_its_effect_is_checked(lacking_table, monkeypatch):
@@ -42,14 +40,14 @@ def test_with_rights_the_command_runs_and_its_effect_is_checked(lacking_table, m
     monkeypatch.setattr(setup, "privileges", lambda: ["sudo", "-n"])
     monkeypatch.setattr(setup, "run", lambda argv, **_: ran.append(argv))
     with pytest.raises(setup.SetupError, match="still missing after the installation: qemu"):
-        setup.install_host_packages(needs_interpreter=False, for_tests=False)
+        setup.install_host_packages(needs_interpreter=False)
     assert ran == [["sudo", "-n", "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "qemu"]]
 
 
 def test_a_machine_that_has_everything_needs_no_rights(lacking_table, monkeypatch):
     lacking_table.met |= {"qemu", "account"}
     monkeypatch.setattr(setup, "privileges", lambda: pytest.fail("asked for root"))
-    setup.install_host_packages(needs_interpreter=False, for_tests=False)
+    setup.install_host_packages(needs_interpreter=False)
 
 
 @pytest.mark.parametrize("brought", [{"qemu"}, {"qemu", "account"}])
@@ -62,14 +60,8 @@ def test_the_account_is_looked_for_once_the_packages_are_there(lacking_table, mo
 
     monkeypatch.setattr(setup, "privileges", list)
     monkeypatch.setattr(setup, "run", run)
-    setup.install_host_packages(needs_interpreter=False, for_tests=False)
+    setup.install_host_packages(needs_interpreter=False)
     assert ran == ["apt-get", *["useradd"] * ("account" not in brought)]
-
-
-def test_what_the_tests_need_is_installed_for_them(lacking_table, monkeypatch):
-    monkeypatch.setattr(setup, "privileges", lambda: None)
-    with pytest.raises(setup.SetupError, match="install qemu libvirtd"):
-        setup.install_host_packages(needs_interpreter=False, for_tests=True)
 
 
 @pytest.mark.parametrize(("user", "expected"), [(0, "/usr/bin/python3.11"), (1000, "/root/python3.13")])
@@ -193,5 +185,47 @@ def test_an_environment_of_ours_is_made_anew_and_known_from_the_start(checkout, 
     (setup.VENV / "old").touch()
     setup.make_venv("python3")
     assert [path.name for path in setup.VENV.iterdir()] == [setup.STAMP.name]
-    assert setup.read_stamp() == {"inputs": "", "extras": []}
+    assert setup.Stamp.read() == setup.Stamp()
     assert ran == [["python3", "-m", "venv", str(setup.VENV)]]
+
+
+def installed(monkeypatch, *, dev):
+    """Install, and return what was run."""
+    ran = []
+    monkeypatch.setattr(setup, "run", ran.append)
+    monkeypatch.setattr(setup, "is_healthy", lambda: True)
+    monkeypatch.setattr(setup, "is_venv_of_this_folder", setup.STAMP.is_file)
+    monkeypatch.setattr(setup, "choose_interpreter", lambda: "python3")
+    setup.install_project(dev=dev)
+    return [" ".join(argv) for argv in ran]
+
+
+def test_what_is_installed_is_what_the_lock_names(checkout, monkeypatch):
+    made, build, locked, project = installed(monkeypatch, dev=False)
+    assert made.startswith("python3 -m venv")
+    assert build.endswith("--require-hashes --requirement " + str(setup.BUILD_LOCK))
+    assert locked.endswith("--no-build-isolation --require-hashes --requirement " + str(setup.TEST_LOCK))
+    assert project.endswith(f"--no-build-isolation --no-deps --editable {setup.ROOT}")
+    assert setup.is_up_to_date(dev=False)
+    assert not setup.is_up_to_date(dev=True)
+
+
+def test_an_environment_with_everything_keeps_it(checkout, monkeypatch):
+    installed(monkeypatch, dev=True)
+    assert setup.is_up_to_date(dev=False)
+    *_, locked, _ = installed(monkeypatch, dev=False)
+    assert locked.endswith(str(setup.DEV_LOCK))
+
+
+def test_another_lock_makes_the_environment_anew(checkout, monkeypatch):
+    installed(monkeypatch, dev=False)
+    assert len(installed(monkeypatch, dev=False)) == 3
+    monkeypatch.setattr(setup, "digest_of", lambda _files: "another")
+    assert not setup.is_up_to_date(dev=False)
+    assert installed(monkeypatch, dev=False)[0].startswith("python3 -m venv")
+
+
+def test_what_another_version_of_the_script_left_is_made_anew(checkout, monkeypatch):
+    setup.STAMP.write_text('{"inputs": "", "extras": []}')
+    assert not setup.is_up_to_date(dev=False)
+    assert installed(monkeypatch, dev=False)[0].startswith("python3 -m venv")

@@ -28,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 75 * 60.0
 """Seconds for all steps: well below CI's own limit, so that what hung can still be told from its output."""
+CLONES = Path("/var/tmp")  # noqa: S108 - a folder of its own in there
+"""Where clones are made: on a disk, as images are big."""
 CORE = "-p tests.retries --reruns=1 tests/core"
 STEPS = {
     "lint": ["make", "lint"],
@@ -36,7 +38,7 @@ STEPS = {
     "docs": ["make", "docs"],
 }
 WHY = re.compile(
-    r"(?:FAILED|ERROR) |\S+:\d+(?::\d+)?:?(?: -)? error\b|\S+: WARNING: |fatal: "
+    r"(?:FAILED|ERROR) \S|\S+:\d+(?::\d+)?:?(?: -)? error\b|\S+: WARNING: |fatal: "
     r"|lint: .*: exit code|setup: this|leftovers: (?!nothing)"
 )
 """Begins a line that says what failed: pytest's summary, a linter, Sphinx, git, one of our scripts."""
@@ -65,6 +67,7 @@ class Step:
 
 def main() -> int:
     """Check this tree, or a clone of its HEAD."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun is ended
     if sys.argv[1:] == ["--clone"]:
         return check_clone()
     with tempfile.NamedTemporaryFile(prefix="leftovers-") as before:
@@ -106,12 +109,17 @@ def run(name: str, argv: list[str], *, limit: float) -> Step:
     timer.start()
     why: list[str] = []
     with process:
-        for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            shown = _MOVES.sub("", line).strip()
-            if WHY.match(shown):
-                why.append(shown)
+        try:
+            for line in process.stdout or ():
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                shown = _MOVES.sub("", line).strip()
+                if WHY.match(shown):
+                    why.append(shown)
+        except BaseException:
+            timer.cancel()
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     late = not timer.is_alive()
     timer.cancel()
     seconds = time.monotonic() - began
@@ -125,18 +133,24 @@ def check_clone() -> int:
     """Check a fresh clone of HEAD, with a cache of its own, and note that it passed."""
     if git("status", "--porcelain"):
         print("check: what is not committed is not checked", flush=True)
-    with tempfile.TemporaryDirectory(prefix="check-", dir="/var/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="check-", dir=CLONES) as folder:
         Path(folder).chmod(0o755)  # a test is an ordinary user, who has to get there
         clone = Path(folder, "pytest-kvm")
         git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
         tree = git("rev-parse", "HEAD^{tree}", at=clone)
         environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder, "cache"))}
         environment.pop("MAKEFLAGS", None)
-        done = subprocess.run([clone / ".ci" / "run"], cwd=clone, env=environment, check=False)
-    if done.returncode == 0:
+        # It ends with us, however we end, and takes along what it has started.
+        argv = ["setpriv", "--pdeathsig", "TERM", str(clone / ".ci" / "run")]
+        with subprocess.Popen(argv, cwd=clone, env=environment) as checking:
+            try:
+                code = checking.wait()
+            finally:
+                checking.terminate()
+    if code == 0:
         Path(git("rev-parse", "--absolute-git-dir"), "checked").write_text(tree + "\n")
         print(f"check: tree {tree[:12]} passed", flush=True)
-    return done.returncode
+    return code
 
 
 def git(*arguments: str, at: Path | None = None) -> str:

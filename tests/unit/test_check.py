@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -44,12 +46,17 @@ NAMING = [
     "setup: this needs root",
     "leftovers: process 7: qemu",
 ]
+SILENT = [
+    "kvm: accelerator tcg (no KVM: error: no)",
+    "ERROR    pytest_kvm:boot.py:7 a line of a test's log",
+    "make: *** [x] Error 1",
+    "leftovers: nothing left",
+]
 
 
 def test_the_lines_that_say_what_failed_are_repeated_at_the_end(monkeypatch):
-    silent = ["kvm: accelerator tcg (no KVM: error: no)", "make: *** [x] Error 1", "leftovers: nothing left"]
-    said = "' '".join([*NAMING, *silent])
-    (step,) = steps_of(monkeypatch, tests=f"printf '%s\\n' '{said}'; exit 1")
+    said = shlex.join([*NAMING, *SILENT])
+    (step,) = steps_of(monkeypatch, tests=f"printf '%s\\n' {said}; exit 1")
     assert step.why == tuple(NAMING)
     first, *others = str(step).splitlines()
     assert first.startswith("check: tests: FAILED (")
@@ -80,13 +87,69 @@ def test_a_step_that_hangs_is_ended_with_all_it_started(monkeypatch, tmp_path):
     (step,) = steps_of(monkeypatch, tests=f"sleep 600 & echo $! >{tmp_path}/pid; wait")
     assert not step.passed
     assert "it was ended after" in step.why[-1]
-    pid = int((tmp_path / "pid").read_text())
+    wait_until(ended(tmp_path / "pid"), describe="the end of what the step started", timeout=30)
 
-    def gone():
+
+def ended(pid_file):
+    """A condition: the process of that file is gone."""
+
+    def look():
+        pid = int(pid_file.read_text())
         if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
             raise NotYet(f"process {pid} runs")
 
-    wait_until(gone, describe="the end of what the step started", timeout=30)
+    return look
+
+
+def started(pid_file):
+    """A condition: a process has written its id there."""
+
+    def look():
+        if not pid_file.exists() or not pid_file.read_text().endswith("\n"):
+            raise NotYet("it has not started")
+
+    return look
+
+
+INTERRUPTED = """
+import sys
+from scripts import check
+check.STEPS = {{"tests": ["sh", "-c", "sleep 600 & echo $! >{pid}; wait"]}}
+sys.exit(check.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_ends_it_ends_what_it_has_started(tmp_path, project_root, number):
+    pid = tmp_path / "pid"
+    argv = [sys.executable, "-c", INTERRUPTED.format(pid=pid)]
+    with subprocess.Popen(argv, cwd=project_root, stderr=subprocess.PIPE) as process:
+        wait_until(started(pid), describe="the step", timeout=60)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    wait_until(ended(pid), describe="the end of what the step started", timeout=30)
+
+
+ENDED = """
+import sys
+from pathlib import Path
+from scripts import check
+check.ROOT, check.CLONES = Path("{root}"), Path("{clones}")
+sys.exit(check.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_check_of_a_clone_ends_with_us(checkout, tmp_path, project_root, number):
+    pid = tmp_path / "pid"
+    root = checkout(f"echo $$ >{pid}; exec sleep 600")
+    argv = [sys.executable, "-c", ENDED.format(root=root, clones=tmp_path), "--clone"]
+    with subprocess.Popen(argv, cwd=project_root) as process:
+        wait_until(started(pid), describe="the check", timeout=60)
+        process.send_signal(number)
+        process.wait(timeout=60)
+    wait_until(ended(pid), describe="its end", timeout=30)
+    assert not (root / ".git" / "checked").exists()
 
 
 @pytest.fixture

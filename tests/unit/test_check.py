@@ -112,8 +112,9 @@ def started(pid_file):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from scripts import check
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 check.STEPS = {{"tests": ["sh", "-c", "sleep 600 & echo $! >{pid}; wait"]}}
 sys.exit(check.main())
 """
@@ -124,9 +125,12 @@ def test_whoever_ends_it_ends_what_it_has_started(tmp_path, project_root, number
     pid = tmp_path / "pid"
     argv = [sys.executable, "-c", INTERRUPTED.format(pid=pid)]
     with subprocess.Popen(argv, cwd=project_root, stderr=subprocess.PIPE) as process:
-        wait_until(started(pid), describe="the step", timeout=60)
-        process.send_signal(number)
-        process.communicate(timeout=60)
+        try:
+            wait_until(started(pid), describe="the step", timeout=60)
+            process.send_signal(number)
+            process.communicate(timeout=60)
+        finally:
+            process.terminate()
     wait_until(ended(pid), describe="the end of what the step started", timeout=30)
 
 

@@ -14,8 +14,10 @@ library only.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +32,8 @@ LIMIT = 75 * 60.0
 """Seconds for all steps: well below CI's own limit, so that what hung can still be told from its output."""
 CLONES = Path("/var/tmp")  # noqa: S108 - a folder of its own in there
 """Where clones are made: on a disk, as images are big."""
+PREFIX, LOCK = "pytest-kvm-check-", "check.lock"
+"""What a clone's folder is called, and the file in it that a living check holds locked."""
 CORE = "-p tests.retries --reruns=1 tests/core"
 STEPS = {
     "lint": ["make", "lint"],
@@ -133,7 +137,12 @@ def check_clone() -> int:
     """Check a fresh clone of HEAD, with a cache of its own, and note that it passed."""
     if git("status", "--porcelain"):
         print("check: what is not committed is not checked", flush=True)
-    with tempfile.TemporaryDirectory(prefix="check-", dir=CLONES) as folder:
+    remove_what_was_killed()
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX, dir=CLONES) as folder,
+        Path(folder, LOCK).open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         Path(folder).chmod(0o755)  # a test is an ordinary user, who has to get there
         clone = Path(folder, "pytest-kvm")
         git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
@@ -151,6 +160,20 @@ def check_clone() -> int:
         Path(git("rev-parse", "--absolute-git-dir"), "checked").write_text(tree + "\n")
         print(f"check: tree {tree[:12]} passed", flush=True)
     return code
+
+
+def remove_what_was_killed() -> None:
+    """Remove the folders of checks that were killed: made by this user, and the lock is nobody's."""
+    for mark in CLONES.glob(f"{PREFIX}*/{LOCK}"):
+        if mark.parent.is_symlink() or mark.is_symlink() or mark.stat().st_uid != os.getuid():
+            continue
+        with mark.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            print(f"check: removing {mark.parent}, whose check was killed", flush=True)
+            shutil.rmtree(mark.parent)
 
 
 def git(*arguments: str, at: Path | None = None) -> str:

@@ -144,7 +144,7 @@ sys.exit(check.main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_check_of_a_clone_ends_with_us(checkout, tmp_path, project_root, number):
+def test_the_check_of_a_clone_ends_with_us(checkout, tmp_path, project_root, monkeypatch, number):
     pid = tmp_path / "pid"
     root = checkout(f"echo $$ >{pid}; exec sleep 600")
     argv = [sys.executable, "-c", ENDED.format(root=root, clones=tmp_path), "--clone"]
@@ -154,6 +154,25 @@ def test_the_check_of_a_clone_ends_with_us(checkout, tmp_path, project_root, num
         process.wait(timeout=60)
     wait_until(ended(pid), describe="its end", timeout=30)
     assert not (root / ".git" / "checked").exists()
+    left = list(tmp_path.glob(f"{check.PREFIX}*"))
+    assert len(left) == (number == signal.SIGKILL)
+    strange, linked = tmp_path / f"{check.PREFIX}strange", tmp_path / f"{check.PREFIX}linked"
+    strange.mkdir()
+    linked.symlink_to(root)
+    (root / check.LOCK).touch()
+    monkeypatch.setattr(check, "CLONES", tmp_path)
+    check.remove_what_was_killed()
+    assert set(tmp_path.glob(f"{check.PREFIX}*")) == {strange, linked}
+    assert (root / ".ci").exists()
+
+
+def test_the_clone_of_a_living_check_stays(checkout, tmp_path, monkeypatch):
+    code = "from pathlib import Path; from scripts import check; check.CLONES = Path('../..')"
+    look = f'PYTHONPATH={check.ROOT} {sys.executable} -c "{code}; check.remove_what_was_killed()"'
+    root = checkout(f"{look} && test -e ../{check.LOCK}")
+    monkeypatch.setattr(check, "CLONES", tmp_path)
+    assert check.check_clone() == 0
+    assert (root / ".git" / "checked").exists()
 
 
 @pytest.fixture

@@ -109,9 +109,11 @@ def test_a_process_of_a_strangers_folder_is_not_ended(parent, runs):
     """QEMU of somebody who keeps his machines among the runs."""
     (runs / "5ca1ab1e").mkdir()
     (runs / "5ca1ab1e" / "disk").touch()
-    argv = ["-c", "import time; time.sleep(60)", f"{runs}/5ca1ab1e/disk"]
-    with subprocess.Popen(["qemu-of-somebody", *argv], executable=sys.executable) as process:
+    argv = ["qemu-of-somebody", "-c", "import time; print(flush=True); time.sleep(60)"]
+    argv.append(f"{runs}/5ca1ab1e/disk")
+    with subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE) as process:
         try:
+            process.stdout.readline()  # Popen returns before the kernel shows the command line
             assert watcher.processes_of(runs / "5ca1ab1e") == [process.pid]
             with paths.held_run_folder(parent):
                 pass

@@ -6,6 +6,7 @@ IMAGE ?= debian-13
 JOBS ?= 2
 PYTEST_ARGS ?=
 PYTEST = $(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+TIMINGS = -p tests.timings --durations=10
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-all test-fresh test-oldest check lint format bench docs lock upgrade
@@ -18,13 +19,13 @@ demo: image ## Set up, build the image and run a first test on a real guest
 	$(VENV)/python -m pytest -v example_suites/quickstart $(PYTEST_ARGS)
 
 test: image ## Set up and run the tests that every change has to pass, real guests included
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(TIMINGS) $(PYTEST_ARGS)
 
 test-quick: setup ## Set up and run the tests that need no guest
 	$(PYTEST) tests/libvirt tests/unit $(PYTEST_ARGS)
 
 test-all: image ## Set up and run all tests
-	$(PYTEST) --override-ini="testpaths=docs tests" $(PYTEST_ARGS)
+	$(PYTEST) $(TIMINGS) --override-ini="testpaths=docs tests" $(PYTEST_ARGS)
 
 check: ## Run what CI runs, in a fresh clone of HEAD with an empty cache
 	@$(PYTHON3) scripts/check.py --clone

@@ -142,6 +142,13 @@ OPTIONS: tuple[Option, ...] = (
         help="clones kept ready for each template in use: as many as memory allows, or a number",
     ),
     Option(
+        name="events",
+        metavar="FILE",
+        parse=_path,
+        default="none",
+        help="append a line of JSON to this file for each boot, clone, savepoint, reset and image build",
+    ),
+    Option(
         name="timeout_factor",
         metavar="FACTOR",
         parse=_positive,

@@ -72,3 +72,5 @@ class Settings:
     """How guests are started from templates; ``auto`` probes for the fastest that works."""
     pool: int | None = None
     """Clones parked ahead of need for each template in use; None: as memory allows."""
+    events: Path | None = None
+    """File that gets one line of JSON for each thing done to a guest; None: nothing is written."""

@@ -24,6 +24,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,7 @@ CLONES = Path("/var/tmp")  # noqa: S108 - a folder of its own in there
 """Where clones are made: on a disk, as images are big."""
 PREFIX, LOCK = "pytest-kvm-check-", "check.lock"
 """What a clone's folder is called, and the file in it that a living check holds locked."""
+EVENTS = "PYTEST_KVM_EVENTS"
 CORE = "-p tests.retries --reruns=1 tests/core"
 STEPS = {
     "lint": ["make", "lint"],
@@ -74,13 +77,28 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun is ended
     if sys.argv[1:] == ["--clone"]:
         return check_clone()
-    with tempfile.NamedTemporaryFile(prefix="leftovers-") as before:
+    with tempfile.NamedTemporaryFile(prefix="leftovers-") as before, one_file_of_events():
         leftovers = [sys.executable, "scripts/leftovers.py"]
         subprocess.run([*leftovers, "note", before.name], cwd=ROOT, check=True)
         done = steps()
         done.append(run("leftovers", [*leftovers, "check", before.name], limit=60))
     print("", *done, sep="\n", flush=True)
     return 0 if all(step.passed for step in done) else 1
+
+
+@contextmanager
+def one_file_of_events() -> Iterator[None]:
+    """Have all steps write what they do to guests to one file; tests/timings.py makes a table of it."""
+    with tempfile.TemporaryDirectory(prefix="kvm-events-") as folder:
+        Path(folder).chmod(0o755)
+        file = Path(folder, "events.jsonl")
+        file.touch()
+        file.chmod(0o666)  # a test is an ordinary user
+        os.environ[EVENTS] = str(file)
+        try:
+            yield
+        finally:
+            del os.environ[EVENTS]
 
 
 def steps() -> list[Step]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from pytest_kvm.cli.progress import shown_progress
 from pytest_kvm.images import importing
-from pytest_kvm.images.ensure import ensure
+from pytest_kvm.images.ensure import OnBuilt, ensure
 from pytest_kvm.images.store import Store
+from pytest_kvm.provision.eventlog import EventLog
+from pytest_kvm.provision.events import Event, ignore
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
@@ -50,9 +52,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _build(args: argparse.Namespace, settings: Settings) -> int:
     with shown_progress(args.name) as progress:
-        image = ensure(ImageRef(args.name), settings=settings, refresh=args.refresh, progress=progress)
+        image = ensure(
+            ImageRef(args.name),
+            settings=settings,
+            refresh=args.refresh,
+            progress=progress,
+            on_built=_tell_of_builds(settings),
+        )
     print(f"{image.name}  sha256:{image.digest[:12]}  {image.disk}")
     return 0
+
+
+def _tell_of_builds(settings: Settings) -> OnBuilt:
+    """Return what writes builds to the run's file of events."""
+    tell = EventLog(settings.events).tell if settings.events else ignore
+    return lambda what, seconds: tell(Event(guest="", kind="image", seconds=seconds, why=what))
 
 
 def _import(args: argparse.Namespace, settings: Settings) -> int:

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-_WANTED = ("uri", "accel", "cache_dir", "run_dir")
+_WANTED = ("uri", "accel", "cache_dir", "run_dir", "events")
 """Options that mean something without a test."""
 
 

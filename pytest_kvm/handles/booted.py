@@ -16,6 +16,11 @@ def _nothing() -> None:
     """Stand in for nobody who wants to know."""
 
 
+def _no_reboot(seconds: float) -> None:
+    """Stand in for nobody who wants to know."""
+    del seconds
+
+
 class Booted:
     """A guest that boots in the background.
 
@@ -27,6 +32,7 @@ class Booted:
         boot: Becomes the guest's parts when it is ready.
         summary: What it is made of, for ``repr()``.
         before_use: Called before each verb that may change the guest.
+        on_reboot: Called with the seconds of each reboot, also of one that failed.
     """
 
     def __init__(
@@ -36,11 +42,13 @@ class Booted:
         *,
         summary: str = "",
         before_use: Callable[[], None] = _nothing,
+        on_reboot: Callable[[float], None] = _no_reboot,
     ) -> None:
         self.name = name
         self._boot = boot
         self._summary = summary
         self._before_use = before_use
+        self._on_reboot = on_reboot
 
     def __repr__(self) -> str:
         return f"<Guest {self.name}: {', '.join(filter(None, [self._summary, self.state]))}>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pytest_kvm.handles import power
 from pytest_kvm.handles.booted import Booted
 from pytest_kvm.handles.savepoint import renew_if_due
@@ -22,7 +24,11 @@ class PowerVerbs(Booted):
         """
         limits = self._parts.timeouts
         limit = limits.shutdown + limits.boot if timeout is None else timeout
-        power.reboot(self.machine, hard=hard, timeout=limit)
+        machine, begun = self.machine, time.monotonic()
+        try:
+            power.reboot(machine, hard=hard, timeout=limit)
+        finally:
+            self._on_reboot(time.monotonic() - begun)
 
     def shutdown(self, *, button: bool = False, timeout: float | None = None) -> None:
         """Switch off in good order; the guest is gone afterwards.

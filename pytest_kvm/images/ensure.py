@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from pytest_kvm.host.locks import OnWait
 from pytest_kvm.images import build
@@ -15,6 +16,14 @@ from pytest_kvm.images.store import Store
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
+OnBuilt = Callable[[str, float], None]
+"""Called with what was built and the seconds that it took."""
+
+
+def _nobody(what: str, seconds: float, /) -> None:
+    """Tell nobody."""
+    del what, seconds
+
 
 def ensure(
     ref: ImageRef,
@@ -23,6 +32,7 @@ def ensure(
     packages: Sequence[str] = (),
     refresh: bool = False,
     progress: Progress = silent,
+    on_built: OnBuilt = _nobody,
 ) -> Image:
     """Return the image of a reference; build it where it can be built.
 
@@ -37,6 +47,7 @@ def ensure(
             comes as it is, and its ``packages`` say what is still missing.
         refresh: Build the named image again, with today's packages.
         progress: Told each phase of a build.
+        on_built: Told of each build that was done, by this process and not by another.
 
     Raises:
         UnknownImage: It is not in the store and nobody knows how to build it.
@@ -46,11 +57,11 @@ def ensure(
     store = Store.of(settings)
     image = None if refresh else _current(store, ref)
     if image is None:
-        image = _built(store, _recipe(store, ref), refresh=refresh, progress=progress)
+        image = _built(store, _recipe(store, ref), refresh=refresh, progress=progress, on_built=on_built)
     wanted = tuple(sorted(set(packages)))
     if not wanted or not image.built_from_packages:
         return image
-    return _derived(store, image, wanted, progress=progress)
+    return _derived(store, image, wanted, progress=progress, on_built=on_built)
 
 
 def check_known(ref: ImageRef, *, settings: Settings) -> None:
@@ -88,24 +99,32 @@ def _recipe(store: Store, ref: ImageRef) -> Recipe:
     return recipe
 
 
-def _built(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress) -> Image:
+def _built(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress, on_built: OnBuilt) -> Image:
     before = store.find(ImageRef(recipe.name))
     with store.building(recipe.name, on_wait=_waiting(recipe.name, progress)) as work:
         now = _current(store, ImageRef(recipe.name))
         # Somebody else may have built it while we waited for the lock.
         if now is not None and not (refresh and before is not None and now.manifest == before.manifest):
             return now
-        return build.build(store, recipe, work=work, progress=progress)
+        begun = time.monotonic()
+        image = build.build(store, recipe, work=work, progress=progress)
+    on_built(recipe.name, time.monotonic() - begun)
+    return image
 
 
-def _derived(store: Store, base: Image, packages: tuple[str, ...], *, progress: Progress) -> Image:
+def _derived(
+    store: Store, base: Image, packages: tuple[str, ...], *, progress: Progress, on_built: OnBuilt
+) -> Image:
     name = derived_name(base, packages)
     if image := store.find(ImageRef(name)):
         return image
     with store.building(name, on_wait=_waiting(name, progress)) as work:
         if image := store.find(ImageRef(name)):
             return image
-        return build.derive(store, base, packages=packages, name=name, work=work, progress=progress)
+        begun = time.monotonic()
+        image = build.derive(store, base, packages=packages, name=name, work=work, progress=progress)
+    on_built(f"{base.name} with {', '.join(packages)}", time.monotonic() - begun)
+    return image
 
 
 def _waiting(name: str, progress: Progress) -> OnWait:

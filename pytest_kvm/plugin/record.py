@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_kvm.provision.events import Event
+from pytest_kvm.provision.events import Event, Listener, ignore
 
 if TYPE_CHECKING:
     import pytest
@@ -17,9 +17,14 @@ EVENTS = "kvm_events"
 
 
 class Record:
-    """Collects the events of this process until a test's report takes them along."""
+    """Collects the events of this process until a test's report takes them along.
 
-    def __init__(self) -> None:
+    Args:
+        pass_on: Is told of each as well.
+    """
+
+    def __init__(self, pass_on: Listener = ignore) -> None:
+        self._pass_on = pass_on
         self._lock = threading.Lock()
         self._fresh: list[Event] = []
         self._starts: dict[str, list[Event]] = {}
@@ -30,6 +35,7 @@ class Record:
             self._fresh.append(event)
             if event.kind in ("boot", "clone"):
                 self._note_start(event)
+        self._pass_on(event)
 
     def add_properties(self, item: pytest.Item, guests: Iterable[str]) -> list[Event]:
         """Add to a test's properties what happened since this was last called.
@@ -50,7 +56,7 @@ class Record:
             if (key := f"kvm_guest_{name}") not in said:
                 item.user_properties.append((key, ", ".join(map(told, events))))
         for event in fresh:
-            if event.kind in ("reset", "savepoint"):
+            if event.kind in ("reset", "savepoint", "reboot"):
                 item.user_properties.append((f"kvm_{event.kind}_{event.guest}", told(event)))
         return fresh
 

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvm.errors import HostError
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
+from pytest_kvm.provision.eventlog import EventLog
+from pytest_kvm.provision.events import Listener, ignore
 from pytest_kvm.provision.keeper import Keeper
 
 if TYPE_CHECKING:
@@ -23,11 +26,24 @@ _RUN = pytest.StashKey["Run"]()
 
 
 def begin_session(config: pytest.Config, settings: Settings) -> None:
-    """Keep the merged settings with the session, and watch its scopes from the start."""
+    """Keep the merged settings with the session, and watch its scopes from the start.
+
+    Raises:
+        pytest.UsageError: The file for events cannot be written.
+    """
     config.stash[_SETTINGS] = settings
-    config.stash[_RECORD] = record = Record()
+    config.stash[_RECORD] = record = Record(_event_log(settings))
     config.stash[_KEEPER] = keeper = Keeper(tell=record.tell)
     config.stash[_SCOPES] = Scopes(keeper)
+
+
+def _event_log(settings: Settings) -> Listener:
+    if settings.events is None:
+        return ignore
+    try:
+        return EventLog(settings.events).tell
+    except HostError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def settings_stashed(config: pytest.Config) -> Settings:

@@ -14,11 +14,23 @@ from pytest_kvm.plugin.record import attached, told
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_kvm.provision.events import Event
+    from pytest_kvm.provision.events import Event, Kind
     from pytest_kvm.settings import Settings
 
 _MIB = 1024**2
 _TITLE = "guests (pytest-kvm)"
+_WORDS: dict[Kind, str] = {
+    "image": "image build",
+    "boot": "cold boot",
+    "failure": "failed boot",
+    "clone": "clone",
+    "savepoint": "savepoint",
+    "reset": "reset",
+    "reboot": "reboot",
+}
+"""What a summary counts, in this order."""
+_SAYING_WHY: tuple[Kind, ...] = ("image", "boot", "failure", "clone")
+"""Kinds of which a guest has so few that each reason is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +76,8 @@ class Summary:
     def _parts(self) -> Iterable[str]:
         events = [each.event for each in self._told]
         yield _counted(_starts(self._told), "guest")
-        yield from _timed([each for each in events if each.kind == "boot"], "cold boot")
-        yield from _timed([each for each in events if each.kind == "clone"], "clone")
-        yield from _timed([each for each in events if each.kind == "savepoint"], "savepoint")
-        yield from _timed([each for each in events if each.kind == "reset"], "reset")
+        for kind, what in _WORDS.items():
+            yield from _timed([each for each in events if each.kind == kind], what)
         yield from self._cache()
 
     def _cache(self) -> Iterable[str]:
@@ -86,20 +96,20 @@ class Summary:
 
     def _details(self) -> Iterable[str]:
         """Yield a line for each guest and each way something was done to it."""
-        groups: dict[tuple[str, str, str, str | None, str], list[Event]] = defaultdict(list)
+        groups: dict[tuple[str, str, Kind, str | None, str], list[Event]] = defaultdict(list)
         for each in self._told:
             event = each.event
-            why = event.why if event.kind in ("boot", "clone") else ""
+            why = event.why if event.kind in _SAYING_WHY else ""
             groups[each.worker, event.guest, event.kind, event.tier, why].append(event)
         for (worker, guest, kind, tier, why), events in groups.items():
-            (timed,) = _timed(events, " ".join(filter(None, [tier, kind])))
+            (timed,) = _timed(events, f"{tier} {kind}" if tier else _WORDS[kind])
             reason = f" ({why})" if why else ""
             yield f"{_place(worker, guest)}: {timed}{reason}"
 
     def _everything(self) -> Iterable[str]:
         for each in self._told:
             event = each.event
-            kind = f"{event.kind} " if event.kind in ("reset", "savepoint") else ""
+            kind = "" if event.kind in ("boot", "clone") else f"{_WORDS[event.kind]} "
             yield f"{_place(each.worker, event.guest)}: {kind}{told(event)} in {each.test}"
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from typing import Protocol
 
+from pytest_kvm.errors import BootFailed
 from pytest_kvm.handles.machine import Machine
 from pytest_kvm.handles.phases import Phases
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
 from pytest_kvm.provision.bootcache import Job
-from pytest_kvm.provision.events import Listener
+from pytest_kvm.provision.events import Event, Listener
 from pytest_kvm.provision.gate import Gate
 from pytest_kvm.provision.guests import Order
 from pytest_kvm.provision.identity import hostname_from
@@ -61,7 +63,7 @@ class Birth:
         place: Name of its folder and domain.
         resets: Whether it is put back between tests.
         progress: Is told what the guest is at.
-        tell: Is told how it was started.
+        tell: Is told how it was started, or that it was not, and of images built for it.
     """
 
     def __init__(
@@ -105,9 +107,12 @@ class Birth:
         self.gate.close()
 
     def _live(self) -> None:
+        begun = time.monotonic()
         try:
             started = self._start()
         except BaseException as error:  # noqa: BLE001 - whoever waits for the machine raises it
+            if isinstance(error, BootFailed):
+                self._tell_of_failure(error, seconds=time.monotonic() - begun)
             self._progress.finished(self._name, f"failed: {type(error).__name__}")
             self.started.set_exception(error)
             self.machine.set_exception(error)
@@ -116,6 +121,10 @@ class Birth:
             self._progress.finished(self._name, f"ready after {started.seconds:.1f} s")
             self.started.set_result(started)
             self.machine.set_result(started.machine)
+
+    def _tell_of_failure(self, error: BootFailed, *, seconds: float) -> None:
+        why, spec = type(error).__name__, repr(self._spec)
+        self._tell(Event(guest=self._name, kind="failure", seconds=seconds, why=why, spec=spec))
 
     def _start(self) -> Started:
         image, packages_left = self._image()
@@ -151,5 +160,8 @@ class Birth:
             settings=self._settings,
             packages=packages,
             progress=lambda phase, _done=None: self._progress.phase(self._name, phase),
+            on_built=lambda what, seconds: self._tell(
+                Event(guest=self._name, kind="image", seconds=seconds, why=what)
+            ),
         )
         return image, () if image.built_from_packages else packages

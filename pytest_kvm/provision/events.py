@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["boot", "clone", "savepoint", "reset"]
+Kind = Literal["boot", "clone", "savepoint", "reset", "reboot", "failure", "image"]
 Tier = Literal["cold", "cow", "snapshot", "pool", "load"]
 
 
@@ -15,16 +15,20 @@ class Event:
     """One thing that was done to a guest and took time."""
 
     guest: str
+    """Its name; empty for an image that was built for nobody yet."""
     kind: Kind
     """``boot``: from power on; ``clone``: from a template; ``savepoint``: one was
-    taken; ``reset``: the guest was put back to one."""
-    tier: Tier | None
+    taken; ``reset``: the guest was put back to one; ``reboot``: a test had it
+    restart; ``failure``: it never became ready; ``image``: one was built for it."""
+    tier: Tier | None = None
     """How it was done: ``cold`` boot, ``cow`` clone of a template's memory,
     ``snapshot`` in a new domain, a clone parked in the ``pool``, ``load`` in
-    place; None for a savepoint."""
+    place; None for all other kinds."""
     seconds: float
     why: str = ""
     """What made this tier the one, or this event necessary; a phrase for people."""
+    spec: str = ""
+    """Of a boot, also one that failed: what the guest is made of."""
 
 
 Listener = Callable[[Event], None]

@@ -199,7 +199,7 @@ class Ledger:
         self._here = undone[0].before
         del self._layers[index:]
         owners = dict.fromkeys(layer.owner.name for layer in undone)
-        self._note("reset", tier, since=begun, why="after " + ", ".join(owners))
+        self._note("reset", since=begun, tier=tier, why="after " + ", ".join(owners))
 
     def _take(self, owner: Owner) -> Point:
         self._drop_unreachable()
@@ -209,7 +209,7 @@ class Ledger:
         except SnapshotFailed as error:
             raise self._refused(error, owner) from error
         self._taken.append(point)
-        self._note("savepoint", None, since=begun, why=f"before {owner.name}")
+        self._note("savepoint", since=begun, why=f"before {owner.name}")
         return point
 
     def _refused(self, error: SnapshotFailed, owner: Owner) -> SnapshotFailed:
@@ -231,6 +231,6 @@ class Ledger:
             self._state.drop(point)
             self._taken.remove(point)
 
-    def _note(self, kind: Kind, tier: Tier | None, *, since: float, why: str) -> None:
+    def _note(self, kind: Kind, *, since: float, why: str, tier: Tier | None = None) -> None:
         seconds = time.monotonic() - since
         self._tell(Event(guest=self._guest, kind=kind, tier=tier, seconds=seconds, why=why))

@@ -10,7 +10,7 @@ from typing import TypeGuard
 from pytest_kvm.errors import CleanupFailed
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.provision.birth import Birth, Progress
-from pytest_kvm.provision.events import Listener, ignore
+from pytest_kvm.provision.events import Event, Listener, ignore
 from pytest_kvm.provision.host import LazyHost
 from pytest_kvm.provision.keeper import Keeper
 from pytest_kvm.provision.starting import Starting
@@ -30,7 +30,7 @@ class Run:
         settings: The run's settings.
         progress: Is told what every guest is at.
         keeper: Keeps what tests and fixtures do to the guests apart.
-        tell: Is told how guests were started.
+        tell: Is told how guests were started and restarted.
     """
 
     def __init__(
@@ -69,7 +69,11 @@ class Run:
                 tell=self._tell,
             )
             guest = Guest(
-                name, birth.machine, summary=repr(spec), before_use=lambda: self._keeper.before_use(guest)
+                name,
+                birth.machine,
+                summary=repr(spec),
+                before_use=lambda: self._keeper.before_use(guest),
+                on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
             self._births[guest] = birth
         self._keeper.watch(guest, GuestState(guest, birth, self._starting), reset=spec.reset)

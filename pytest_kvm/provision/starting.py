@@ -127,7 +127,7 @@ class Starting:
             template=None,
             base=_saved(machine) if order.resets else None,
             undo=undo,
-            events=(Event(guest=order.name, kind="boot", tier="cold", seconds=phases.elapsed(), why=why),),
+            events=(_boot(order, seconds=phases.elapsed(), why=why),),
         )
 
     def _from_template(self, job: Job, tier: TemplateTier, *, why: str) -> Started:
@@ -141,7 +141,7 @@ class Starting:
             started = self._cloned(job, template, why=why)
         if made_in is None:
             return started
-        boot = Event(guest=job.order.name, kind="boot", tier="cold", seconds=made_in, why="no template yet")
+        boot = _boot(job.order, seconds=made_in, why="no template yet")
         return replace(started, events=(boot, *started.events))
 
     def _had(self, job: Job, tier: TemplateTier) -> tuple[Template, float | None]:
@@ -185,6 +185,11 @@ class Starting:
     def _clone(self, order: Order, template: Template, gate: Gate) -> tuple[Clone, ExitStack]:
         with gate.trying() as undo:
             return restored(self._host, order, template=template, stack=undo), undo
+
+
+def _boot(order: Order, *, seconds: float, why: str) -> Event:
+    spec = repr(order.spec)
+    return Event(guest=order.name, kind="boot", tier="cold", seconds=seconds, why=why, spec=spec)
 
 
 def _saved(machine: Machine) -> str | None:

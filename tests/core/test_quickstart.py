@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
+from tests import timings
 
 SOMEBODY = 54321
 """A user id that no account has: nothing may depend on a home or a login."""
@@ -72,6 +73,7 @@ def test_quickstart_as_an_ordinary_user(home):
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        **{name: os.environ[name] for name in (timings.VARIABLE,) if name in os.environ},
     }
     run_dir = home / "r"
     python = home / "venv" / "bin" / "python"

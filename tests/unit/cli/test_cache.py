@@ -10,18 +10,11 @@ import pytest
 
 from pytest_kvm.cli.cache import _age, _size
 from pytest_kvm.cli.main import main
-from pytest_kvm.options import OPTIONS
 from pytest_kvm.settings import Settings
 from pytest_kvm.templates.store import TemplateStore
 
 KEY = "5ca1ab1e" * 8
 OTHER = "0ddba11" + "0" * 57
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
-    for option in OPTIONS:
-        monkeypatch.delenv(option.variable, raising=False)
 
 
 @pytest.fixture

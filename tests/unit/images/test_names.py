@@ -62,7 +62,12 @@ def test_an_imported_image_comes_without_the_packages_it_cannot_get(settings, pu
 def test_an_image_of_an_older_recipe_is_built_again(settings, publish, monkeypatch):
     publish("debian-13", b"old", recipe="debian-13", recipe_version="trixie/0")
     monkeypatch.setattr(build, "build", lambda _store, recipe, **_: f"built {recipe.name}")
-    assert ensure(ImageRef("debian-13"), settings=settings) == "built debian-13"
+    told = []
+    image = ensure(
+        ImageRef("debian-13"), settings=settings, on_built=lambda what, seconds: told.append((what, seconds))
+    )
+    assert image == "built debian-13"
+    assert told == [("debian-13", pytest.approx(0, abs=60))]
 
 
 def test_an_image_of_a_later_plugin_is_taken(settings, publish):
@@ -73,7 +78,9 @@ def test_an_image_of_a_later_plugin_is_taken(settings, publish):
 def test_an_image_of_todays_recipe_is_not(settings, publish):
     recipe = recipe_for("debian-13")
     today = publish("debian-13", b"now", recipe=recipe.name, recipe_version=recipe.version)
-    assert ensure(ImageRef("debian-13"), settings=settings) == today
+    told = []
+    assert ensure(ImageRef("debian-13"), settings=settings, on_built=lambda *what: told.append(what)) == today
+    assert not told
 
 
 def test_a_derived_name_depends_on_the_base_and_the_set_of_packages(publish):

@@ -7,12 +7,6 @@ import pytest
 from pytest_kvm.options import OPTIONS
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
-    for option in OPTIONS:
-        monkeypatch.delenv(option.variable, raising=False)
-
-
 def header(pytester, *arguments):
     pytester.makepyfile("def test(): pass")
     return pytester.runpytest("--collect-only", *arguments).stdout

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import time
 import xml.etree.ElementTree as ET
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +46,13 @@ def test_c(web, tell):
 
 def test_d(web, tell):
     tell("reset", "load", 0.32, "after test_c")
+"""
+
+COSTLY = """
+def test_e(tell):
+    tell("image", None, 40, "debian-13 with jq")
+    tell("failure", None, 12.34, "KernelPanicked", guest="sick")
+    tell("reboot", None, 9.5)
 """
 
 LINE = "kvm: 2 guests, 1 cold boot 41.2 s, 2 clones median 0.61 s, 1 savepoint 0.44 s, 3 resets median 0.30 s"
@@ -103,6 +113,51 @@ def test_vv_tells_of_each_event(run):
         ],
         consecutive=True,
     )
+
+
+def test_image_builds_failed_boots_and_reboots_are_told_as_well(run, pytester):
+    pytester.makepyfile(test_costly=COSTLY)
+    output = run("-v", "test_costly.py")
+    output.fnmatch_lines(
+        [
+            "web: 1 image build 40.0 s (debian-13 with jq)",
+            "sick: 1 failed boot 12.3 s (KernelPanicked)",
+            "web: 1 reboot 9.50 s",
+            "kvm: 0 guests, 1 image build 40.0 s, 1 failed boot 12.3 s, 1 reboot 9.50 s",
+        ],
+        consecutive=True,
+    )
+    run("-vv", "test_costly.py").fnmatch_lines(
+        [
+            "web: image build 40.00 s (debian-13 with jq) in test_costly.py::test_e",
+            "sick: failed boot 12.34 s (KernelPanicked) in test_costly.py::test_e",
+            "web: reboot 9.50 s in test_costly.py::test_e",
+        ],
+        consecutive=True,
+    )
+
+
+def test_each_event_is_a_line_of_a_file(run, pytester):
+    file = pytester.path / "events.jsonl"
+    for _ in range(2):  # what is there stays there
+        run(f"--kvm-events={file}", "-n2", "--dist=loadfile")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 2 * 7
+    (slow,) = [line for line in lines[:7] if line["why"] == "after test_c"]
+    assert slow["test"].endswith("::test_d")
+    assert slow["within"].endswith("::test_each_event_is_a_line_of_a_file")
+    assert datetime.fromisoformat(slow["at"]).timestamp() == pytest.approx(time.time(), abs=600)
+    assert slow["pid"] != os.getpid()
+    named = ("guest", "kind", "tier", "seconds", "spec")
+    assert [slow[name] for name in named] == ["web", "reset", "load", 0.32, ""]
+    assert {line["worker"] for line in lines} <= {"gw0", "gw1"}
+
+
+def test_a_file_that_cannot_be_written_ends_the_run_at_once(pytester):
+    pytester.makepyfile("def test(): pass")
+    done = pytester.runpytest(f"--kvm-events={pytester.path}")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines([f"ERROR: events cannot be written to {pytester.path}: Is a directory"])
 
 
 def test_quiet_runs_and_runs_without_guests_say_nothing(run, pytester):

@@ -1,0 +1,62 @@
+"""A file of events: one line of JSON for each, appended as it happens.
+
+Several processes may write to one file, as xdist's workers do: a line is
+written at once and to the end (``O_APPEND``, open(2)).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pytest_kvm.errors import HostError
+from pytest_kvm.provision.events import Event
+
+_log = logging.getLogger("pytest_kvm.events")
+
+
+class EventLog:
+    """Writes events to a file, each with its time, its test and its process.
+
+    Args:
+        file: Made if it is not there; what is in it stays.
+
+    Raises:
+        HostError: It cannot be written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._within = _current_test()
+        """The test of another pytest run that started this process, if one did."""
+        try:
+            file.open("ab").close()
+        except OSError as error:
+            raise HostError(f"events cannot be written to {file}: {error.strerror}") from error
+
+    def tell(self, event: Event) -> None:
+        """Append an event; called from any thread. A disk that is full stops no test."""
+        test = _current_test()
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **asdict(event),
+            "test": "" if test == self._within else test,
+            "within": self._within,
+            "worker": os.environ.get("PYTEST_XDIST_WORKER", ""),
+            "pid": os.getpid(),
+        }
+        try:
+            # Opened each time: guests may end later than whoever would close it.
+            with self._file.open("ab", buffering=0) as sink:
+                sink.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            _log.warning("an event is missing in %s: %s", self._file, error)
+
+
+def _current_test() -> str:
+    """Return the running test's id, as pytest tells it to the programs it starts."""
+    return os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]

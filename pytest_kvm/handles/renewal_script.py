@@ -124,6 +124,7 @@ def set_host_key(private: str, public: str) -> None:
     """
     _write(_HOST_KEY, _text(private), mode=0o600)
     _write(_HOST_KEY + ".pub", _text(public), mode=0o644)
+    os.sync()  # a guest that loses it has no sshd after a power cut
     before = _identity(_SSHD_PID_FILE)
     if before is None:
         return

@@ -20,7 +20,7 @@ from pytest_kvm.provision.fingerprint import fingerprint, machine_facts
 from pytest_kvm.provision.gate import Gate
 from pytest_kvm.provision.guests import Order
 from pytest_kvm.provision.host import Host
-from pytest_kvm.provision.prepare import run_steps
+from pytest_kvm.provision.prepare import run_steps, write_back
 from pytest_kvm.provision.template import TEMPLATE_HOSTNAME, TemplateTier, frozen, template_powered_on
 from pytest_kvm.settings import Settings
 from pytest_kvm.templates.building import Building
@@ -46,12 +46,16 @@ class Job:
 def climb(machine: Machine, job: Job) -> None:
     """Wait until a guest that was switched on is ready, and prepare it.
 
+    All that was done to it is on its disks then: a test that pulls the cable
+    first thing loses its own writes and no host key.
+
     Raises:
         BootFailed: It did not become ready, or a step failed.
     """
     spec = job.order.spec
     climb_to_ready(machine, phases=job.phases, units=spec.units, boot_timeout=spec.boot_timeout)
     run_steps(machine, spec.prepare, on_step=job.tell)
+    write_back(machine)
 
 
 class BootCache:

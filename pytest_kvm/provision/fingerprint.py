@@ -49,7 +49,7 @@ from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 
-FORMAT = 5
+FORMAT = 6
 """To be raised when templates become different in a way that no rendered text shows."""
 
 _UUID = "00000000-0000-4000-8000-000000000000"

@@ -42,6 +42,15 @@ def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep
         _run_step(machine, step, which=which)
 
 
+def write_back(machine: Machine) -> None:
+    """Have the guest write to its disks what it still holds in memory.
+
+    Raises:
+        PrepareFailed: It could not, or not in time.
+    """
+    _run_step(machine, ["sync"], which="writing back")
+
+
 def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:
     where = f"{machine.name}: {which} ({_title(step)})"
     try:

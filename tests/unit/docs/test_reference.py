@@ -42,7 +42,10 @@ def test_choices_of_options_are_explained():
     [
         (r"--kvm-[a-z-]+", {option.flag for option in OPTIONS}),
         (r"\bPYTEST_KVM_[A-Z_]+", {option.variable for option in OPTIONS} | {"PYTEST_KVM_MIRROR"}),
-        (r"\bkvm_(?!guests\b|(?:guest|reset|reboot|savepoint)_NAME)[a-z_]+", {option.ini for option in OPTIONS}),
+        (
+            r"\bkvm_(?!guests\b|(?:guest|re(?:set|boot)|savepoint)_NAME)[a-z_]+",
+            {option.ini for option in OPTIONS},
+        ),
     ],
     ids=["flags", "variables", "ini keys"],
 )

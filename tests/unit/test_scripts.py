@@ -96,9 +96,11 @@ def test_a_process_that_stays_is_a_leftover(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["leftovers.py", "note", str(file)])
     assert leftovers.main() == 0
 
-    waits = [sys.executable, "-c", "input()", "pytest-kvm-leftover"]
+    waits = [sys.executable, "-c", "print(flush=True); input()", "pytest-kvm-leftover"]
     (tmp_path / "pytest-kvm-0").mkdir()
-    with subprocess.Popen(waits, stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # Popen returns before the kernel shows the command line
         monkeypatch.setattr(sys, "argv", ["leftovers.py", "check", str(file)])
         assert leftovers.main() == 1
         process.communicate(b"\n")

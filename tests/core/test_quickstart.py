@@ -89,6 +89,7 @@ def test_quickstart_as_an_ordinary_user(home):
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert re.search(r"= [1-9]\d* passed in ", finished.stdout), finished.stdout
+    assert re.search(r"^kvm: machine: ready after [\d.]+ s$", finished.stdout, re.MULTILINE), finished.stdout
     assert finished.stderr == "", "libvirt's own chatter stays away from the terminal"
     assert [path.name for path in (run_dir / RUNS).iterdir()] == ["guard"]
     assert run_dir.stat().st_uid == _ids()[0]

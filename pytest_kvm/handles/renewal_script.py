@@ -124,7 +124,6 @@ def set_host_key(private: str, public: str) -> None:
     """
     _write(_HOST_KEY, _text(private), mode=0o600)
     _write(_HOST_KEY + ".pub", _text(public), mode=0o644)
-    os.sync()  # a guest that loses it has no sshd after a power cut
     before = _identity(_SSHD_PID_FILE)
     if before is None:
         return
@@ -202,13 +201,16 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _write(path: str, text: str, *, mode: int | None = None) -> None:
-    """Write a file in place: it may be a mount point, and keeps its owner."""
+    """Write a file in place (it may be a mount point, and keeps its owner) and onto the disk."""
     flags = os.O_WRONLY | os.O_TRUNC | (0 if path.startswith("/proc/") else os.O_CREAT)
     descriptor = os.open(path, flags, 0o644 if mode is None else mode)
     with open(descriptor, "w", errors="surrogateescape") as file:
         if mode is not None:
             os.fchmod(descriptor, mode)
         file.write(text)
+        if not path.startswith("/proc/"):
+            file.flush()
+            os.fsync(descriptor)
 
 
 ORDERS: dict[str, Callable[..., None]] = {

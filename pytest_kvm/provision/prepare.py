@@ -48,7 +48,7 @@ def write_back(machine: Machine) -> None:
     Raises:
         PrepareFailed: It could not, or not in time.
     """
-    _run_step(machine, ["sync"], which="writing back")
+    _run_step(machine, ["sync"], which="the last step, writing back")
 
 
 def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:

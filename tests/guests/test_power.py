@@ -50,6 +50,15 @@ def test_a_crash_is_noticed_and_a_hard_reboot_brings_the_guest_back(victim):
     assert victim.run(BOOT_ID).stdout != before
 
 
+@pytest.mark.parametrize("identity", ["auto", "unique"])
+def test_a_power_cut_first_thing_takes_nothing_of_what_the_guest_is(boot, identity):
+    guest = boot(replace(SMALL, identity=identity), name="cut")
+    machine_id = guest.read_text("/etc/machine-id")
+    guest.reboot(hard=True)  # and its host key is the one that is pinned
+    assert guest.hostname == "cut"
+    assert guest.read_text("/etc/machine-id") == machine_id
+
+
 def test_a_panic_ends_a_wait_at_once(victim):
     victim.start("sleep 3; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger")
     with pytest.raises(GuestGone, match=r"panicked while waiting for /never to be there: .*sysrq"):

@@ -28,10 +28,10 @@ test-all: image ## Set up and run all tests
 	$(PYTEST) $(TIMINGS) --override-ini="testpaths=docs tests" $(PYTEST_ARGS)
 
 check: ## Run what CI runs, in a fresh clone of HEAD with an empty cache
-	@$(PYTHON3) scripts/check.py --clone
+	@$(PYTHON3) -m scripts.check --clone
 
 test-fresh: setup ## Run the demo in minimal Debian roots that have only make, git and python3 (as root)
-	$(VENV)/python scripts/fresh.py $(SUITES)
+	$(VENV)/python -m scripts.fresh $(SUITES)
 
 test-oldest: ## Run unit tests and libvirt's test driver on the oldest versions that pyproject.toml allows
 	@$(PYTHON3) scripts/setup.py --dev
@@ -61,7 +61,7 @@ lock: ## Write requirements/ anew after a change of pyproject.toml; what is lock
 upgrade: ## Write requirements/ anew with today's releases, and run what CI runs on them
 	@$(PYTHON3) scripts/setup.py --dev
 	$(VENV)/python scripts/lock.py --upgrade
-	$(PYTHON3) scripts/check.py
+	$(PYTHON3) -m scripts.check
 
 setup: ## Install host packages where allowed, make .venv
 	@$(PYTHON3) scripts/setup.py

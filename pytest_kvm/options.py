@@ -146,7 +146,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE",
         parse=_path,
         default="none",
-        help="append a line of JSON to this file for each boot, clone, savepoint, reset and image build",
+        help="append a line of JSON to this file for each thing done to a guest: boot, clone, reset, …",
     ),
     Option(
         name="timeout_factor",

@@ -1,7 +1,7 @@
 """Everything that has to pass before a change lands, in order of how soon it says no.
 
-    python3 scripts/check.py            # this tree, with this machine's cache: what .ci/run does
-    python3 scripts/check.py --clone    # a fresh clone of HEAD with an empty cache: `make check`
+    python3 -m scripts.check            # this tree, with this machine's cache: what .ci/run does
+    python3 -m scripts.check --clone    # a fresh clone of HEAD with an empty cache: `make check`
 
 It ends with the first step that fails; that nothing is left on the machine is
 looked at in any case. The last lines are each step's time and what failed, each
@@ -14,10 +14,8 @@ library only.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,14 +27,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.folders import own_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 75 * 60.0
 """Seconds for all steps: well below CI's own limit, so that what hung can still be told from its output."""
-CLONES = Path("/var/tmp")  # noqa: S108 - a folder of its own in there
-"""Where clones are made: on a disk, as images are big."""
-PREFIX, LOCK = "pytest-kvm-check-", "check.lock"
-"""What a clone's folder is called, and the file in it that a living check holds locked."""
 EVENTS = "PYTEST_KVM_EVENTS"
+"""The variable of --kvm-events; see docs/reference/report.md."""
 CORE = "-p tests.retries --reruns=1 tests/core"
 STEPS = {
     "lint": ["make", "lint"],
@@ -89,16 +86,13 @@ def main() -> int:
 @contextmanager
 def one_file_of_events() -> Iterator[None]:
     """Have all steps write what they do to guests to one file; tests/timings.py makes a table of it."""
-    with tempfile.TemporaryDirectory(prefix="kvm-events-") as folder:
-        Path(folder).chmod(0o755)
-        file = Path(folder, "events.jsonl")
-        file.touch()
-        file.chmod(0o666)  # a test is an ordinary user
-        os.environ[EVENTS] = str(file)
-        try:
-            yield
-        finally:
-            del os.environ[EVENTS]
+    file = os.memfd_create("kvm-events")  # of which a process that is killed leaves nothing
+    os.environ[EVENTS] = f"/proc/{os.getpid()}/fd/{file}"
+    try:
+        yield
+    finally:
+        del os.environ[EVENTS]
+        os.close(file)
 
 
 def steps() -> list[Step]:
@@ -155,17 +149,12 @@ def check_clone() -> int:
     """Check a fresh clone of HEAD, with a cache of its own, and note that it passed."""
     if git("status", "--porcelain"):
         print("check: what is not committed is not checked", flush=True)
-    remove_what_was_killed()
-    with (
-        tempfile.TemporaryDirectory(prefix=PREFIX, dir=CLONES) as folder,
-        Path(folder, LOCK).open("w") as lock,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        Path(folder).chmod(0o755)  # a test is an ordinary user, who has to get there
-        clone = Path(folder, "pytest-kvm")
+    with own_folder("pytest-kvm-check-") as folder:
+        folder.chmod(0o755)  # a test is an ordinary user, who has to get there
+        clone = folder / "pytest-kvm"
         git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
         tree = git("rev-parse", "HEAD^{tree}", at=clone)
-        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder, "cache"))}
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
         environment.pop("MAKEFLAGS", None)
         # It ends with us, however we end, and takes along what it has started.
         argv = ["setpriv", "--pdeathsig", "TERM", str(clone / ".ci" / "run")]
@@ -178,20 +167,6 @@ def check_clone() -> int:
         Path(git("rev-parse", "--absolute-git-dir"), "checked").write_text(tree + "\n")
         print(f"check: tree {tree[:12]} passed", flush=True)
     return code
-
-
-def remove_what_was_killed() -> None:
-    """Remove the folders of checks that were killed: made by this user, and the lock is nobody's."""
-    for mark in CLONES.glob(f"{PREFIX}*/{LOCK}"):
-        if mark.parent.is_symlink() or mark.is_symlink() or mark.stat().st_uid != os.getuid():
-            continue
-        with mark.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            print(f"check: removing {mark.parent}, whose check was killed", flush=True)
-            shutil.rmtree(mark.parent)
 
 
 def git(*arguments: str, at: Path | None = None) -> str:

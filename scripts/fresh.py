@@ -1,6 +1,6 @@
 """Follow the README on a machine that has nothing yet: a minimal Debian in a folder of its own.
 
-    python scripts/fresh.py [SUITE ...]    # trixie and bookworm, if none is named
+    python -m scripts.fresh [SUITE ...]    # trixie and bookworm, if none is named
 
 mmdebstrap makes the root filesystem: what Debian requires, and make, git and
 python3. It is entered by pivot_root(2) in namespaces that end with it, and
@@ -18,12 +18,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from pytest_kvm.errors import KvmError
 from pytest_kvm.images import debootstrap, namespace
+from scripts.folders import own_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("trixie", "bookworm")
@@ -57,8 +57,8 @@ def main() -> int:
     for suite in parser.parse_args().suite:
         started = time.monotonic()
         try:
-            with tempfile.TemporaryDirectory(prefix="pytest-kvm-fresh-", dir="/var/tmp") as folder:
-                try_in(Path(folder), suite)
+            with own_folder("pytest-kvm-fresh-") as folder:
+                try_in(folder, suite)
         except KvmError as error:
             print(f"fresh: {suite}: {error}", file=sys.stderr)
             return 1

@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
-import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_kvm.options import OPTIONS
+from pytest_kvm.provision.events import WORDS
+from scripts.check import EVENTS, one_file_of_events
 
-VARIABLE = next(option.variable for option in OPTIONS if option.name == "events")
-KINDS = {
-    "image": "image built",
-    "boot": "cold boot",
-    "failure": "boot that failed",
-    "clone": "clone",
-    "savepoint": "savepoint",
-    "reset": "reset",
-    "reboot": "reboot",
-}
 LISTED = ("image", "boot", "failure", "reboot")
 """What costs so much that each is named, with its test."""
 
@@ -37,30 +27,22 @@ LISTED = ("image", "boot", "failure", "reboot")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Have all processes of the run write into one file, before any of them reads its options."""
-    if VARIABLE in os.environ:  # CI's, which has the image's build in it; or a worker's
-        return
-    folder = Path(tempfile.mkdtemp(prefix="kvm-events-"))
-    os.environ[VARIABLE] = str(shared_file(folder))
-
-    def remove() -> None:
-        del os.environ[VARIABLE]
-        shutil.rmtree(folder)
-
-    config.add_cleanup(remove)
+    if EVENTS not in os.environ:  # it is CI's, which has the image's build in it, or a worker's
+        stack = ExitStack()
+        stack.enter_context(one_file_of_events())
+        config.add_cleanup(stack.close)
 
 
-def shared_file(folder: Path) -> Path:
-    """Make a file that other users may append to: one of the tests is an ordinary one."""
-    folder.chmod(0o755)
-    file = folder / "events.jsonl"
-    file.touch()
-    file.chmod(0o666)
-    return file
+def add(file: Path) -> None:
+    """Add the events of somebody who may not write to the run's file."""
+    if EVENTS in os.environ:
+        with Path(os.environ[EVENTS]).open("ab") as events:
+            events.write(file.read_bytes())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write the table, and each of what is expensive."""
-    events = [json.loads(line) for line in Path(os.environ[VARIABLE]).read_text().splitlines()]
+    events = [json.loads(line) for line in Path(os.environ[EVENTS]).read_text().splitlines()]
     if not events:
         return
     terminalreporter.write_sep("=", "where the time on guests went")
@@ -71,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def table(events: list[dict[str, Any]]) -> Iterable[str]:
     """Yield the totals by kind."""
     yield f"{'':20}{'count':>7}{'seconds':>10}{'median':>9}"
-    for kind, name in KINDS.items():
+    for kind, name in WORDS.items():
         seconds = [event["seconds"] for event in events if event["kind"] == kind]
         if seconds:
             yield f"{name:20}{len(seconds):>7}{sum(seconds):>10.1f}{statistics.median(seconds):>9.2f}"
@@ -82,7 +64,7 @@ def each(events: list[dict[str, Any]]) -> Iterable[str]:
     listed = [event for event in events if event["kind"] in LISTED]
     listed.sort(key=lambda event: (LISTED.index(event["kind"]), -event["seconds"]))
     for event in listed:
-        what = " ".join(filter(None, [KINDS[event["kind"]], event["spec"] or event["guest"]]))
+        what = " ".join(filter(None, [WORDS[event["kind"]], event["spec"] or event["guest"]]))
         why = f" ({event['why']})" if event["why"] else ""
         tests = " > ".join(filter(None, [event["within"], event["test"]]))
         yield f"{event['seconds']:7.1f} s  {what}{why}  {tests}".rstrip()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_kvm.plugin.record import attached, told
+from pytest_kvm.provision.events import WORDS
 
 if TYPE_CHECKING:
     import pytest
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
 
 _MIB = 1024**2
 _TITLE = "guests (pytest-kvm)"
-_WORDS: dict[Kind, str] = {
-    "image": "image build",
-    "boot": "cold boot",
-    "failure": "failed boot",
-    "clone": "clone",
-    "savepoint": "savepoint",
-    "reset": "reset",
-    "reboot": "reboot",
-}
-"""What a summary counts, in this order."""
 _SAYING_WHY: tuple[Kind, ...] = ("image", "boot", "failure", "clone")
 """Kinds of which a guest has so few that each reason is told."""
 
@@ -76,7 +67,7 @@ class Summary:
     def _parts(self) -> Iterable[str]:
         events = [each.event for each in self._told]
         yield _counted(_starts(self._told), "guest")
-        for kind, what in _WORDS.items():
+        for kind, what in WORDS.items():
             yield from _timed([each for each in events if each.kind == kind], what)
         yield from self._cache()
 
@@ -102,14 +93,14 @@ class Summary:
             why = event.why if event.kind in _SAYING_WHY else ""
             groups[each.worker, event.guest, event.kind, event.tier, why].append(event)
         for (worker, guest, kind, tier, why), events in groups.items():
-            (timed,) = _timed(events, f"{tier} {kind}" if tier else _WORDS[kind])
+            (timed,) = _timed(events, f"{tier} {kind}" if tier else WORDS[kind])
             reason = f" ({why})" if why else ""
             yield f"{_place(worker, guest)}: {timed}{reason}"
 
     def _everything(self) -> Iterable[str]:
         for each in self._told:
             event = each.event
-            kind = "" if event.kind in ("boot", "clone") else f"{_WORDS[event.kind]} "
+            kind = "" if event.kind in ("boot", "clone") else f"{WORDS[event.kind]} "
             yield f"{_place(each.worker, event.guest)}: {kind}{told(event)} in {each.test}"
 
 

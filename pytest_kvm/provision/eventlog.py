@@ -36,7 +36,10 @@ class EventLog:
         try:
             file.open("ab").close()
         except OSError as error:
-            raise HostError(f"events cannot be written to {file}: {error.strerror}") from error
+            raise HostError(
+                f"events cannot be written to {file}: {error.strerror}",
+                resolution="name a file that you may write to: --kvm-events, PYTEST_KVM_EVENTS or kvm_events",
+            ) from error
 
     def tell(self, event: Event) -> None:
         """Append an event; called from any thread. A disk that is full stops no test."""

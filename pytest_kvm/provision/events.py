@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["boot", "clone", "savepoint", "reset", "reboot", "failure", "image"]
+WORDS: dict[Kind, str] = {
+    "image": "image build",
+    "boot": "cold boot",
+    "failure": "failed boot",
+    "clone": "clone",
+    "savepoint": "savepoint",
+    "reset": "reset",
+    "reboot": "reboot",
+}
+"""What people call the kinds, in the order in which a report has them."""
 Tier = Literal["cold", "cow", "snapshot", "pool", "load"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ def test_quickstart_as_an_ordinary_user(home):
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "PYTHONDONTWRITEBYTECODE": "1",
-        **{name: os.environ[name] for name in (timings.VARIABLE,) if name in os.environ},
+        "PYTEST_KVM_EVENTS": str(home / "events.jsonl"),
     }
     run_dir = home / "r"
     python = home / "venv" / "bin" / "python"
@@ -90,6 +91,13 @@ def test_quickstart_as_an_ordinary_user(home):
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert re.search(r"= [1-9]\d* passed in ", finished.stdout), finished.stdout
     assert re.search(r"^kvm: machine: ready after [\d.]+ s$", finished.stdout, re.MULTILINE), finished.stdout
+    timings.add(home / "events.jsonl")
+    kinds = [json.loads(line)["kind"] for line in (home / "events.jsonl").read_text().splitlines()]
+    assert {kind: kinds.count(kind) for kind in ("boot", "clone", "reboot")} == {
+        "boot": 1,
+        "clone": 1,
+        "reboot": 1,
+    }
     assert finished.stderr == "", "libvirt's own chatter stays away from the terminal"
     assert [path.name for path in (run_dir / RUNS).iterdir()] == ["guard"]
     assert run_dir.stat().st_uid == _ids()[0]

@@ -21,7 +21,7 @@ def machine():
 
 
 def test_reboot(machine):
-    machine.reboot(hard=True)  # first thing: what it is made of is on its disks
+    machine.reboot(hard=True)
 
 
 def test_reset(machine):

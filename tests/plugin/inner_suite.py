@@ -17,7 +17,7 @@ from pytest_kvm.host.paths import RUNS
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.templates import ram
 from pytest_kvm.waiting import NotYet, wait_until
-from tests import timings
+from scripts.check import EVENTS
 
 SUITE = """
 import pytest_kvm as kvm
@@ -167,7 +167,7 @@ def memory_folders() -> list[Path]:
 
 def _environment() -> dict[str, str]:
     """Return our environment without what this pytest has put into it, but for what events are told with."""
-    kept = (timings.VARIABLE, "PYTEST_CURRENT_TEST")
+    kept = (EVENTS, "PYTEST_CURRENT_TEST")
     return {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_") or name in kept
     }

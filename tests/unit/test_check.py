@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from pytest_kvm.waiting import NotYet, wait_until
-from scripts import check
+from scripts import check, folders
+
+PREFIX = "pytest-kvm-check-"
 
 FLAKY = """
 import pathlib, pytest
@@ -137,8 +139,8 @@ def test_whoever_ends_it_ends_what_it_has_started(tmp_path, project_root, number
 ENDED = """
 import sys
 from pathlib import Path
-from scripts import check
-check.ROOT, check.CLONES = Path("{root}"), Path("{clones}")
+from scripts import check, folders
+check.ROOT, folders.PARENT = Path("{root}"), Path("{clones}")
 sys.exit(check.main())
 """
 
@@ -154,23 +156,24 @@ def test_the_check_of_a_clone_ends_with_us(checkout, tmp_path, project_root, mon
         process.wait(timeout=60)
     wait_until(ended(pid), describe="its end", timeout=30)
     assert not (root / ".git" / "checked").exists()
-    left = list(tmp_path.glob(f"{check.PREFIX}*"))
+    left = list(tmp_path.glob(f"{PREFIX}*"))
     assert len(left) == (number == signal.SIGKILL)
-    strange, linked = tmp_path / f"{check.PREFIX}strange", tmp_path / f"{check.PREFIX}linked"
+    strange, linked = tmp_path / f"{PREFIX}strange", tmp_path / f"{PREFIX}linked"
     strange.mkdir()
     linked.symlink_to(root)
-    (root / check.LOCK).touch()
-    monkeypatch.setattr(check, "CLONES", tmp_path)
-    check.remove_what_was_killed()
-    assert set(tmp_path.glob(f"{check.PREFIX}*")) == {strange, linked}
+    (root / folders.LOCK).touch()
+    monkeypatch.setattr(folders, "PARENT", tmp_path)
+    folders.remove_killed(PREFIX)
+    assert set(tmp_path.glob(f"{PREFIX}*")) == {strange, linked}
     assert (root / ".ci").exists()
 
 
 def test_the_clone_of_a_living_check_stays(checkout, tmp_path, monkeypatch):
-    code = "from pathlib import Path; from scripts import check; check.CLONES = Path('../..')"
-    look = f'PYTHONPATH={check.ROOT} {sys.executable} -c "{code}; check.remove_what_was_killed()"'
-    root = checkout(f"{look} && test -e ../{check.LOCK}")
-    monkeypatch.setattr(check, "CLONES", tmp_path)
+    code = "from pathlib import Path; from scripts import folders; folders.PARENT = Path('../..')"
+    code += f"; folders.remove_killed('{PREFIX}')"
+    look = f'PYTHONPATH={check.ROOT} {sys.executable} -c "{code}"'
+    root = checkout(f"{look} && test -e ../{folders.LOCK}")
+    monkeypatch.setattr(folders, "PARENT", tmp_path)
     assert check.check_clone() == 0
     assert (root / ".git" / "checked").exists()
 

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from pytest_kvm.options import OPTIONS
+from scripts import check
 from tests import timings
 
 EVENTS = [
@@ -20,8 +22,8 @@ EVENTS = [
 @pytest.fixture
 def events(tmp_path, monkeypatch):
     """Return the file that all processes of a run write to."""
-    file = timings.shared_file(tmp_path)
-    monkeypatch.setenv(timings.VARIABLE, str(file))
+    file = tmp_path / "events.jsonl"
+    monkeypatch.setenv(check.EVENTS, str(file))
     return file
 
 
@@ -43,12 +45,12 @@ def test_the_table_counts_and_sums_up_and_names_what_is_expensive(events, run):
         [
             "*= where the time on guests went =*",
             "                      count   seconds   median",
-            "image built               1      40.0    40.00",
+            "image build               1      40.0    40.00",
             "cold boot                 2      80.0    40.00",
             "clone                     1       1.0     1.00",
             "reboot                    1       9.0     9.00",
             "",
-            "   40.0 s  image built (debian-13)  t.py::test_a",
+            "   40.0 s  image build (debian-13)  t.py::test_a",
             "   50.0 s  cold boot GuestSpec(vcpus=2)  t.py::test_a",
             "   30.0 s  cold boot GuestSpec() (no template yet)  t.py::test_a",
             "    9.0 s  reboot vm  t.py::outer > t.py::test_a",
@@ -68,12 +70,20 @@ def test():
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n1"])
-def test_a_run_makes_a_file_of_its_own_and_removes_it(run, monkeypatch, tmp_path, workers):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    done = run(WRITES, workers)
-    done.stdout.fnmatch_lines(["cold boot                 1      30.0    30.00"])
-    assert not list(tmp_path.glob("kvm-events-*"))
+def test_a_run_has_a_file_of_its_own(run, workers):
+    run(WRITES, workers).stdout.fnmatch_lines(["cold boot                 1      30.0    30.00"])
 
 
 def test_a_run_without_guests_has_no_table(run):
     run().stdout.no_fnmatch_line("*where the time*")
+
+
+def test_the_events_of_another_user_are_added(events, tmp_path):
+    (tmp_path / "other").write_text("b\n")
+    events.write_text("a\n")
+    timings.add(tmp_path / "other")
+    assert events.read_text() == "a\nb\n"
+
+
+def test_the_variable_is_that_of_the_option():
+    assert check.EVENTS in {option.variable for option in OPTIONS}

@@ -7,6 +7,7 @@ carries the last observation when it runs out of time.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ import tenacity
 from pytest_kvm.errors import KvmError, WaitTimeout
 
 T = TypeVar("T")
+Clock = Callable[[], float]
+"""Returns seconds that only go up; ``time.monotonic()`` is one."""
 _log = logging.getLogger("pytest_kvm.wait")
 
 
@@ -31,6 +34,7 @@ def wait_until(
     error: type[KvmError] = WaitTimeout,
     details: Callable[[], str] = lambda: "",
     log: logging.Logger = _log,
+    clock: Clock = time.monotonic,
 ) -> T:
     """Call ``condition`` until it returns, and return its value.
 
@@ -44,11 +48,13 @@ def wait_until(
         error: The class raised when time runs out.
         details: Asked once, when time runs out, for facts to add.
         log: Where changes of the observation go.
+        clock: Measures ``timeout``; a guest's stands still while the host has no processor for it.
 
     Raises:
         KvmError: of class ``error``, with the last observation.
     """
     seen = ""
+    begun = clock()
 
     def note(state: tenacity.RetryCallState) -> None:
         nonlocal seen
@@ -60,7 +66,7 @@ def wait_until(
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(NotYet),
-        stop=tenacity.stop_after_delay(timeout),
+        stop=lambda _state: clock() - begun >= timeout,
         wait=tenacity.wait_fixed(every),
         after=note,
     )

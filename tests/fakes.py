@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ class FakeDomain:
         self.name = name
         self.uuid = "00000000-0000-4000-8000-000000000001"
         self.pid: int | None = 4711
+        self.held_up = 0.0
+        """Seconds for which the host had no processor for it."""
         self.done: list[str] = []
         """What was done to it, in order."""
         self.picture = b""
@@ -54,6 +57,9 @@ class FakeDomain:
         self._ended.set()
         while self._callbacks:
             self._callbacks.pop()(reason)
+
+    def clock(self) -> float:
+        return time.monotonic() - self.held_up
 
     def state(self) -> DomainState:
         return self._state
@@ -266,7 +272,7 @@ def fake_machine(
         name=domain.name,
         domain=real_domain,
         shell=real_shell,
-        console=Console(folder / "console.log", None, ended=domain.end_reason),
+        console=Console(folder / "console.log", None, ended=domain.end_reason, clock=domain.clock),
         access=Access(
             port=port, key_file=folder / "key", host_key="ssh-ed25519 AAAA", known_hosts=folder / "kh"
         ),

@@ -6,6 +6,7 @@ Strict: a monitor or agent command that a test has not prepared is an error.
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ class FakeDomain:
         self.name = root.findtext("name", "")
         self.uuid = root.findtext("uuid") or str(uuid.uuid4())
         self.pid: int | None = None
+        self.held_up = 0.0
+        """Seconds for which the host had no processor for it."""
         self.done: list[str] = []
         """What was done to it, in order."""
         self._xml = xml
@@ -46,6 +49,9 @@ class FakeDomain:
             self._ended.set()
             for callback in self._callbacks:
                 callback(reason)
+
+    def clock(self) -> float:
+        return time.monotonic() - self.held_up
 
     def state(self) -> DomainState:
         return self._state

@@ -60,7 +60,13 @@ class GuestAgent:
                     raise
                 raise NotYet(error.brief) from error
 
-        wait_until(answers, describe=f"the agent of {self._domain.name}", timeout=timeout, error=AgentError)
+        wait_until(
+            answers,
+            describe=f"the agent of {self._domain.name}",
+            timeout=timeout,
+            error=AgentError,
+            clock=self._domain.clock,
+        )
 
     def call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
         """Run one agent command (``guest-get-osinfo``) and return its ``return`` value.
@@ -157,7 +163,7 @@ class GuestAgent:
                 raise NotYet("still running")
             return _result(argv, status)
 
-        return wait_until(ended, describe=argv[0], timeout=timeout, every=every)
+        return wait_until(ended, describe=argv[0], timeout=timeout, every=every, clock=self._domain.clock)
 
     def open(self, path: str) -> int:
         """Open a file, FIFO or device that is there for :meth:`write`, and return the agent's handle.

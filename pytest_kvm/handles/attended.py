@@ -56,7 +56,7 @@ def while_alive(machine: Machine, call: Callable[[], T], *, what: str) -> T:
         GuestGone: The guest ended, panicked or fell into emergency mode; with
             the console's tail.
     """
-    watch = ConsoleWatch(machine.console, since=machine.console.offset())
+    watch = ConsoleWatch(machine.console, since=machine.console.offset(), clock=machine.domain.clock)
 
     def check() -> None:
         if not machine.domain.alive():

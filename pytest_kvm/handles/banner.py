@@ -65,7 +65,8 @@ def wait_for_banner(
         SshNeverAnswered: No banner came in time.
         BootFailed: The guest died on the way.
     """
-    deadline = time.monotonic() + timeout
+    clock = climb.machine.domain.clock
+    deadline = clock() + timeout
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         hunt = stack.enter_context(_Hunt(climb.machine, selector, known=known))
@@ -81,7 +82,7 @@ def wait_for_banner(
                     return line
             climb.check()
             suspect(hunt.seen)
-            if time.monotonic() > deadline:
+            if clock() > deadline:
                 raise climb.failure(
                     SshNeverAnswered,
                     f"no SSH banner within {timeout:.0f} s: {hunt.seen}",

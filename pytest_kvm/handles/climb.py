@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -64,12 +65,17 @@ class Climb:
             around: A line of the console that must be shown; else its last lines are.
         """
         name = self.machine.name
-        parts = [self.phases.describe(), details.rstrip("\n"), self._console(around)]
+        parts = [self.phases.describe(), self._held_up(), details.rstrip("\n"), self._console(around)]
         return error(
             f"{name}: {what.removeprefix(f'{name}: ')}",
             details="\n".join(part for part in parts if part),
             resolution=resolution,
         )
+
+    def _held_up(self) -> str:
+        """Say how long the host kept the guest waiting, if it is worth a line."""
+        seconds = time.monotonic() - self.machine.domain.clock()
+        return f"for {seconds:.0f} s in all, the host had no processor for the guest" if seconds >= 1 else ""
 
     def _console(self, around: str) -> str:
         lines = [line for line in self.machine.console.text().splitlines() if line.strip()]

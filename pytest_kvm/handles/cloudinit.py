@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -81,18 +80,20 @@ def wait_for_cloud_init(climb: Climb, *, timeout: float) -> None:
 
 def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
     """Block until cloud-init ends, and return how that was seen and what it says of itself."""
-    shell = climb.machine.shell
-    deadline = time.monotonic() + timeout
+    shell, clock = climb.machine.shell, climb.machine.domain.clock
+    deadline = clock() + timeout
 
     def finished() -> str:
         try:
-            left = max(1.0, deadline - time.monotonic())
+            left = max(1.0, deadline - clock())
             return climb.attended(lambda: shell.run(["sh", "-c", _WAIT], timeout=left)).stdout
         except SshUnavailable as lost:  # user-data may restart the network, or the guest
             raise NotYet(lost.brief) from lost
 
     try:
-        said = wait_until(finished, describe="cloud-init's end", timeout=timeout, error=CloudInitTimeout)
+        said = wait_until(
+            finished, describe="cloud-init's end", timeout=timeout, error=CloudInitTimeout, clock=clock
+        )
     except (CommandTimeout, CloudInitTimeout) as late:
         stages = _STAGE.findall(late.result.stdout) if isinstance(late, CommandTimeout) else []
         raise climb.failure(

@@ -14,12 +14,13 @@ import re
 import socket
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pytest_kvm.errors import GuestGone
 from pytest_kvm.handles.terminal import PlainDecoder, plain
-from pytest_kvm.waiting import NotYet, wait_until
+from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _PIECE = 64 * 1024
 _SEND_TIMEOUT = 10.0
@@ -34,12 +35,21 @@ class Console:
         log: File that QEMU appends every byte to; may not exist yet.
         socket_path: The serial port's unix socket; None if it has none.
         ended: Says why the domain ended, empty while it lives.
+        clock: Measures how long waits take.
     """
 
-    def __init__(self, log: Path, socket_path: Path | None, *, ended: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        log: Path,
+        socket_path: Path | None,
+        *,
+        ended: Callable[[], str] = str,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.log = log
         self._socket_path = socket_path
         self._ended = ended
+        self._clock = clock
 
     def __repr__(self) -> str:
         return f"<Console {self.log} {self.offset()} bytes>"
@@ -101,6 +111,7 @@ class Console:
             timeout=timeout,
             every=0.1,
             details=self.tail,
+            clock=self._clock,
         )
 
     def send(self, text: str) -> None:
@@ -140,7 +151,13 @@ class Console:
             if left or queued:
                 raise NotYet(f"{len(left) + queued} of {len(data)} bytes not taken yet")
 
-        wait_until(taken, describe="the guest to read its console", timeout=_SEND_TIMEOUT, every=0.02)
+        wait_until(
+            taken,
+            describe="the guest to read its console",
+            timeout=_SEND_TIMEOUT,
+            every=0.02,
+            clock=self._clock,
+        )
 
     def read(self, offset: int, limit: int) -> bytes:
         """Return up to ``limit`` bytes of the log, as they are, from an offset on."""

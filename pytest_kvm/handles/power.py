@@ -37,6 +37,7 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
         BootFailed: The guest did not come back; its subclass says where it stuck.
         WaitTimeout: It still runs the same kernel as before.
     """
+    begun = machine.domain.clock()
     # Nothing of the old system survives a reset: whoever answers then is new.
     before = "" if hard else boot_id(machine)
     if hard:
@@ -44,7 +45,8 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
         machine.domain.suspend()
     offset = machine.console.offset()
     phases = Phases(machine.log)
-    climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, since=offset))
+    watch = ConsoleWatch(machine.console, since=offset, clock=machine.domain.clock)
+    climb = Climb(machine=machine, phases=phases, watch=watch)
     if hard:
         machine.domain.reset()
         machine.domain.resume()
@@ -53,14 +55,19 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     machine.shell.close()
 
     def another_boot() -> None:
-        left = max(1.0, timeout - phases.elapsed())
+        left = max(1.0, timeout - (machine.domain.clock() - begun))
         log_in(climb, boot=left, login=min(left, machine.timeouts.login))
         if boot_id(machine) == before:
             machine.shell.close()  # the old system was still shutting down
             raise NotYet("still the boot from before")
 
     wait_until(
-        another_boot, describe=f"{machine.name} to restart", timeout=timeout, every=1.0, log=machine.log
+        another_boot,
+        describe=f"{machine.name} to restart",
+        timeout=timeout,
+        every=1.0,
+        log=machine.log,
+        clock=machine.domain.clock,
     )
 
 
@@ -105,7 +112,7 @@ def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
     """
     if button or not _asked_to_power_off(machine):
         machine.domain.shutdown()
-    ended = machine.domain.wait_end(timeout)
+    ended = _ended_within(machine, timeout)
     machine.shell.close()
     if not ended:
         raise WaitTimeout(
@@ -113,6 +120,14 @@ def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
             details=machine.console.tail(),
             resolution="power_off() pulls the cable",
         )
+
+
+def _ended_within(machine: Machine, timeout: float) -> bool:
+    begun = machine.domain.clock()
+    while (left := timeout - (machine.domain.clock() - begun)) > 0:
+        if machine.domain.wait_end(left):
+            return True
+    return not machine.domain.alive()
 
 
 def _asked_to_power_off(machine: Machine) -> bool:

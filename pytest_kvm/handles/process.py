@@ -16,6 +16,7 @@ from pytest_kvm.handles.channel import Channel, send
 from pytest_kvm.handles.output import Output
 from pytest_kvm.handles.result import CommandResult, label, streams_of
 from pytest_kvm.handles.streams import OUTPUT_LIMIT
+from pytest_kvm.waiting import Clock
 
 _LOOK_EVERY = 0.5
 """Seconds between two looks at whether the guest still lives."""
@@ -38,6 +39,8 @@ class Host:
     """Signal a process group, by a command of its own."""
     timeout: float
     """Seconds to wait where the caller names none."""
+    clock: Clock = time.monotonic
+    """Measures all these seconds."""
     output_limit: int = OUTPUT_LIMIT
     """Bytes kept of each stream."""
 
@@ -93,7 +96,7 @@ class Process:
         """
         seconds = self._host.timeout if timeout is None else timeout
         position = 0
-        while line := self._line(position, time.monotonic() + seconds):
+        while line := self._line(position, self._host.clock() + seconds):
             position += len(line)
             yield line.decode(errors="replace").removesuffix("\n").removesuffix("\r")
 
@@ -113,11 +116,8 @@ class Process:
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
-        deadline = time.monotonic() + (self._host.timeout if timeout is None else timeout)
-        while not self._channel.status_event.wait(min(_LOOK_EVERY, max(0.0, deadline - time.monotonic()))):
-            self._check_alive()
-            if time.monotonic() >= deadline:
-                raise self._timed_out()
+        if not self._ended_within(self._host.timeout if timeout is None else timeout):
+            raise self._timed_out()
         if self._took is None:
             self._took = self._elapsed()
         self._output.drain(self._host.round_trip)
@@ -172,7 +172,7 @@ class Process:
         """
         if self.running:
             self.signal("TERM")
-            if not self._channel.status_event.wait(grace):
+            if not self._ended_within(grace):
                 self.kill()
         try:
             return self.wait(_SIGNAL_WITHIN)
@@ -201,6 +201,14 @@ class Process:
 
     # ------------------------------------------------------------ inside
 
+    def _ended_within(self, seconds: float) -> bool:
+        deadline = self._host.clock() + seconds
+        while not self._channel.status_event.wait(min(_LOOK_EVERY, max(0.0, deadline - self._host.clock()))):
+            self._check_alive()
+            if self._host.clock() >= deadline:
+                return False
+        return True
+
     def _elapsed(self) -> float:
         return time.monotonic() - self._begun
 
@@ -215,11 +223,10 @@ class Process:
                 self._output.drain(self._host.round_trip)
                 continue
             self._check_alive()
-            if time.monotonic() >= deadline:
+            left = deadline - self._host.clock()
+            if left <= 0:
                 raise self._timed_out()
-            self._output.await_change(
-                lambda: out.line_at(position) is not None, min(_LOOK_EVERY, deadline - time.monotonic())
-            )
+            self._output.await_change(lambda: out.line_at(position) is not None, min(_LOOK_EVERY, left))
         if not line:
             self._check_alive()
         return line

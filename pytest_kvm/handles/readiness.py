@@ -11,7 +11,6 @@ broken ends the climb when it says so, not at the deadline.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Sequence
 
 from pytest_kvm.errors import (
@@ -51,10 +50,12 @@ def climb_to_ready(
     Raises:
         BootFailed: Its subclass names the rung.
     """
-    climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console))
+    clock = machine.domain.clock
+    begun = clock() - phases.elapsed()
+    climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, clock=clock))
 
     def left(own: float) -> float:
-        return own if boot_timeout is None else max(0.0, boot_timeout - phases.elapsed())
+        return own if boot_timeout is None else max(0.0, boot_timeout - (clock() - begun))
 
     log_in(climb, boot=left(machine.timeouts.boot), login=left(machine.timeouts.login))
     wait_for_cloud_init(climb, timeout=left(machine.timeouts.cloud_init))
@@ -80,9 +81,10 @@ def log_in(climb: Climb, *, boot: float, login: float) -> None:
         LoginRefused: sshd refused the key, or showed a foreign host key.
         BootFailed: The guest died on the way.
     """
-    line = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb))
+    clock = climb.machine.domain.clock
+    line = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb, clock=clock))
     climb.phases.reached("banner")
-    attempts = _Attempts(climb, line, until=time.monotonic() + login)
+    attempts = _Attempts(climb, line, until=clock() + login)
     try:
         wait_until(
             attempts.make,
@@ -91,6 +93,7 @@ def log_in(climb: Climb, *, boot: float, login: float) -> None:
             every=_LOGIN_PAUSE,
             error=LoginRefused,
             log=climb.machine.log,
+            clock=clock,
         )
     except (LoginRefused, SshNeverAnswered) as error:
         last = attempts.refusal or error
@@ -108,7 +111,7 @@ class _Attempts:
     Args:
         climb: The boot.
         line: Where sshd's banner waits for the first of them.
-        until: When the last has to be over (``time.monotonic()``).
+        until: When the last has to be over, by the guest's clock.
     """
 
     def __init__(self, climb: Climb, line: socket.socket, *, until: float) -> None:
@@ -137,7 +140,9 @@ class _Attempts:
                 line.close()
 
     def _next_line(self) -> socket.socket:
-        return wait_for_banner(self._climb, timeout=self._until - time.monotonic(), known=True)
+        return wait_for_banner(
+            self._climb, timeout=self._until - self._climb.machine.domain.clock(), known=True
+        )
 
 
 _WHY_REFUSED = (

@@ -102,6 +102,7 @@ def renew(machine: Machine, wish: Renewal | None = None, *, parked: Parked | Non
             timeout=_CONNECTED_WITHIN if parked is None else machine.timeouts.agent,
             every=_LOOK_EVERY,
             error=AgentError,
+            clock=machine.domain.clock,
         )
         failed = _renewed_by_agent(agent, wish, parked=parked, timeouts=machine.timeouts)
     except AgentError as absent:
@@ -133,6 +134,7 @@ def park(machine: Machine) -> Parked | None:
             describe=f"{machine.name} to be ready to be renewed",
             timeout=machine.timeouts.agent,
             every=0.02,
+            clock=machine.domain.clock,
         )
     except (AgentError, WaitTimeout) as error:
         machine.log.info("%s: nothing is parked: %s", machine.name, error.brief)

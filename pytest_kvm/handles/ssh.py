@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -22,7 +23,7 @@ from pytest_kvm.handles.machine import Access
 from pytest_kvm.handles.process import Host, Process
 from pytest_kvm.handles.result import CommandResult, label
 from pytest_kvm.settings import Timeouts
-from pytest_kvm.waiting import NotYet, wait_until
+from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _LINKS = 8
 """Connections to one guest; each carries as many commands as sshd's MaxSessions (10) allows."""
@@ -38,6 +39,7 @@ class SshShell:
         timeouts: Already scaled for the accelerator.
         is_alive: Says whether the guest's domain still runs.
         end_reason: Says why it does not.
+        clock: Measures how long commands take.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SshShell:
         timeouts: Timeouts,
         is_alive: Callable[[], bool],
         end_reason: Callable[[], str],
+        clock: Clock = time.monotonic,
     ) -> None:
         self._access = access
         self._guest = log.name.removeprefix("pytest_kvm.")
@@ -55,6 +58,7 @@ class SshShell:
         self._timeouts = timeouts
         self._is_alive = is_alive
         self._end_reason = end_reason
+        self._clock = clock
         self._links: list[Link] = []
         self._opening = threading.Lock()
         self._processes: list[Process] = []
@@ -194,6 +198,7 @@ class SshShell:
             round_trip=link.round_trip,
             send_signal=partial(self._send_signal, as_root=user is not None and self._access.user != "root"),
             timeout=self._timeouts.command,
+            clock=self._clock,
         )
 
     # ------------------------------------------------------------ inside
@@ -243,6 +248,7 @@ class SshShell:
             timeout=within,
             error=SshUnavailable,
             log=self._log,
+            clock=self._clock,
         )
 
     def _try_login(self) -> Link:

@@ -146,6 +146,7 @@ def wait_until_succeeds(
             every=every,
             details=lambda: last,
             log=machine.log,
+            clock=machine.domain.clock,
         )
 
     return while_alive(machine, waited, what=f"{command!r} to succeed")
@@ -165,21 +166,27 @@ def wait_for_log(
     regex = re.compile(pattern)
     last = "nothing"
 
-    def matching(lines: Iterator[str]) -> str:
+    def matching(lines: Iterator[str]) -> str | None:
         nonlocal last
         for line in lines:
             last = line.rstrip("\n")
             if regex.search(last):
                 return last
-        raise WaitTimeout(
-            f"{machine.name}: timed out after {timeout:.0f} s waiting for /{regex.pattern}/ in the journal; "
-            f"last seen: {last[:200]}"
-        )
+        return None
 
-    argv = ["timeout", str(math.ceil(timeout)), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
-    with machine.shell.start(argv, user="root") as journal:
-        what = f"/{regex.pattern}/ in the journal"
-        return while_alive(machine, lambda: matching(journal.lines(timeout=timeout + _SLACK)), what=what)
+    def looked(seconds: float) -> str | None:
+        argv = ["timeout", str(math.ceil(seconds)), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
+        with machine.shell.start(argv, user="root") as journal:
+            lines = journal.lines(timeout=seconds + _SLACK)
+            return while_alive(machine, lambda: matching(lines), what=f"/{regex.pattern}/ in the journal")
+
+    for left in _time_left(machine, timeout):
+        if (line := looked(left)) is not None:
+            return line
+    raise WaitTimeout(
+        f"{machine.name}: timed out after {timeout:.0f} s waiting for /{regex.pattern}/ in the journal; "
+        f"last seen: {last[:200]}"
+    )
 
 
 def _looped(
@@ -190,28 +197,50 @@ def _looped(
     Returns:
         None when the probe says yes, else what it saw when it said "never".
     """
-    values = {"LIMIT": str(math.ceil(timeout)), "EVERY": str(every), "PROBE": probe}
-    script = re.sub("|".join(values), lambda match: values[match[0]], _LOOP)
-    argv = ["sh", "-c", script, "sh", *arguments]
+    exit_code, errors, seen = _TIMED_OUT, "", "nothing"
+    for left in _time_left(machine, timeout):
+        argv = ["sh", "-c", _loop(probe, limit=left, every=every), "sh", *arguments]
+        result = _run_loop(machine, argv, what=what, timeout=left + _SLACK)
+        exit_code, errors = result.exit_code, result.stderr
+        seen = result.stdout.rstrip("\n").rpartition("\n")[2] or "nothing"
+        if exit_code == 0:
+            return None
+        if exit_code == _FAILED:
+            return seen
+        if exit_code != _TIMED_OUT:
+            break
+    raise WaitTimeout(
+        f"{machine.name}: timed out after {timeout:.0f} s waiting for {what}; last seen: {seen}",
+        details="" if exit_code == _TIMED_OUT else f"the wait itself ended with {exit_code}\n{errors}",
+    )
+
+
+def _loop(probe: str, *, limit: float, every: float) -> str:
+    values = {"LIMIT": str(math.ceil(limit)), "EVERY": str(every), "PROBE": probe}
+    return re.sub("|".join(values), lambda match: values[match[0]], _LOOP)
+
+
+def _run_loop(machine: Machine, argv: list[str], *, what: str, timeout: float) -> CommandResult:
     try:
-        result = while_alive(
-            machine, lambda: machine.shell.run(argv, timeout=timeout + _SLACK, check=False), what=what
-        )
+        return while_alive(machine, lambda: machine.shell.run(argv, timeout=timeout, check=False), what=what)
     except CommandTimeout as late:
         raise WaitTimeout(
             f"{machine.name}: hangs: a wait for {what} did not even end at its own time-out",
             details=late.details,
         ) from late
-    exit_code, errors = result.exit_code, result.stderr
-    seen = result.stdout.rstrip("\n").rpartition("\n")[2] or "nothing"
-    if exit_code == 0:
-        return None
-    if exit_code == _FAILED:
-        return seen
-    raise WaitTimeout(
-        f"{machine.name}: timed out after {timeout:.0f} s waiting for {what}; last seen: {seen}",
-        details="" if exit_code == _TIMED_OUT else f"the wait itself ended with {exit_code}\n{errors}",
-    )
+
+
+def _time_left(machine: Machine, timeout: float) -> Iterator[float]:
+    """Yield the seconds of a wait that are left, until none are.
+
+    What waits in the guest ends by the guest's own clock, which goes on while
+    the host has no processor for it: it is started again for what it lost.
+    """
+    begun = machine.domain.clock()
+    left = timeout
+    while left > 0:
+        yield left
+        left = timeout - (machine.domain.clock() - begun)
 
 
 def _unit_details(machine: Machine, unit: str) -> str:

@@ -56,6 +56,14 @@ class Domain(Protocol):
         """QEMU's process id on this host; None where it cannot be known."""
         ...
 
+    def clock(self) -> float:
+        """Return seconds that pass while the guest can go on: what its deadlines are measured in.
+
+        Like ``time.monotonic()``, but it stands still while the guest has
+        something to do and the host has no processor for it.
+        """
+        ...
+
     def state(self) -> DomainState:
         """Ask the hypervisor; a domain that is gone is shut off."""
         ...

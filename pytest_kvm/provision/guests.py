@@ -229,13 +229,18 @@ def assembled(
         port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=order.spec.login
     )
     shell = SshShell(
-        access, log=order.log, timeouts=host.timeouts, is_alive=domain.alive, end_reason=domain.end_reason
+        access,
+        log=order.log,
+        timeouts=host.timeouts,
+        is_alive=domain.alive,
+        end_reason=domain.end_reason,
+        clock=domain.clock,
     )
     return Machine(
         name=order.name,
         domain=domain,
         shell=shell,
-        console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason),
+        console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
         access=access,
         folder=folder,
         timeouts=host.timeouts,

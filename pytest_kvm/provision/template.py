@@ -149,6 +149,7 @@ def _log_out(machine: Machine) -> None:
         timeout=_GOODBYE_WITHIN,
         every=0.02,
         error=DomainFailed,
+        clock=machine.domain.clock,
     )
 
 

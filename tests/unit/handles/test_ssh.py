@@ -40,13 +40,14 @@ def server(tmp_path):
 def shell_to(life):
     shells = []
 
-    def make(access, **timeouts):
+    def make(access, *, clock=time.monotonic, **timeouts):
         shell = SshShell(
             access,
             log=logging.getLogger("pytest_kvm.web"),
             timeouts=Timeouts(**{"login": 5.0, "command": 20.0, **timeouts}),
             is_alive=lambda: life.alive,
             end_reason=lambda: "the cable was pulled",
+            clock=clock,
         )
         shells.append(shell)
         return shell
@@ -126,9 +127,13 @@ def test_lines_are_told_to_the_guests_log(shell, caplog):
 # ---------------------------------------------------------------- time and life
 
 
-def test_a_time_out_keeps_the_partial_output_and_kills_the_command_with_its_children(shell):
+def test_a_time_out_keeps_the_partial_output_and_kills_the_command_with_its_children(
+    server, shell_to, caplog
+):
+    caplog.set_level(logging.INFO, "pytest_kvm.web")
+    shell = shell_to(server.access(), clock=lambda: 60.0 * any("out: " in text for text in caplog.messages))
     with pytest.raises(CommandTimeout, match="still running") as e:
-        shell.run("echo $$; sleep 60; echo never", timeout=0.5)
+        shell.run("echo $$; sleep 60; echo never", timeout=30)
     pid = int(e.value.result.stdout)
     assert e.value.result.exit_code == -1
     assert process_is_gone(pid)

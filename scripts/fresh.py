@@ -31,6 +31,8 @@ PACKAGES = ("git", "make", "python3")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 CERTIFICATES_THERE = Path("/root/certificates.crt")
 """Not where they are here: the package ca-certificates writes that file anew."""
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENTER = """\
 set -eu
 root=$1
@@ -85,10 +87,13 @@ def try_in(folder: Path, suite: str) -> None:
             ENTER,
             "fresh",
             root,
+            "env",
+            "--ignore-environment",
+            *(f"{name}={value}" for name, value in environment().items()),
             "make",
             "demo",
         ]
-        namespace.run(argv, timeout=TIMEOUT, env=environment(), on_line=say)
+        namespace.run(argv, timeout=TIMEOUT, on_line=say)
     finally:
         namespace.remove_tree(root)
 
@@ -103,11 +108,11 @@ def take_along(root: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the variables by which programs in there find their home and the certificates."""
-    names = (
-        ("CURL_CA_BUNDLE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE") if CERTIFICATES.exists() else ()
-    )
-    return {"HOME": "/root"} | dict.fromkeys(names, str(CERTIFICATES_THERE))
+    """Return all variables of programs in there: of ours, they have the proxies and the certificates."""
+    proxies = {name: value for name, value in os.environ.items() if name.lower() in PROXIES}
+    names = ("CURL_CA_BUNDLE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+    certificates = dict.fromkeys(names if CERTIFICATES.exists() else (), str(CERTIFICATES_THERE))
+    return {"HOME": "/root", "PATH": PATH, **proxies, **certificates}
 
 
 def say(line: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
+from scripts.check import EVENTS
+from tests import timings
 
 SUITE = """
 import pytest_kvm as kvm
@@ -66,9 +68,18 @@ def command(work, uri, cache_dir):
     ]
 
 
-def finish(argv, work, **options):
-    finished = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, **options)
+def finish(argv, work, environment):
+    events = work / "events.jsonl"  # the run's own file is not to be reached from in there
+    finished = subprocess.run(
+        argv,
+        env={**environment, EVENTS: str(events)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    timings.add(events)
     assert "1 passed" in finished.stdout
     assert [path.name for path in (work / "r" / RUNS).iterdir()] == ["guard"]
 
@@ -101,7 +112,7 @@ def test_session(pytestconfig, work):
     cache_dir = readable(settings_stashed(pytestconfig).cache_dir, work)
     shell = ["bash", "-c", '"$@"; exit $?', "bash"]
     argv = [*NAMESPACES, *rights, *shell, *prefix, *command(work, "qemu:///session", cache_dir)]
-    finish(argv, work, env=environment)
+    finish(argv, work, environment)
 
 
 def test_system(pytestconfig, work):
@@ -109,4 +120,5 @@ def test_system(pytestconfig, work):
     cache_dir = settings_stashed(pytestconfig).cache_dir
     rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     shell = ["bash", "-c", SYSTEM.format(state=" ".join(STATE)), "bash"]
-    finish([*NAMESPACES, *rights, "--net", *shell, *command(work, "qemu:///system", cache_dir)], work)
+    argv = [*NAMESPACES, *rights, "--net", *shell, *command(work, "qemu:///system", cache_dir)]
+    finish(argv, work, dict(os.environ))

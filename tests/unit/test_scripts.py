@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import clean, leftovers, setup
+from scripts import clean, fresh, leftovers, setup
 
 
 @pytest.fixture
@@ -231,3 +231,12 @@ def test_what_another_version_of_the_script_left_is_made_anew(checkout, monkeypa
     setup.STAMP.write_text('{"inputs": "", "extras": []}')
     assert not setup.is_up_to_date(dev=False)
     assert installed(monkeypatch, dev=False)[0].startswith("python3 -m venv")
+
+
+def test_a_fresh_machine_has_none_of_our_variables_but_proxies(monkeypatch):
+    monkeypatch.setenv("PYTEST_KVM_EVENTS", "/proc/1/fd/3")
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    there = fresh.environment()
+    assert there["HOME"] == "/root"
+    assert there["https_proxy"] == "http://proxy:3128"
+    assert "PYTEST_KVM_EVENTS" not in there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -11,10 +10,10 @@ import libvirt
 from pytest_kvm.errors import DomainFailed
 from pytest_kvm.host.reaping import HostProcess
 from pytest_kvm.hypervisor import migration, monitor, revival, screens
+from pytest_kvm.hypervisor.clock import GuestClock
 from pytest_kvm.hypervisor.errors import translated
 from pytest_kvm.hypervisor.forks import ProcessBound
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
-from pytest_kvm.hypervisor.processes import held_up, stolen
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots
 
@@ -54,9 +53,7 @@ class LibvirtDomain:
         self._process = process
         self._uuid: str = domain.UUIDString()
         self._snapshots = Snapshots(self)
-        self._held_up = 0.0
-        self._stolen_before = stolen()
-        self._latest = 0.0
+        self._clock = GuestClock(self.pid)
 
     def __repr__(self) -> str:
         state = "alive" if self.alive() else self.end_reason()
@@ -79,11 +76,7 @@ class LibvirtDomain:
 
     def clock(self) -> float:
         """Return seconds that pass while the guest can go on; see the protocol."""
-        if self.pid is not None:  # of a QEMU that has ended, the last that was seen
-            self._held_up = max(self._held_up, held_up(self.pid))
-        now = time.monotonic() - self._held_up - (stolen() - self._stolen_before)
-        self._latest = max(self._latest, now)  # a delay is known only when it is over
-        return self._latest
+        return self._clock.now()
 
     def state(self) -> DomainState:
         """Ask libvirt; a domain that is gone is shut off."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import tenacity
@@ -58,11 +58,9 @@ def wait_until(
 
     def note(state: tenacity.RetryCallState) -> None:
         nonlocal seen
-        outcome = state.outcome
-        now = str(outcome.exception()) if outcome else ""
-        if now != seen:
-            seen = now
-            log.debug("waiting for %s: %s", describe, now)
+        before, seen = seen, str(state.outcome.exception()) if state.outcome else ""
+        if before != seen:
+            log.debug("waiting for %s: %s", describe, seen)
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(NotYet),
@@ -72,9 +70,20 @@ def wait_until(
     )
     try:
         return retrying(condition)
-    except tenacity.RetryError as last:
-        observed = str(last.last_attempt.exception())
+    except tenacity.RetryError:
         raise error(
-            f"timed out after {timeout:.0f} s waiting for {describe}; last seen: {observed or 'nothing'}",
+            f"timed out after {timeout:.0f} s waiting for {describe}; last seen: {seen or 'nothing'}",
             details=details(),
         ) from None
+
+
+def time_left(timeout: float, *, clock: Clock) -> Iterator[float]:
+    """Yield the seconds that are left of a time-out, at least once, until none are.
+
+    For what ends by a clock that goes on while ``clock`` stands still: it is
+    begun again for what it has lost.
+    """
+    begun = clock()
+    yield timeout
+    while (left := timeout - (clock() - begun)) > 0:
+        yield left

@@ -12,7 +12,7 @@ from pytest_kvm.handles.diagnosis import ConsoleWatch
 from pytest_kvm.handles.machine import Machine
 from pytest_kvm.handles.phases import Phases
 from pytest_kvm.handles.readiness import log_in
-from pytest_kvm.waiting import NotYet, wait_until
+from pytest_kvm.waiting import NotYet, time_left, wait_until
 
 _ASK_TIMEOUT = 30.0
 _RESTARTED = r"reboot: (?:Restarting system|machine restart)|SeaBIOS \(version|Linux version \d"
@@ -112,7 +112,7 @@ def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
     """
     if button or not _asked_to_power_off(machine):
         machine.domain.shutdown()
-    ended = _ended_within(machine, timeout)
+    ended = any(map(machine.domain.wait_end, time_left(timeout, clock=machine.domain.clock)))
     machine.shell.close()
     if not ended:
         raise WaitTimeout(
@@ -120,14 +120,6 @@ def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
             details=machine.console.tail(),
             resolution="power_off() pulls the cable",
         )
-
-
-def _ended_within(machine: Machine, timeout: float) -> bool:
-    begun = machine.domain.clock()
-    while (left := timeout - (machine.domain.clock() - begun)) > 0:
-        if machine.domain.wait_end(left):
-            return True
-    return not machine.domain.alive()
 
 
 def _asked_to_power_off(machine: Machine) -> bool:

@@ -2,7 +2,9 @@
 
 Every script below prints what it sees when that changes, and gives up by
 itself, so nothing is left running when the host stops listening. Time is read
-from ``/proc/uptime``, which costs no process and does not jump.
+from ``/proc/uptime``, which costs no process and does not jump. As it goes on
+while the host has no processor for the guest, a wait is begun again for what it
+has lost by that.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pytest_kvm.handles.attended import while_alive
 from pytest_kvm.handles.commandline import Command
 from pytest_kvm.handles.machine import Machine
 from pytest_kvm.handles.terminal import plain
-from pytest_kvm.waiting import NotYet, wait_until
+from pytest_kvm.waiting import NotYet, time_left, wait_until
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.result import CommandResult
@@ -175,12 +177,13 @@ def wait_for_log(
         return None
 
     def looked(seconds: float) -> str | None:
-        argv = ["timeout", str(math.ceil(seconds)), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
+        limit = max(1, math.ceil(seconds))  # none at all is what 0 means to timeout(1)
+        argv = ["timeout", str(limit), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
         with machine.shell.start(argv, user="root") as journal:
             lines = journal.lines(timeout=seconds + _SLACK)
             return while_alive(machine, lambda: matching(lines), what=f"/{regex.pattern}/ in the journal")
 
-    for left in _time_left(machine, timeout):
+    for left in time_left(timeout, clock=machine.domain.clock):
         if (line := looked(left)) is not None:
             return line
     raise WaitTimeout(
@@ -198,7 +201,7 @@ def _looped(
         None when the probe says yes, else what it saw when it said "never".
     """
     exit_code, errors, seen = _TIMED_OUT, "", "nothing"
-    for left in _time_left(machine, timeout):
+    for left in time_left(timeout, clock=machine.domain.clock):
         argv = ["sh", "-c", _loop(probe, limit=left, every=every), "sh", *arguments]
         result = _run_loop(machine, argv, what=what, timeout=left + _SLACK)
         exit_code, errors = result.exit_code, result.stderr
@@ -228,19 +231,6 @@ def _run_loop(machine: Machine, argv: list[str], *, what: str, timeout: float) -
             f"{machine.name}: hangs: a wait for {what} did not even end at its own time-out",
             details=late.details,
         ) from late
-
-
-def _time_left(machine: Machine, timeout: float) -> Iterator[float]:
-    """Yield the seconds of a wait that are left, until none are.
-
-    What waits in the guest ends by the guest's own clock, which goes on while
-    the host has no processor for it: it is started again for what it lost.
-    """
-    begun = machine.domain.clock()
-    left = timeout
-    while left > 0:
-        yield left
-        left = timeout - (machine.domain.clock() - begun)
 
 
 def _unit_details(machine: Machine, unit: str) -> str:

@@ -71,6 +71,14 @@ def test_a_line_of_the_journal_is_waited_for(guest):
         talker.wait()
 
 
+def test_a_wait_without_time_looks_once(guest):
+    guest.wait_for_file("/etc/hostname", timeout=0)
+    with pytest.raises(WaitTimeout, match=r"/nonexistent to be there; last seen: absent"):
+        guest.wait_for_file("/nonexistent", timeout=0)
+    with pytest.raises(WaitTimeout, match=r"/never logged/ in the journal"):
+        guest.wait_for_log("never logged", timeout=0)
+
+
 def test_waits_in_vain_tell_what_was_seen_last(guest):
     with pytest.raises(WaitTimeout, match=r"port 9 of localhost to be open; last seen: closed"):
         guest.wait_for_port(9, timeout=1)

@@ -65,6 +65,12 @@ def test_what_waits_in_the_guest_is_started_again_for_what_it_lost(machine, shel
     assert limits_of(shell) == ["10", "6", "2"]
 
 
+def test_it_looks_once_where_there_is_no_time(machine, shell, clock):
+    shell.expect("sh -c", clock.at(1, FOUND))
+    waits.wait_for_file(machine, "/x", absent=False, timeout=0)
+    assert limits_of(shell) == ["0"]
+
+
 def test_it_is_not_once_the_time_is_over(machine, shell, clock):
     shell.expect("sh -c", clock.at(5, LATE), clock.at(11, LATE))
     with pytest.raises(WaitTimeout, match="timed out after 10 s waiting for /x .*; last seen: absent"):

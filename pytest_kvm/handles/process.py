@@ -170,11 +170,11 @@ class Process:
         Args:
             grace: Seconds between the two.
         """
-        if self.running:
-            self.signal("TERM")
-            if not self._ended_within(grace):
-                self.kill()
         try:
+            if self.running:
+                self.signal("TERM")
+                if not self._ended_within(grace):
+                    self.kill()
             return self.wait(_SIGNAL_WITHIN)
         finally:
             self.release()

@@ -1,55 +1,75 @@
 """What the pages' examples need, and what runs them.
 
 Python blocks are run by Sybil, files named ``*_example.py`` by pytest itself.
+
+Each guest here is somebody else's too, as a spec of its own is a cold boot of its own:
+``machine`` is that of most tests, ``web`` that of ``example_suites/packages``, ``server``
+that of ``tests/guests/test_spec.py``.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
 import pytest_kvm as kvm
 
-if TYPE_CHECKING:
-    import pytest
-
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()], patterns=["*.md"], excludes=["_build/**"]
 ).pytest()
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One guest serves all pages: those that switch it off come last."""
-    items.sort(key=lambda item: item.path.name == "power_example.py")
+DATA = Path(__file__).with_name("data.raw")
+"""What the server is shown as a disk."""
 
 
-@kvm.guest(scope="session")
+@kvm.guest(scope="module")
 def machine() -> kvm.GuestSpec:
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+
+@kvm.guest(scope="module")
+def web() -> kvm.GuestSpec:
     return kvm.GuestSpec(
-        "debian-13",
-        vcpus=1,
-        hostname="machine",
-        timezone="Europe/Berlin",
         packages=["nginx-light"],
         units=["nginx.service"],
+        cloud_init=kvm.CloudInit(files=[kvm.File("/var/www/html/hello", "hello\n")]),
+    )
+
+
+@kvm.guest(scope="module")
+def server() -> kvm.GuestSpec:
+    return kvm.GuestSpec(
+        memory="768MiB",
+        hostname="server.example.org",
+        timezone="Europe/Berlin",
+        root_size="9GiB",
         disks=[
             kvm.Disk(size="1GiB", serial="scratch"),
             kvm.Disk(size="64MiB", bus="scsi", format="raw", serial="small"),
+            kvm.Disk(file=DATA, serial="data"),
+            kvm.Disk(file=DATA, bus="usb", readonly=True),
         ],
         nics=[
             kvm.Nic(mac="52:54:00:00:00:77"),
             kvm.Nic(mac="52:54:00:00:00:78", link="down", dhcp=False),
         ],
         cloud_init=kvm.CloudInit(
-            users=[kvm.User("alice", sudo=False, groups=["systemd-journal"])],
-            files=[kvm.File("/etc/app/app.conf", "listen = 8080\n", mode=0o640, owner="alice:alice")],
-            run_commands=["echo provisioned >/var/tmp/state", ["touch", "/var/tmp/a file"]],
+            users=[kvm.User("alice", groups=["systemd-journal"]), kvm.User("bob", sudo=False)],
+            files=[
+                kvm.File("/etc/app/app.conf", "listen = 8080\n", mode=0o640, owner="alice:alice"),
+                kvm.File("/etc/app/key", bytes(range(256)), mode=0o400),
+                kvm.File("/etc/systemd/system/app.service", "[Service]\nExecStart=sleep infinity\n"),
+            ],
+            run_commands=["systemctl start --no-block app", ["touch", "/var/tmp/a file; not two"]],
             user_data={"bootcmd": ["touch /run/early"]},
+            vendor_data={"final_message": "the server is made"},
         ),
-        cmdline_extra="systemd.show_status=true",
+        units=["app.service"],
+        console="virtio",
+        cmdline_extra="app.mode=test",
         xml=with_title,
     )
 

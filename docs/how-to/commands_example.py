@@ -39,9 +39,9 @@ def test_input_environment_folder_and_user(machine: kvm.Guest) -> None:
         input="hello\n",
         env={"GREETING": "hi there"},
         cwd="/tmp",
-        user="alice",
+        user="www-data",
     )
-    assert result.stdout == "hello hi there /tmp alice\n"
+    assert result.stdout == "hello hi there /tmp www-data\n"
 
 
 def test_a_time_out_keeps_what_was_written(machine: kvm.Guest) -> None:

@@ -11,10 +11,10 @@ from pytest_kvm.errors import RemoteFileMissing
 
 
 def test_text_is_written_and_read(machine: kvm.Guest) -> None:
-    machine.write_text("/srv/app/motd", "hello\n", mode=0o600, owner="alice:alice")
+    machine.write_text("/srv/app/motd", "hello\n", mode=0o600, owner="www-data:www-data")
     machine.write_text("/srv/app/motd", "again\n", append=True)
     assert machine.read_text("/srv/app/motd") == "hello\nagain\n"
-    assert machine.run(["stat", "-c", "%U %a", "/srv/app/motd"]).stdout == "alice 600\n"
+    assert machine.run(["stat", "-c", "%U %a", "/srv/app/motd"]).stdout == "www-data 600\n"
 
 
 def test_a_file_goes_in_and_comes_out(machine: kvm.Guest, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 import pytest_kvm as kvm
 
 
-def test_each_attempt_begins_at_the_same_point(machine: kvm.Guest) -> None:
+def test_each_attempt_begins_at_the_same_point(web: kvm.Guest) -> None:
     for damage in ("rm /etc/nginx/nginx.conf", "echo nonsense >/etc/nginx/nginx.conf"):
-        with machine.savepoint():
-            machine.run(damage)
-            assert not machine.run(["nginx", "-t"], check=False).ok
-    assert machine.run(["nginx", "-t"]).ok
+        with web.savepoint():
+            web.run(damage)
+            assert not web.run(["nginx", "-t"], check=False).ok
+    assert web.run(["nginx", "-t"]).ok
 
 
 def test_back_and_forth(machine: kvm.Guest) -> None:

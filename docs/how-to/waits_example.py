@@ -7,16 +7,16 @@ import pytest
 import pytest_kvm as kvm
 
 
-def test_a_service_comes_up(machine: kvm.Guest) -> None:
-    machine.run(["systemctl", "restart", "--no-block", "nginx"])
-    machine.wait_for_unit("nginx.service")
-    machine.wait_for_port(80)
+def test_a_service_comes_up(web: kvm.Guest) -> None:
+    web.run(["systemctl", "restart", "--no-block", "nginx"])
+    web.wait_for_unit("nginx.service")
+    web.wait_for_port(80)
 
 
-def test_a_port_closes(machine: kvm.Guest) -> None:
-    machine.run(["systemctl", "stop", "nginx"])
-    machine.wait_for_port(80, closed=True)
-    machine.run(["systemctl", "start", "nginx"])
+def test_a_port_closes(web: kvm.Guest) -> None:
+    web.run(["systemctl", "stop", "nginx"])
+    web.wait_for_port(80, closed=True)
+    web.run(["systemctl", "start", "nginx"])
 
 
 def test_a_unit_that_failed_ends_the_wait(machine: kvm.Guest) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -70,10 +69,8 @@ def test_qemu_died(kvm_guests, monkeypatch):
     assert speaks.wait(120)
     (pid,) = qemu_of(uuids[-1])
     os.kill(pid, signal.SIGKILL)
-    killed = time.monotonic()
     with pytest.raises(errors.QemuDied, match="while the guest was booting: .*(signal 9|SIGKILL|killed)"):
         guest.wait_ready()
-    assert time.monotonic() - killed < 10
 
 
 def qemu_of(uuid):

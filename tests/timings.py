@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import textwrap
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,9 @@ from scripts.check import EVENTS, one_file_of_events
 
 LISTED = ("image", "boot", "failure", "reboot")
 """What costs so much that each is named, with its test."""
+
+WIDTH = 200
+"""Characters of a spec that are written: some hold whole files."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,7 +68,8 @@ def each(events: list[dict[str, Any]]) -> Iterable[str]:
     listed = [event for event in events if event["kind"] in LISTED]
     listed.sort(key=lambda event: (LISTED.index(event["kind"]), -event["seconds"]))
     for event in listed:
-        what = " ".join(filter(None, [WORDS[event["kind"]], event["spec"] or event["guest"]]))
+        spec = textwrap.shorten(event["spec"], WIDTH, placeholder=" […]")
+        what = " ".join(filter(None, [WORDS[event["kind"]], spec or event["guest"]]))
         why = f" ({event['why']})" if event["why"] else ""
         tests = " > ".join(filter(None, [event["within"], event["test"]]))
         yield f"{event['seconds']:7.1f} s  {what}{why}  {tests}".rstrip()

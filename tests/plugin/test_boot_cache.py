@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.templates import entry, records
-from tests.plugin.inner_suite import InnerSuite
 
 # The n-th state that a process saves or loads is the last thing it does.
 KILLED_AT = """
@@ -33,40 +28,6 @@ def killed(domain, *, doing):
 
 migration._finished = killed
 """
-
-FULL_WHEN_FREEZING = """
-import os, shutil
-from pytest_kvm.hypervisor import migration
-
-save = migration.save
-
-
-def full(domain, target):
-    with open({folder!r} + "/filler", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage({folder!r}).free)
-    save(domain, target)
-
-
-migration.save = full
-"""
-
-
-@pytest.fixture(scope="module")
-def new_suite(tmp_path_factory, pytestconfig):
-    """Make a suite whose cache is empty."""
-    outer = settings_stashed(pytestconfig).cache_dir
-    made = []
-    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as parent:
-
-        def new_suite():
-            run_dir = Path(parent) / str(len(made))
-            run_dir.mkdir(mode=0o700)
-            made.append(InnerSuite(tmp_path_factory.mktemp("inner"), run_dir=run_dir, outer=outer))
-            return made[-1]
-
-        yield new_suite
-    for suite in made:
-        suite.remove()
 
 
 @pytest.fixture(scope="module")
@@ -172,40 +133,3 @@ def test_refresh_makes_it_again(suite, first):
     assert refreshed.made.isdisjoint(first.made)
     assert len(suite.entries) == 1
     assert old not in suite.entries
-
-
-def test_without_templates_resets_work_as_well(suite, first):
-    before = suite.entries
-    cold = suite.run("--kvm-cache=off")
-    assert cold.is_fine(), cold.output
-    assert cold.ways[0]["kvm_guest_vm"].endswith("(the boot cache is off)")
-    assert cold.ways[1]["kvm_reset_vm"].startswith("load ")
-    assert suite.entries == before
-
-
-def test_snapshots_do_the_same(new_suite):
-    suite = new_suite()
-    result = suite.run("--kvm-clone=snapshot", "--kvm-pool=0")
-    assert result.is_fine(), result.output
-    assert "clone snapshot " in result.ways[0]["kvm_guest_vm"]
-    assert result.ways[1]["kvm_reset_vm"].startswith("snapshot ")
-    suite.check_nothing_runs()
-    suite.check_no_litter()
-
-
-def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):
-    suite = new_suite()
-    own = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-    mounted = f"mount -t tmpfs -o size=1g tmpfs {shlex.quote(str(suite.templates))} && "
-    show = f"; code=$?; find {shlex.quote(str(suite.templates))}; exit $code"
-    result = suite.run(
-        sabotage=FULL_WHEN_FREEZING.format(folder=str(suite.templates)),
-        within=["unshare", "--mount", *own, "sh", "-c", f'{mounted} "$@" {show}', "sh"],
-    )
-    assert result.is_fine(), result.output
-    assert result.ways[0]["kvm_guest_vm"].startswith("boot cold ")
-    assert "cow: " in result.ways[0]["kvm_guest_vm"]
-    assert "/filler" in result.output
-    assert f"{suite.templates}/entries/" not in result.output
-    assert f"{suite.templates}/current/" not in result.output
-    suite.check_nothing_runs()

@@ -13,7 +13,7 @@ from tests import timings
 EVENTS = [
     {"kind": "image", "seconds": 40.0, "guest": "", "why": "debian-13"},
     {"kind": "boot", "seconds": 30.0, "guest": "vm", "why": "no template yet", "spec": "GuestSpec()"},
-    {"kind": "boot", "seconds": 50.0, "guest": "db", "why": "", "spec": "GuestSpec(vcpus=2)"},
+    {"kind": "boot", "seconds": 50.0, "guest": "db", "why": "", "spec": f"GuestSpec(vcpus=2, {'x' * 300})"},
     {"kind": "clone", "seconds": 1.0, "guest": "vm", "why": ""},
     {"kind": "reboot", "seconds": 9.0, "guest": "vm", "why": "", "within": "t.py::outer"},
 ]
@@ -51,7 +51,7 @@ def test_the_table_counts_and_sums_up_and_names_what_is_expensive(events, run):
             "reboot                    1       9.0     9.00",
             "",
             "   40.0 s  image build (debian-13)  t.py::test_a",
-            "   50.0 s  cold boot GuestSpec(vcpus=2)  t.py::test_a",
+            "   50.0 s  cold boot GuestSpec(vcpus=2, […]  t.py::test_a",
             "   30.0 s  cold boot GuestSpec() (no template yet)  t.py::test_a",
             "    9.0 s  reboot vm  t.py::outer > t.py::test_a",
         ],

@@ -1,0 +1,60 @@
+"""Guests that are reset, and tests that pass, where templates are off, are snapshots or cannot be kept."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+FULL_WHEN_FREEZING = """
+import os, shutil
+from pytest_kvm.hypervisor import migration
+
+save = migration.save
+
+
+def full(domain, target):
+    with open({folder!r} + "/filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage({folder!r}).free)
+    save(domain, target)
+
+
+migration.save = full
+"""
+
+
+def test_without_templates_resets_work_as_well(new_suite):
+    suite = new_suite()
+    cold = suite.run("--kvm-cache=off")
+    assert cold.is_fine(), cold.output
+    assert cold.ways[0]["kvm_guest_vm"].endswith("(the boot cache is off)")
+    assert cold.ways[1]["kvm_reset_vm"].startswith("load ")
+    assert suite.entries == []
+    suite.check_nothing_runs()
+
+
+def test_snapshots_do_the_same(new_suite):
+    suite = new_suite()
+    result = suite.run("--kvm-clone=snapshot", "--kvm-pool=0")
+    assert result.is_fine(), result.output
+    assert "clone snapshot " in result.ways[0]["kvm_guest_vm"]
+    assert result.ways[1]["kvm_reset_vm"].startswith("snapshot ")
+    suite.check_nothing_runs()
+    suite.check_no_litter()
+
+
+def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):
+    suite = new_suite()
+    own = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+    mounted = f"mount -t tmpfs -o size=1g tmpfs {shlex.quote(str(suite.templates))} && "
+    show = f"; code=$?; find {shlex.quote(str(suite.templates))}; exit $code"
+    result = suite.run(
+        sabotage=FULL_WHEN_FREEZING.format(folder=str(suite.templates)),
+        within=["unshare", "--mount", *own, "sh", "-c", f'{mounted} "$@" {show}', "sh"],
+    )
+    assert result.is_fine(), result.output
+    assert result.ways[0]["kvm_guest_vm"].startswith("boot cold ")
+    assert "cow: " in result.ways[0]["kvm_guest_vm"]
+    assert "/filler" in result.output
+    assert f"{suite.templates}/entries/" not in result.output
+    assert f"{suite.templates}/current/" not in result.output
+    suite.check_nothing_runs()

@@ -124,7 +124,8 @@ class LocalSshd:
             channel.send_exit_status(code if code >= 0 else 128 - code)
         for reader in readers:
             reader.join()
-        channel.close()
+        with contextlib.suppress(EOFError):  # the connection was lost meanwhile
+            channel.close()
 
 
 class _Rules(paramiko.ServerInterface):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pytest_kvm.host.paths import RUNS, sweep
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.waiting import NotYet, wait_until
+from scripts.folders import own_folder
 
 SUITE = """
 import signal
@@ -41,13 +41,13 @@ def test_forever(machine):
 @pytest.fixture
 def run_dir():
     """A run folder in which somebody else keeps files, beside the runs and among them."""
-    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+    with own_folder("kvm-") as folder:
         foreign = [Path(folder, "precious"), Path(folder, RUNS, "notes")]
         Path(folder, RUNS).mkdir(mode=0o700)
         for each in foreign:
             each.mkdir()
             (each / "file").write_text("kept")
-        yield Path(folder)
+        yield folder
         assert [(each / "file").read_text() for each in foreign] == ["kept", "kept"]
 
 

@@ -7,16 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import venv
 from importlib.metadata import distribution
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
+from scripts.folders import own_folder
 from tests import timings
 
 SOMEBODY = 54321
@@ -26,8 +25,9 @@ SOMEBODY = 54321
 @pytest.fixture
 def home(pytestconfig, project_root):
     """A home with the quickstart suite, what `pip install` would bring, and a cache that has the image."""
-    with tempfile.TemporaryDirectory(prefix="home-", dir="/var/tmp") as name:
-        home = Path(name)
+    with own_folder("kvm-") as folder:
+        folder.chmod(0o711)
+        home = folder / "home"
         shutil.copytree(project_root / "example_suites" / "quickstart", home / "suite")
         _install(project_root / "pytest_kvm", home / "venv")
         images = settings_stashed(pytestconfig).cache_dir / "images"

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from pytest_kvm.host.paths import RUNS
 from pytest_kvm.plugin.session import settings_stashed
 from scripts.check import EVENTS
+from scripts.folders import own_folder
 from tests import timings
 
 SUITE = """
@@ -54,8 +53,8 @@ long for a QEMU that is a zombie."""
 
 @pytest.fixture
 def work():
-    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
-        yield Path(folder)
+    with own_folder("kvm-") as folder:
+        yield folder
 
 
 def command(work, uri, cache_dir):

@@ -12,13 +12,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from scripts.folders import own_folder
 
 CASES = Path(__file__).with_name("embed_cases.py")
 SOMEBODY = 54321
@@ -30,26 +31,32 @@ def user(request):
     return {"root": 0, "ordinary": SOMEBODY if os.geteuid() == 0 else os.geteuid()}[request.param]
 
 
+@contextmanager
 def short_folder(user):
     """Make a folder that belongs to the user, with a path short enough for sockets."""
-    folder = tempfile.TemporaryDirectory(prefix="h-", dir="/var/tmp")
-    if os.geteuid() == 0:
-        os.chown(folder.name, user, user)
-    return folder
+    with own_folder("kvm-") as parent:
+        parent.chmod(0o711)
+        folder = parent / "h"
+        folder.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(folder, user, user)
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def cache(user):
     """Each user's capability cache: asking QEMU takes longer than all the rest."""
     with short_folder(user) as folder:
-        yield Path(folder)
+        yield folder
 
 
 @pytest.fixture
 def place(user):
     with short_folder(user) as folder:
-        yield Path(folder)
-        left = [other for other in psutil.process_iter(["cmdline"]) if folder in str(other.info["cmdline"])]
+        yield folder
+        left = [
+            other for other in psutil.process_iter(["cmdline"]) if str(folder) in str(other.info["cmdline"])
+        ]
         for process in left:
             process.kill()
         assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []

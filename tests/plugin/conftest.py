@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import pytest
 
 from pytest_kvm.plugin.session import settings_stashed
+from scripts.folders import own_folder
 from tests.plugin.inner_suite import InnerSuite
 
 
@@ -22,10 +20,10 @@ def new_suite(tmp_path_factory, pytestconfig):
     """Make a suite whose cache is empty."""
     outer = settings_stashed(pytestconfig).cache_dir
     made = []
-    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as parent:
+    with own_folder("kvm-") as parent:
 
         def new_suite():
-            run_dir = Path(parent) / str(len(made))
+            run_dir = parent / str(len(made))
             run_dir.mkdir(mode=0o700)
             made.append(InnerSuite(tmp_path_factory.mktemp("inner"), run_dir=run_dir, outer=outer))
             return made[-1]

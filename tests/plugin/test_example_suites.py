@@ -6,23 +6,23 @@ The quickstart is a test of the core.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from pytest_kvm.host.paths import RUNS
+from scripts.folders import own_folder
 
 
 @pytest.fixture
 def run_dir():
     """A parent for run folders that is short and this test's own; somebody keeps notes in there."""
-    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+    with own_folder("kvm-") as folder:
         notes = Path(folder, RUNS, "notes")
         notes.mkdir(parents=True)
         notes.parent.chmod(0o700)
         (notes / "file").write_text("kept")
-        yield Path(folder)
+        yield folder
         assert (notes / "file").read_text() == "kept"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -131,7 +132,12 @@ def test_a_time_out_keeps_the_partial_output_and_kills_the_command_with_its_chil
     server, shell_to, caplog
 ):
     caplog.set_level(logging.INFO, "pytest_kvm.web")
-    shell = shell_to(server.access(), clock=lambda: 60.0 * any("out: " in text for text in caplog.messages))
+    minutes = itertools.count(step=60.0)
+    # It stands still until there is output: the wait may have begun by then, or not.
+    shell = shell_to(
+        server.access(),
+        clock=lambda: next(minutes) if any("out: " in text for text in caplog.messages) else 0.0,
+    )
     with pytest.raises(CommandTimeout, match="still running") as e:
         shell.run("echo $$; sleep 60; echo never", timeout=30)
     pid = int(e.value.result.stdout)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import threading
 import time
 
+import psutil
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
 from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.waiting import NotYet, wait_until
 from tests.local_sshd import LocalSshd
 
 MIB = 1024**2
@@ -63,14 +66,16 @@ def shell(server, shell_to):
     return shell_to(server.access())
 
 
-def process_is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    # A killed child stays until its parent, the server, has waited for it.
-    with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
-        return stat.read().rpartition(")")[2].split()[0] == "Z"
+def wait_for_the_end_of(pid: int) -> None:
+    """Wait until a process runs no more; killed, it is there until the server has waited for it."""
+
+    def look() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            status = psutil.Process(pid).status()
+            if status != psutil.STATUS_ZOMBIE:
+                raise NotYet(status)
+
+    wait_until(look, describe=f"the end of process {pid}", timeout=10)
 
 
 # ---------------------------------------------------------------- what comes back
@@ -132,17 +137,17 @@ def test_a_time_out_keeps_the_partial_output_and_kills_the_command_with_its_chil
     server, shell_to, caplog
 ):
     caplog.set_level(logging.INFO, "pytest_kvm.web")
-    minutes = itertools.count(step=60.0)
-    # It stands still until there is output: the wait may have begun by then, or not.
+    # It jumps at the second look after there is output: the wait may begin with the first.
+    after = itertools.chain([0.0], itertools.repeat(60.0))
     shell = shell_to(
         server.access(),
-        clock=lambda: next(minutes) if any("out: " in text for text in caplog.messages) else 0.0,
+        clock=lambda: next(after) if any("out: " in text for text in caplog.messages) else 0.0,
     )
     with pytest.raises(CommandTimeout, match="still running") as e:
         shell.run("echo $$; sleep 60; echo never", timeout=30)
     pid = int(e.value.result.stdout)
     assert e.value.result.exit_code == -1
-    assert process_is_gone(pid)
+    wait_for_the_end_of(pid)
 
 
 def test_a_connection_that_breaks_ends_the_command_at_once(shell, server):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 
+import pytest
+
 FULL_WHEN_FREEZING = """
 import os, shutil
 from pytest_kvm.hypervisor import migration
@@ -22,24 +24,33 @@ migration.save = full
 """
 
 
-def test_without_templates_resets_work_as_well(new_suite):
-    suite = new_suite()
+@pytest.fixture(scope="module")
+def suite(new_suite):
+    """The suite whose cache the first tests share."""
+    return new_suite()
+
+
+@pytest.fixture(scope="module")
+def by_snapshots(suite):
+    """A run of it that has kept a template."""
+    return suite.run("--kvm-clone=snapshot", "--kvm-pool=0")
+
+
+def test_snapshots_do_the_same(suite, by_snapshots):
+    assert by_snapshots.is_fine(), by_snapshots.output
+    assert "clone snapshot " in by_snapshots.ways[0]["kvm_guest_vm"]
+    assert by_snapshots.ways[1]["kvm_reset_vm"].startswith("snapshot ")
+    suite.check_nothing_runs()
+    suite.check_no_litter()
+
+
+def test_without_templates_resets_work_as_well(suite, by_snapshots):
+    (kept,) = suite.entries
     cold = suite.run("--kvm-cache=off")
     assert cold.is_fine(), cold.output
     assert cold.ways[0]["kvm_guest_vm"].endswith("(the boot cache is off)")
     assert cold.ways[1]["kvm_reset_vm"].startswith("load ")
-    assert suite.entries == []
-    suite.check_nothing_runs()
-
-
-def test_snapshots_do_the_same(new_suite):
-    suite = new_suite()
-    result = suite.run("--kvm-clone=snapshot", "--kvm-pool=0")
-    assert result.is_fine(), result.output
-    assert "clone snapshot " in result.ways[0]["kvm_guest_vm"]
-    assert result.ways[1]["kvm_reset_vm"].startswith("snapshot ")
-    suite.check_nothing_runs()
-    suite.check_no_litter()
+    assert suite.entries == [kept]
 
 
 def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):

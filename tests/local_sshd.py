@@ -35,6 +35,8 @@ class LocalSshd:
         self.key_file = write_private(folder / "key", self._user.private)
         self._running = threading.Event()
         self._running.set()
+        self.asked = threading.Event()
+        """Set when it was asked for something while frozen."""
         self._children: list[subprocess.Popen[bytes]] = []
         self._transports: list[paramiko.Transport] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -65,6 +67,8 @@ class LocalSshd:
 
     def wait_running(self) -> None:
         """Block while frozen."""
+        if not self._running.is_set():
+            self.asked.set()
         self._running.wait()
 
     def close(self) -> None:

@@ -41,21 +41,82 @@ _BROKEN: Final = (paramiko.SSHException, EOFError, OSError)
 
 
 class Link:
-    """A connection that is logged in; it is never reopened, only replaced."""
+    """A connection to sshd; once it is lost it is never reopened, only replaced."""
 
-    def __init__(self, transport: paramiko.Transport, *, guest: str) -> None:
+    def __init__(self, transport: paramiko.Transport, sock: socket.socket, *, guest: str) -> None:
         self._transport = transport
+        self._sock = sock
         self._guest = guest
         self._asking = threading.Lock()
 
+    @classmethod
+    def opened(
+        cls, access: Access, sock: socket.socket | None, *, within: float, log: logging.Logger, guest: str
+    ) -> Link:
+        """Connect; nobody is logged in yet.
+
+        Neither the caller's agent, nor configuration, nor known hosts are looked at.
+
+        Args:
+            access: Where sshd listens, and the keys of both sides.
+            sock: A connection to it that exists already, else None.
+            within: Seconds for each of connecting, key exchange and authentication.
+            log: The guest's logger.
+            guest: Name of the guest, for messages.
+
+        Raises:
+            SshUnavailable: No connection.
+        """
+        try:
+            sock = sock or socket.create_connection((access.host, access.port), timeout=within)
+            # A command is some small packets, each of which waits for an answer.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            raise SshUnavailable(f"{guest}: no connection to sshd: {_why(error)}") from error
+        transport = paramiko.Transport(
+            sock,
+            default_window_size=_WINDOW,
+            default_max_packet_size=_PACKET,
+            packetizer_class=_ExitSignals,
+        )
+        _set_up(transport, access, within=within, log=log)
+        return cls(transport, sock, guest=guest)
+
     @property
     def alive(self) -> bool:
-        """Say whether it is open; a frozen guest's still is."""
-        return self._transport.is_active()
+        """Say whether it is logged in and open; a frozen guest's still is."""
+        return self._transport.is_authenticated()
 
     def close(self) -> None:
-        """Drop it; every command over it loses its channel."""
+        """Drop it, at once, also while it logs in; every command over it loses its channel."""
+        # paramiko's own close() does nothing before its thread runs, or once the peer has gone.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._transport.close()
+        self._sock.close()
+
+    def log_in(self, access: Access) -> None:
+        """Compare the host key with the pinned one, and log in by key; what fails is closed.
+
+        Raises:
+            LoginRefused: sshd refused the key or showed a foreign host key.
+            SshUnavailable: It broke off.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            try:
+                self._transport.start_client(timeout=self._transport.handshake_timeout)
+                _check_host_key(self._transport.get_remote_server_key(), access, guest=self._guest)
+                self._transport.auth_publickey(access.user, paramiko.PKey.from_path(access.key_file))
+            except _BROKEN as error:
+                if isinstance(error, paramiko.AuthenticationException) and self._transport.is_active():
+                    raise LoginRefused(
+                        f"{self._guest}: sshd refused the key of user {access.user!r}",
+                        resolution="keep the user and its authorized key of the seed's user-data",
+                    ) from error
+                raise SshUnavailable(f"{self._guest}: the login broke off: {_why(error)}") from error
+            undo.pop_all()
+        self._transport.set_keepalive(_KEEPALIVE)
 
     def session(self, *, within: float) -> Channel | None:
         """Return a channel for one command; None if sshd's MaxSessions is reached (``sshd_config(5)``).
@@ -110,52 +171,7 @@ class Link:
             self._transport.global_request("keepalive@openssh.com", wait=True)
 
 
-def login(
-    access: Access, sock: socket.socket | None, *, within: float, log: logging.Logger, guest: str
-) -> Link:
-    """Connect, compare the host key with the pinned one, and log in by key.
-
-    Neither the caller's agent, nor configuration, nor known hosts are looked at.
-
-    Args:
-        access: Where sshd listens, and the keys of both sides.
-        sock: A connection to it that exists already, else None.
-        within: Seconds for each of connecting, key exchange and authentication.
-        log: The guest's logger.
-        guest: Name of the guest, for messages.
-
-    Raises:
-        LoginRefused: sshd refused the key or showed a foreign host key.
-        SshUnavailable: No connection, or it broke off.
-    """
-    try:
-        sock = sock or socket.create_connection((access.host, access.port), timeout=within)
-        # A command is some small packets, each of which waits for an answer.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError as error:
-        raise SshUnavailable(f"{guest}: no connection to sshd: {_why(error)}") from error
-    transport = paramiko.Transport(
-        sock, default_window_size=_WINDOW, default_max_packet_size=_PACKET, packetizer_class=_ExitSignals
-    )
-    with contextlib.ExitStack() as undo:
-        undo.callback(transport.close)
-        try:
-            _negotiate(transport, access, within=within, log=log)
-            _check_host_key(transport.get_remote_server_key(), access, guest=guest)
-            transport.auth_publickey(access.user, paramiko.PKey.from_path(access.key_file))
-        except _BROKEN as error:
-            if isinstance(error, paramiko.AuthenticationException) and transport.is_active():
-                raise LoginRefused(
-                    f"{guest}: sshd refused the key of user {access.user!r}",
-                    resolution="keep the user and its authorized key of the seed's user-data",
-                ) from error
-            raise SshUnavailable(f"{guest}: the login broke off: {_why(error)}") from error
-        undo.pop_all()
-    transport.set_keepalive(_KEEPALIVE)
-    return Link(transport, guest=guest)
-
-
-def _negotiate(transport: paramiko.Transport, access: Access, *, within: float, log: logging.Logger) -> None:
+def _set_up(transport: paramiko.Transport, access: Access, *, within: float, log: logging.Logger) -> None:
     # What paramiko logs with tracebacks also comes as an exception, and is told as ours.
     quiet = logging.getLogger(f"{log.name}.paramiko")
     quiet.setLevel(logging.CRITICAL)
@@ -168,7 +184,6 @@ def _negotiate(transport: paramiko.Transport, access: Access, *, within: float, 
     # The pinned key's type first; the others too, so that a foreign key is named.
     pinned = access.host_key.split()[0]
     options.key_types = (pinned, *(kind for kind in options.key_types if kind != pinned))
-    transport.start_client(timeout=within)
 
 
 def _check_host_key(shown: paramiko.PKey, access: Access, *, guest: str) -> None:

@@ -17,16 +17,15 @@ from functools import partial
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable
 from pytest_kvm.handles.channel import Channel
 from pytest_kvm.handles.commandline import Command, as_given, command_line, signal_line
+from pytest_kvm.handles.connections import Connections
 from pytest_kvm.handles.farewell import goes_down
-from pytest_kvm.handles.link import Link, login
+from pytest_kvm.handles.link import Link
 from pytest_kvm.handles.machine import Access
 from pytest_kvm.handles.process import Host, Process
 from pytest_kvm.handles.result import CommandResult, label
 from pytest_kvm.settings import Timeouts
-from pytest_kvm.waiting import Clock, NotYet, wait_until
+from pytest_kvm.waiting import Clock
 
-_LINKS = 8
-"""Connections to one guest; each carries as many commands as sshd's MaxSessions (10) allows."""
 _SIGNAL_WITHIN = 10.0
 
 
@@ -59,8 +58,7 @@ class SshShell:
         self._is_alive = is_alive
         self._end_reason = end_reason
         self._clock = clock
-        self._links: list[Link] = []
-        self._opening = threading.Lock()
+        self._connections = self._new_connections()
         self._processes: list[Process] = []
 
     # ------------------------------------------------------------ the connection
@@ -68,24 +66,21 @@ class SshShell:
     @property
     def connected(self) -> bool:
         """Say whether a connection is open; a frozen guest's still is."""
-        return any(link.alive for link in self._links)
+        return self._connections.alive
 
     def connect(self, sock: socket.socket | None = None) -> None:
         """Log in, once, over ``sock`` if one is given.
 
         Raises:
             LoginRefused: sshd refused the key or showed a foreign host key.
-            SshUnavailable: No connection, or it broke off.
+            SshUnavailable: No connection, it broke off, or :meth:`close` was called.
         """
-        with self._opening:
-            self._links.append(self._login(sock))
+        self._connections.connect(sock)
 
     def close(self) -> None:
-        """Drop every connection; what runs over them ends with SshUnavailable."""
-        with self._opening:
-            for link in self._links:
-                link.close()
-            self._links.clear()
+        """Drop every connection, at once; what runs over them, or logs in, ends with SshUnavailable."""
+        closed, self._connections = self._connections, self._new_connections()
+        closed.close()
 
     # ------------------------------------------------------------ commands
 
@@ -185,7 +180,7 @@ class SshShell:
         within = login if within is None else min(within, login)
         given = as_given(command)
         line = command_line(given, env=env or {}, cwd=cwd, user=user, login=self._access.user)
-        link, channel = self._session(within)
+        link, channel = self._connections.session(within=within)
         self._log.info("$ %s", label(given))
         try:
             link.execute(channel, line, within=within)
@@ -215,52 +210,19 @@ class SshShell:
         channel, host = self.channel(command, env=env, cwd=cwd, user=user, within=within)
         return Process(channel, as_given(command), host=host)
 
-    def _session(self, within: float) -> tuple[Link, Channel]:
-        """Open a session on the newest connection that takes one, or on another."""
-        with self._opening:
-            self._links = [link for link in self._links if link.alive]
-            for link in reversed(self._links):
-                try:
-                    channel = link.session(within=within)
-                except SshUnavailable as lost:
-                    if link.alive:
-                        raise
-                    # Nothing has been started over it: another may take its place.
-                    self._log.debug("%s", lost.brief)
-                    continue
-                if channel is not None:
-                    return link, channel
-            if len(self._links) < _LINKS:
-                link = self._reconnect(within)
-                self._links.append(link)
-                channel = link.session(within=within)
-                if channel is not None:
-                    return link, channel
-            raise SshUnavailable(
-                f"{self._guest}: sshd takes no more commands on {len(self._links)} connections",
-                resolution="end processes that were started, or raise MaxSessions in the guest",
-            )
-
-    def _reconnect(self, within: float) -> Link:
-        return wait_until(
-            self._try_login,
-            describe=f"SSH of {self._guest}",
-            timeout=within,
-            error=SshUnavailable,
+    def _new_connections(self) -> Connections:
+        return Connections(
+            self._access,
+            login=self._timeouts.login,
+            check_alive=self._check_alive,
             log=self._log,
+            guest=self._guest,
             clock=self._clock,
         )
 
-    def _try_login(self) -> Link:
+    def _check_alive(self) -> None:
         if not self._is_alive():
             raise self._gone()
-        try:
-            return self._login(None)
-        except SshUnavailable as error:
-            raise NotYet(error.brief) from error
-
-    def _login(self, sock: socket.socket | None) -> Link:
-        return login(self._access, sock, within=self._timeouts.login, log=self._log, guest=self._guest)
 
     def _gone(self) -> GuestGone:
         return GuestGone(f"{self._guest}: the guest has ended: {self._end_reason()}")

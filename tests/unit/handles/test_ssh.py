@@ -6,13 +6,18 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import psutil
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
+from pytest_kvm.handles.attended import attended
 from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.settings import Timeouts
@@ -20,6 +25,8 @@ from pytest_kvm.waiting import NotYet, wait_until
 from tests.local_sshd import LocalSshd
 
 MIB = 1024**2
+WITHIN = 30
+"""Seconds for what should be done at once, and else takes a minute."""
 
 
 class Life:
@@ -266,3 +273,91 @@ def test_a_server_that_does_not_answer_costs_no_more_than_the_time_out(shell, se
     process.write("x\n")
     assert process.wait().stdout == "up\ndone\n"
     assert server.logins == 1
+
+
+class SilentSshd:
+    """Says its name and nothing more, as a guest whose kernel panics then."""
+
+    def __init__(self) -> None:
+        self.greeted = threading.Event()
+        """Set when a client has answered: its login is under way."""
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._clients: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for each in (self._socket, *self._clients):
+            each.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            self._clients.append(client)
+            client.sendall(b"SSH-2.0-silent\r\n")
+            client.recv(1)
+            self.greeted.set()
+
+
+@pytest.fixture
+def silent():
+    silent = SilentSshd()
+    yield silent
+    silent.close()
+
+
+@pytest.fixture
+def silenced(silent, server, shell_to):
+    """A shell whose login would hang for a minute."""
+    return shell_to(replace(server.access(), port=silent.port), login=60.0)
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor() as background:
+        yield background
+
+
+@pytest.mark.parametrize("doing", ["connect", "run"])
+def test_closing_ends_a_login_that_hangs(silent, silenced, background, doing):
+    call = background.submit(silenced.connect if doing == "connect" else partial(silenced.run, "true"))
+    assert silent.greeted.wait(WITHIN)
+    silenced.close()
+    assert isinstance(call.exception(WITHIN), SshUnavailable)
+
+
+def test_a_panic_ends_a_login_that_hangs(silent, silenced, background):
+    def check():
+        if silent.greeted.is_set():
+            raise GuestGone("the kernel panicked")
+
+    call = background.submit(attended, silenced.connect, check=check, abandon=silenced.close)
+    assert isinstance(call.exception(WITHIN), GuestGone)
+
+
+def test_a_login_that_hangs_costs_another_command_its_own_time_out_only(silent, silenced, background):
+    background.submit(silenced.connect)
+    assert silent.greeted.wait(WITHIN)
+    call = background.submit(silenced.run, "true", timeout=0.2)
+    assert "another login did not end" in str(call.exception(WITHIN))
+    silenced.close()
+
+
+def test_closing_ends_a_command_that_sshd_does_not_answer(server, shell_to, background):
+    shell = shell_to(server.access(), login=60.0)
+    shell.run("true")
+    server.freeze()
+    call = background.submit(shell.run, "true")
+    assert server.asked.wait(WITHIN)
+    shell.close()
+    assert isinstance(call.exception(WITHIN), SshUnavailable)

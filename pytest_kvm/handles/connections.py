@@ -1,0 +1,160 @@
+"""The SSH connections to one guest: opened when a command needs one, until they are closed."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from pytest_kvm.errors import SshUnavailable
+from pytest_kvm.handles.channel import Channel
+from pytest_kvm.handles.link import Link
+from pytest_kvm.handles.machine import Access
+from pytest_kvm.waiting import Clock, NotYet, wait_until
+
+_MOST = 8
+"""Connections to one guest; each carries as many commands as sshd's MaxSessions (10) allows."""
+
+
+class Connections:
+    """Connections to one guest's sshd.
+
+    No lock is held while the guest is waited for, but the one by which logins
+    take turns: :meth:`close` ends a login, and a guest that does not answer one
+    thread does not keep another from a connection that works.
+
+    Args:
+        access: Where sshd listens, and the keys of both sides.
+        login: Seconds for each step of a login.
+        check_alive: Raises GuestGone if the guest has ended.
+        log: The guest's logger.
+        guest: Name of the guest, for messages.
+        clock: Measures how long sshd is waited for.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        login: float,
+        check_alive: Callable[[], None],
+        log: logging.Logger,
+        guest: str,
+        clock: Clock,
+    ) -> None:
+        self._access = access
+        self._login_within = login
+        self._check_alive = check_alive
+        self._log = log
+        self._guest = guest
+        self._clock = clock
+        self._turn = threading.Lock()
+        """Held during a login."""
+        self._lock = threading.Lock()
+        """Guards what follows."""
+        self._links: list[Link] = []
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Say whether a connection is logged in; a frozen guest's still is."""
+        return any(link.alive for link in self._links)
+
+    def connect(self, sock: socket.socket | None) -> None:
+        """Log in, once, over ``sock`` if one is given.
+
+        Raises:
+            LoginRefused: sshd refused the key or showed a foreign host key.
+            SshUnavailable: No connection, it broke off, or :meth:`close` was called.
+        """
+        with self._turn:
+            self._log_in(sock)
+
+    def close(self) -> None:
+        """Drop every connection, for good; a login that is under way ends with SshUnavailable."""
+        with self._lock:
+            self._closed = True
+            links, self._links = self._links, []
+        for link in links:
+            link.close()
+
+    def session(self, *, within: float) -> tuple[Link, Channel]:
+        """Open a session on the newest connection that takes one, or on another.
+
+        Args:
+            within: Seconds for sshd to answer; a login may take as many again.
+
+        Raises:
+            GuestGone: The guest ended.
+            LoginRefused: sshd refused the key or showed a foreign host key.
+            SshUnavailable: No connection, it broke off, or sshd did not answer.
+        """
+        if taken := self._on_those_there_are(within):
+            return taken
+        if not self._turn.acquire(timeout=within):
+            raise SshUnavailable(f"{self._guest}: another login did not end within {within:.0f} s")
+        try:
+            # Somebody else has logged in while this waited for its turn.
+            if taken := self._on_those_there_are(within):
+                return taken
+            if len(self._links) < _MOST:
+                link = self._reconnected(within)
+                channel = link.session(within=within)
+                if channel is not None:
+                    return link, channel
+        finally:
+            self._turn.release()
+        raise SshUnavailable(
+            f"{self._guest}: sshd takes no more commands on {len(self._links)} connections",
+            resolution="end processes that were started, or raise MaxSessions in the guest",
+        )
+
+    def _on_those_there_are(self, within: float) -> tuple[Link, Channel] | None:
+        for link in [each for each in reversed(self._links) if each.alive]:
+            try:
+                channel = link.session(within=within)
+            except SshUnavailable as lost:
+                if link.alive:
+                    raise
+                # Nothing has been started over it: another may take its place.
+                self._log.debug("%s", lost.brief)
+                continue
+            if channel is not None:
+                return link, channel
+        return None
+
+    def _reconnected(self, within: float) -> Link:
+        return wait_until(
+            self._try_login,
+            describe=f"SSH of {self._guest}",
+            timeout=within,
+            error=SshUnavailable,
+            log=self._log,
+            clock=self._clock,
+        )
+
+    def _try_login(self) -> Link:
+        self._check_alive()
+        try:
+            return self._log_in(None)
+        except SshUnavailable as error:
+            if self._closed:
+                raise
+            raise NotYet(error.brief) from error
+
+    def _log_in(self, sock: socket.socket | None) -> Link:
+        link = Link.opened(self._access, sock, within=self._login_within, log=self._log, guest=self._guest)
+        with self._lock:
+            if self._closed:
+                link.close()
+                raise SshUnavailable(f"{self._guest}: the connections were closed meanwhile")
+            # From now on close() ends it.
+            self._links = [*(each for each in self._links if each.alive), link]
+        try:
+            link.log_in(self._access)
+        except BaseException:
+            with self._lock:
+                self._links = [each for each in self._links if each is not link]
+            raise
+        return link

@@ -55,7 +55,8 @@ def run(
         env: Variables added to ours.
         cwd: Where it runs.
         on_line: Called with each line of either stream as it comes, from a
-            reader thread, one line at a time.
+            reader thread, one line at a time. What it raises kills the program
+            and is raised again by this call.
 
     Raises:
         MissingDependency: The program is not installed.
@@ -84,6 +85,8 @@ def run(
             _kill_group(child)
             raise
         streams.join()
+    if streams.problem is not None:
+        raise streams.problem
     if exit_code != 0:
         how = (
             f"exited with {exit_code}"
@@ -108,6 +111,9 @@ class _Streams:
     """The three streams of a child, each served by a thread of its own."""
 
     def __init__(self, child: subprocess.Popen[bytes], text: str | None, on_line: OnLine | None) -> None:
+        self.problem: Exception | None = None
+        """What ``on_line`` has raised."""
+        self._child = child
         self._on_line = on_line
         self._one_line = threading.Lock()
         self._out: list[str] = []
@@ -149,8 +155,16 @@ class _Streams:
             with self._one_line:
                 lines.append(line)
                 self._last = [*self._last[-_TAIL_LINES:], line]
-                if self._on_line is not None:
-                    self._on_line(line.rstrip("\r\n"))
+                self._pass_on(line.rstrip("\r\n"))
+
+    def _pass_on(self, line: str) -> None:
+        if self._on_line is None or self.problem is not None:
+            return
+        try:
+            self._on_line(line)
+        except Exception as problem:  # noqa: BLE001 - it is raised by run(); this thread has to read on
+            self.problem = problem
+            _kill_group(self._child)
 
 
 def _write(stream: IO[bytes], text: str) -> None:

@@ -25,8 +25,23 @@ def memory_available_mib(cgroups: Path = _CGROUPS) -> int:
     for folder in _own_cgroups(cgroups):
         with suppress(OSError, ValueError):  # no such controller, or "max": no limit
             limit = int((folder / "memory.max").read_text())
-            available = min(available, limit - int((folder / "memory.current").read_text()))
+            available = min(available, limit - _in_use(folder))
     return max(0, available // _MIB)
+
+
+def _in_use(cgroup: Path) -> int:
+    """Return the bytes that a cgroup holds, without cached files that nobody has asked for lately.
+
+    The kernel gives those up before it refuses memory; where images are read
+    and written, they fill a container's limit.
+    """
+    cached = 0
+    with suppress(OSError):
+        for line in (cgroup / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                cached = int(value)
+    return int((cgroup / "memory.current").read_text()) - cached
 
 
 def memory_total_mib(cgroups: Path = _CGROUPS) -> int:

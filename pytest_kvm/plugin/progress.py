@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Protocol, TextIO, cast
 
 import pytest
 
+_log = logging.getLogger("pytest_kvm.progress")
 _EVERY = 0.5
 _SCREEN = pytest.StashKey["Screen"]()
 
@@ -51,6 +54,7 @@ class Screen:
     def __init__(self, reporter: pytest.TerminalReporter, output: TextIO) -> None:
         self._reporter = reporter
         self._output = output
+        self._lost = False
 
     @property
     def isatty(self) -> bool:
@@ -64,9 +68,20 @@ class Screen:
             self._reporter.currentfspath = None
 
     def write(self, text: str) -> None:
-        """Write at once."""
-        self._output.write(text)
-        self._output.flush()
+        """Write at once, until that fails: progress that nobody can see is no reason to fail a boot."""
+        if self._lost:
+            return
+        try:
+            self._output.write(text)
+            self._output.flush()
+        except (OSError, ValueError) as error:  # a full disk, a reader that has gone, a closed file
+            self._lost = True
+            _log.warning("progress is not shown any more: %s", error)
+
+    def close(self) -> None:
+        """Let go of the output, with what could not be written to it."""
+        with suppress(OSError):
+            self._output.close()
 
 
 class Lines:
@@ -143,13 +158,14 @@ def keep_screen(config: pytest.Config) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):
         return
+    reporter = cast("pytest.TerminalReporter", reporter)
     try:
         output: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
     except OSError:  # no file behind it: somebody runs pytest within a program
-        output = sys.stdout
-    else:
-        config.add_cleanup(output.close)
-    config.stash[_SCREEN] = Screen(cast("pytest.TerminalReporter", reporter), output)
+        config.stash[_SCREEN] = Screen(reporter, sys.stdout)
+        return
+    config.stash[_SCREEN] = screen = Screen(reporter, output)
+    config.add_cleanup(screen.close)
 
 
 def listener_for(config: pytest.Config) -> Listener:

@@ -111,20 +111,24 @@ class Birth:
         try:
             started = self._start()
         except BaseException as error:  # noqa: BLE001 - whoever waits for the machine raises it
-            if isinstance(error, BootFailed):
+            try:
                 self._tell_of_failure(error, seconds=time.monotonic() - begun)
-            self._progress.finished(self._name, f"failed: {type(error).__name__}")
-            self.started.set_exception(error)
-            self.machine.set_exception(error)
-            self.end()
+            finally:  # somebody waits, whatever became of the telling
+                self.started.set_exception(error)
+                self.machine.set_exception(error)
+                self.end()
         else:
-            self._progress.finished(self._name, f"ready after {started.seconds:.1f} s")
-            self.started.set_result(started)
-            self.machine.set_result(started.machine)
+            try:
+                self._progress.finished(self._name, f"ready after {started.seconds:.1f} s")
+            finally:
+                self.started.set_result(started)
+                self.machine.set_result(started.machine)
 
-    def _tell_of_failure(self, error: BootFailed, *, seconds: float) -> None:
+    def _tell_of_failure(self, error: BaseException, *, seconds: float) -> None:
         why, spec = type(error).__name__, repr(self._spec)
-        self._tell(Event(guest=self._name, kind="failure", seconds=seconds, why=why, spec=spec))
+        if isinstance(error, BootFailed):
+            self._tell(Event(guest=self._name, kind="failure", seconds=seconds, why=why, spec=spec))
+        self._progress.finished(self._name, f"failed: {why}")
 
     def _start(self) -> Started:
         image, packages_left = self._image()

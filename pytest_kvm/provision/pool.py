@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import psutil
-
-from pytest_kvm.errors import KvmError, WaitTimeout
+from pytest_kvm.errors import GuestGone, WaitTimeout
+from pytest_kvm.host.resources import memory_available_mib
 from pytest_kvm.provision.clone import Clone
 from pytest_kvm.provision.gate import Gate
 from pytest_kvm.provision.guests import Order
@@ -89,7 +88,7 @@ class Pool:
         self._make_clone = make_clone
         self._size = size
         self._lock = threading.Lock()
-        self._slots: dict[_Slot, deque[Future[Parked | None]]] = {}
+        self._slots: dict[_Slot, deque[Future[Parked]]] = {}
         self._starts: Counter[_Slot] = Counter()
         self._numbers = itertools.count(1)
         self._gates: set[Gate] = set()
@@ -98,11 +97,22 @@ class Pool:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pytest-kvm-pool")
 
     def take(self, order: Order, template: Template) -> Parked | None:
-        """Return a parked clone for an order, waiting for one that is on its way; None if there is none."""
+        """Return a parked clone for an order; None if starting one takes no longer.
+
+        A clone that is being made is waited for, one whose making has not begun is not.
+        """
         with self._lock:
             waiting = self._slots.get(_slot(order, template))
             future = waiting.popleft() if waiting and not self._closed else None
-        return None if future is None else future.result()
+        if future is None or future.cancel():
+            return None
+        try:
+            return future.result(timeout=_PATIENCE)
+        except TimeoutError:
+            future.add_done_callback(_remove)
+        except Exception as failure:  # noqa: BLE001 - whatever it was: a start is not to fail for it
+            _log.debug("%s: no clone was parked: %s", order.name, failure)
+        return None
 
     def used(self, order: Order, template: Template) -> None:
         """Note that a guest was started; returns at once.
@@ -113,27 +123,24 @@ class Pool:
         slot = _slot(order, template)
         with self._lock:
             self._starts[slot] += 1
-            if self._size is None and self._starts[slot] < _WORTH_IT:
+            if self._closed or (self._size is None and self._starts[slot] < _WORTH_IT):
                 return
             waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the last one used is the last
             self._make_room(slot)
-            while len(waiting) < self._wanted(order):
-                future: Future[Parked | None] = Future()
-                waiting.append(future)
-                self._worker.submit(self._park, future, order, template)
+            try:
+                while len(waiting) < self._wanted(order):
+                    waiting.append(self._worker.submit(self._park, order, template))
+            except RuntimeError as failure:  # there is no thread to be had
+                self._note(f"{order.name}: no clone could be parked: {failure}")
 
     def close(self) -> None:
         """Remove all that nobody took."""
         with self._lock:
             self._closed = True
             gates, self._gates = self._gates, set()
-            waiting = [future for futures in self._slots.values() for future in futures]
         for gate in gates:
             gate.close()  # ends what is being prepared, too
         self._worker.shutdown(cancel_futures=True)
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
 
     def _make_room(self, slot: _Slot) -> None:
         """Give up the clone of whichever guest was not started for longest."""
@@ -142,37 +149,40 @@ class Pool:
             return
         oldest = next((each for each, futures in self._slots.items() if futures and each != slot), None)
         if oldest is not None:
-            self._worker.submit(_remove, self._slots[oldest].popleft())
+            future = self._slots[oldest].popleft()
+            if not future.cancel():
+                self._worker.submit(_remove, future)
 
     def _wanted(self, order: Order) -> int:
         if self._size is not None:
             return self._size
-        free_kib = psutil.virtual_memory().available // 1024
-        return 1 if free_kib > _MEMORY_LEFT * order.spec.memory_kib else 0
+        return 1 if memory_available_mib() * 1024 > _MEMORY_LEFT * order.spec.memory_kib else 0
 
-    def _park(self, parked: Future[Parked | None], order: Order, template: Template) -> None:
+    def _park(self, order: Order, template: Template) -> Parked:
+        """Make a clone, and have it prepared as long as nobody takes it."""
         gate = Gate(order.name)
         with self._lock:
             if self._closed:
-                parked.set_result(None)  # nobody would remove it
-                return
+                raise GuestGone(f"{order.name}: nobody would remove its clone any more")
             self._gates.add(gate)
             place = f"{order.place.partition('+')[0]}+p{next(self._numbers)}"
         try:
             clone, undo = self._make_clone(replace(order, place=place), template, gate)
-        except (KvmError, OSError) as failure:
+        except BaseException as failure:
+            self._forget(gate)
             self._note(f"{order.name}: no clone could be parked: {failure}")
-            parked.set_result(None)
-            return
+            raise
         undo.callback(self._forget, gate)
-        nest = Parked(clone=clone, undo=undo)
-        parked.set_result(nest)
+        parked = Parked(clone=clone, undo=undo)
+        self._worker.submit(self._groom, parked, order.name)
+        return parked
+
+    def _groom(self, parked: Parked, name: str) -> None:
         try:
-            nest.groom()
-        except KvmError as failure:
-            # Whoever takes it finds out, and starts another.
-            self._note(f"{order.name}: a clone could not be prepared: {failure}")
-            undo.close()
+            parked.groom()
+        except BaseException as failure:  # noqa: BLE001 - whoever takes it finds out, and starts another
+            self._note(f"{name}: a clone could not be prepared: {failure}")
+            parked.undo.close()
 
     def _forget(self, gate: Gate) -> None:
         with self._lock:
@@ -183,10 +193,9 @@ class Pool:
             _log.warning(what)
 
 
-def _remove(future: Future[Parked | None]) -> None:
-    parked = future.result()
-    if parked is not None:
-        parked.undo.close()
+def _remove(future: Future[Parked]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().undo.close()
 
 
 def _slot(order: Order, template: Template) -> _Slot:

@@ -89,3 +89,29 @@ def test_looking_starts_nothing(pytester, tmp_path, option):
     assert result.ret == 0
     assert not (tmp_path / "r").exists()
     result.stdout.fnmatch_lines(["*test_command*"])
+
+
+def test_progress_that_cannot_be_written_fails_nothing(pytester):
+    pytester.makepyfile(
+        """
+        import pytest_kvm as kvm
+
+        @kvm.guest
+        def machine():
+            return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+        def test_command(machine):
+            assert machine.run(["true"]).ok
+        """
+    )
+    pytester.makeconftest(
+        """
+        from pytest_kvm.plugin import progress
+
+        def pytest_collection(session):
+            session.config.stash[progress._SCREEN]._output = open("/dev/full", "w")
+        """
+    )
+    result = pytester.runpytest_subprocess("--log-file=log", timeout=600)
+    result.assert_outcomes(passed=1)
+    assert "progress is not shown any more: [Errno 28] No space" in (pytester.path / "log").read_text()

@@ -79,6 +79,17 @@ def test_lines_are_told_as_they_come():
     assert sorted(seen) == ["one", "two"]
 
 
+@pytest.mark.parametrize("stream", ["", " >&2"], ids=["stdout", "stderr"])
+def test_a_listener_that_fails_ends_the_program(stream):
+    def refuse(line):
+        raise BrokenPipeError(line)
+
+    # More than a pipe holds: whoever stops reading blocks the program.
+    command_line = f"echo one{stream}; yes | head -c 200000{stream}; exec sleep 300"
+    with pytest.raises(BrokenPipeError, match="one"):
+        command.run(["sh", "-c", command_line], timeout=200, on_line=refuse)
+
+
 def test_the_child_dies_with_a_killed_parent():
     script = textwrap.dedent(
         """

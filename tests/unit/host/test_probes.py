@@ -261,6 +261,8 @@ def test_a_cgroups_limits_count_where_they_are_lower(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text(f"{128 * 1024 * 1024}\n")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     assert (resources.memory_available_mib(), resources.cpus_available()) == (384, 2)
+    (tmp_path / "memory.stat").write_text(f"active_file 1\ninactive_file {100 * 1024 * 1024}\nanon 2\n")
+    assert resources.memory_available_mib() == 484
 
 
 @pytest.mark.parametrize(("limit", "total"), [(None, 8192), ("max\n", 8192), (f"{512 * 1024**2}\n", 512)])

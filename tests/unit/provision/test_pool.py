@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,23 +57,39 @@ class Maker:
         self.made: list[FakeClone] = []
         self.removed: list[FakeClone] = []
         self.allowed = threading.Semaphore(0)
-        self.finished = threading.Semaphore(0)
-        self.fails = False
+        self.gone = threading.Semaphore(0)
+        self.asked = threading.Semaphore(0)
+        self.failure: Exception | None = None
         self.refuses = False
 
     def __call__(self, order, template, gate):
+        self.asked.release()
         assert self.allowed.acquire(timeout=WITHIN)
-        if self.fails:
-            raise DomainFailed("no clone today")
+        if self.failure:
+            raise self.failure
         with gate.holding() as stack:
             undo = stack.enter_context(ExitStack())
             clone = FakeClone(order.place, refuses=self.refuses)
-            undo.callback(self.removed.append, clone)
+            undo.callback(self._remove, clone)
         self.made.append(clone)
         return clone, undo
 
+    def _remove(self, clone: FakeClone) -> None:
+        self.removed.append(clone)
+        self.gone.release()
+
     def allow(self, count: int = 1) -> None:
         self.allowed.release(count)
+
+    def make(self, count: int = 1) -> None:
+        """Have so many made; the last of them may be on its way still."""
+        self.allow(count)
+        self.wait(count)
+
+    def wait(self, count: int = 1) -> None:
+        """Wait until so many more are being made."""
+        for _ in range(count):
+            assert self.asked.acquire(timeout=WITHIN)
 
 
 @pytest.fixture
@@ -85,8 +102,7 @@ def free(monkeypatch):
     """Say how much memory is free."""
 
     def free(mib):
-        memory = SimpleNamespace(available=mib * 1024 * 1024)
-        monkeypatch.setattr(pool_module.psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(pool_module, "memory_available_mib", lambda: mib)
 
     free(64 * 1024)
     return free
@@ -114,19 +130,19 @@ def groomed(parked):
 
 def test_what_is_started_twice_is_ready_for_a_third_time(maker, new_pool):
     pool = new_pool()
-    maker.allow()
     pool.used(ORDER, TEMPLATE)
     assert pool.take(ORDER, TEMPLATE) is None
     pool.used(ORDER, TEMPLATE)
+    maker.make()
     assert pool.take(ORDER, TEMPLATE).clone in maker.made
 
 
 def test_a_parked_clone_is_woken_up_and_logged_in_before_it_is_paused_again(maker, new_pool):
     pool = new_pool(size=2)
     pool.used(ORDER, TEMPLATE)
-    maker.allow(2)
+    maker.make(2)
     first, second = pool.take(ORDER, TEMPLATE), pool.take(ORDER, TEMPLATE)
-    # They are parked one after the other: the first is done when the second is there.
+    # Nobody knows how soon they are prepared; half prepared they are not to be had.
     assert first.take().done in (["wake", "log in", "pause"], [])
     assert second is not first
     assert first.clone.place != second.clone.place
@@ -144,7 +160,7 @@ def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkey
 
     monkeypatch.setattr(pool_module.Parked, "groom", late)
     pool.used(ORDER, TEMPLATE)
-    maker.allow()
+    maker.make()
     parked = pool.take(ORDER, TEMPLATE)
     clone = parked.take()
     began.set()
@@ -156,7 +172,7 @@ def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkey
 def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
     pool = new_pool(size=1)
     pool.used(ORDER, TEMPLATE)
-    maker.allow()
+    maker.make()
     assert pool.take(replace(ORDER, **other), TEMPLATE) is None
     assert pool.take(ORDER, SimpleNamespace(key="0ddba11")) is None
     assert pool.take(ORDER, TEMPLATE) is not None
@@ -166,18 +182,19 @@ def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
 def test_memory_is_left_for_others(maker, new_pool, free, mib, parks):
     free(mib)
     pool = new_pool()
-    maker.allow()
     pool.used(ORDER, TEMPLATE)
     pool.used(ORDER, TEMPLATE)
+    if parks:
+        maker.make()
     assert (pool.take(ORDER, TEMPLATE) is not None) == parks
 
 
 def test_a_number_is_a_number(maker, new_pool, free):
     free(0)
     pool = new_pool(size=3)
-    maker.allow(4)
     pool.used(ORDER, TEMPLATE)
     pool.used(ORDER, TEMPLATE)
+    maker.make(3)
     assert [pool.take(ORDER, TEMPLATE) is not None for _ in range(4)] == [True, True, True, False]
 
 
@@ -188,13 +205,50 @@ def test_none_are_parked_where_none_are_wanted(maker, new_pool):
     assert pool.take(ORDER, TEMPLATE) is None
 
 
-def test_a_clone_that_cannot_be_made_is_told_and_nobody_waits_for_it(maker, new_pool, caplog):
-    maker.fails = True
+@pytest.mark.parametrize("kind", [DomainFailed, OSError, KeyError, RuntimeError])
+def test_a_clone_that_cannot_be_made_is_told_and_nobody_waits_for_it(maker, new_pool, caplog, kind):
+    maker.failure = kind("no clone today")
     pool = new_pool(size=1)
     pool.used(ORDER, TEMPLATE)
-    maker.allow()
+    maker.make()
     assert pool.take(ORDER, TEMPLATE) is None
-    assert "web: no clone could be parked: no clone today" in caplog.text
+    assert re.search("web: no clone could be parked: '?no clone today", caplog.text)
+
+
+def test_where_no_thread_can_be_had_guests_start_without_the_pool(maker, new_pool, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    pool = new_pool(size=1)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pool.used(ORDER, TEMPLATE)
+    monkeypatch.undo()
+    assert pool.take(ORDER, TEMPLATE) is None
+    assert "web: no clone could be parked: can't start new thread" in caplog.text
+
+
+def test_nobody_waits_for_a_clone_whose_making_has_not_begun(maker, new_pool):
+    other = replace(ORDER, name="database")
+    pool = new_pool(size=1)
+    pool.used(ORDER, TEMPLATE)
+    maker.wait()
+    pool.used(other, TEMPLATE)
+    assert pool.take(other, TEMPLATE) is None
+    maker.allow(2)
+    assert pool.take(ORDER, TEMPLATE) is not None
+    pool.close()
+    assert len(maker.made) == 1
+
+
+def test_a_clone_that_comes_too_late_for_who_waited_is_removed(maker, new_pool, monkeypatch):
+    monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
+    pool = new_pool(size=1)
+    pool.used(ORDER, TEMPLATE)
+    maker.wait()
+    assert pool.take(ORDER, TEMPLATE) is None
+    maker.allow()
+    assert maker.gone.acquire(timeout=WITHIN)
+    assert maker.removed == maker.made
 
 
 def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
@@ -202,14 +256,14 @@ def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
     pool = new_pool(size=1)
     pool.used(ORDER, TEMPLATE)
     maker.allow()
-    pool.close()
+    assert maker.gone.acquire(timeout=WITHIN)
     assert maker.removed == maker.made
 
 
 def test_the_end_removes_what_nobody_took(maker, new_pool):
     pool = new_pool(size=3)
     pool.used(ORDER, TEMPLATE)
-    maker.allow(3)
+    maker.make(3)
     mine = pool.take(ORDER, TEMPLATE)
     mine.take()
     mine.undo.pop_all()  # it is its new owner's business now
@@ -220,7 +274,8 @@ def test_the_end_removes_what_nobody_took(maker, new_pool):
 
 def test_the_end_lets_go_of_who_waits(maker, new_pool):
     pool = new_pool(size=2)
-    pool.used(ORDER, TEMPLATE)  # the first is being made, the second waits for that
+    pool.used(ORDER, TEMPLATE)
+    maker.wait()  # the first is being made, the second waits for that
     taken = []
 
     def take():
@@ -239,11 +294,11 @@ def test_the_end_lets_go_of_who_waits(maker, new_pool):
 
 def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
     pool = new_pool()
-    maker.allow(10)
     orders = [replace(ORDER, name=f"web{number}", place=f"web{number}") for number in range(6)]
     for order in orders:
         pool.used(order, TEMPLATE)
         pool.used(order, TEMPLATE)
+        maker.make()
     taken = [pool.take(order, TEMPLATE) for order in orders]
     assert taken[0] is None
     assert [each.clone for each in taken[-3:]] == maker.made[-3:]
@@ -254,8 +309,8 @@ def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
 def test_who_takes_a_clone_does_not_wait_for_one_that_hangs(maker, new_pool, monkeypatch):
     pool = new_pool(size=1)
     monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
-    maker.allow()
     pool.used(ORDER, TEMPLATE)
+    maker.make()
     parked = pool.take(ORDER, TEMPLATE)
     groomed(parked)
     with parked.busy, pytest.raises(WaitTimeout, match="not prepared"):

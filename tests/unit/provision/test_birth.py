@@ -1,0 +1,88 @@
+"""A guest that somebody waits for: the wait ends, whatever happens on the way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import BootFailed
+from pytest_kvm.provision import birth as birth_module
+from pytest_kvm.provision.birth import Birth
+from pytest_kvm.settings import Settings
+
+WITHIN = 60
+STARTED: Any = SimpleNamespace(seconds=1.0, machine="the machine", events=())
+
+
+class Progress:
+    """Raises when it is told of an end."""
+
+    def phase(self, subject, phase):
+        pass
+
+    def finished(self, subject, outcome):
+        raise BrokenPipeError
+
+
+class Starting:
+    """Starts guests, or fails to."""
+
+    def __init__(self, failure=None):
+        self.failure = failure
+
+    def get(self):
+        return self
+
+    def start(self, job):
+        if self.failure:
+            raise self.failure
+        return STARTED
+
+
+def ignore(event):
+    pass
+
+
+def refuse(event):
+    raise OSError("no space left")
+
+
+@pytest.fixture
+def born(monkeypatch, tmp_path):
+    image = SimpleNamespace(built_from_packages=False)
+    monkeypatch.setattr(birth_module, "ensure", lambda *_, **__: image)
+
+    def born(starting, *, progress, tell=ignore):
+        birth = Birth(
+            Settings(cache_dir=tmp_path, run_dir=tmp_path),
+            starting,
+            kvm.GuestSpec(),
+            name="web",
+            place="web",
+            resets=True,
+            progress=progress,
+            tell=tell,
+        )
+        birth.begin()
+        return birth
+
+    return born
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_progress_that_cannot_be_shown_fails_no_boot(born):
+    birth = born(Starting(), progress=Progress())
+    assert birth.machine.result(WITHIN) == "the machine"
+    assert birth.started.result(WITHIN) is STARTED
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("failure", [BootFailed("no sshd"), KeyError("oops")], ids=["of the guest", "a bug"])
+@pytest.mark.parametrize("tell", [ignore, refuse], ids=["told", "not told"])
+def test_a_failure_that_cannot_be_told_is_raised_by_who_waits(born, failure, tell):
+    birth = born(Starting(failure), progress=Progress(), tell=tell)
+    assert birth.machine.exception(WITHIN) is failure
+    assert birth.started.exception(WITHIN) is failure

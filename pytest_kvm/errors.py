@@ -19,6 +19,7 @@
     ├── HypervisorError           libvirt refused or failed
     │   ├── ConnectionFailed
     │   ├── DomainFailed
+    │   │   └── StateDamaged      QEMU cannot take in the state that a template holds
     │   ├── SnapshotFailed
     │   │   ├── SavepointGone   what it was taken on is not there any more
     │   │   └── SavepointRefused  something is in the way; nothing has changed
@@ -150,6 +151,10 @@ class ConnectionFailed(HypervisorError):
 
 class DomainFailed(HypervisorError):
     """A domain could not be created, changed or destroyed."""
+
+
+class StateDamaged(DomainFailed):
+    """QEMU cannot take in the state that a template holds; another clone of it fares no better."""
 
 
 class SnapshotFailed(HypervisorError):

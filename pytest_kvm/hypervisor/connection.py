@@ -105,6 +105,7 @@ class LibvirtHypervisor:
         """Start a transient domain from a snapshot that its disks hold; see :mod:`.revival`.
 
         Raises:
+            StateDamaged: QEMU cannot take in the snapshot.
             DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
         """
         start = partial(revival.revived, xml=xml, snapshot=snapshot, paused=paused)

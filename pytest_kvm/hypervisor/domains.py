@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 import libvirt
 
-from pytest_kvm.errors import DomainFailed
+from pytest_kvm.errors import DomainFailed, StateDamaged
 from pytest_kvm.host.reaping import HostProcess
-from pytest_kvm.hypervisor import migration, monitor, revival, screens
+from pytest_kvm.hypervisor import migration, monitor, qemu_log, revival, screens
 from pytest_kvm.hypervisor.clock import GuestClock
 from pytest_kvm.hypervisor.errors import translated
 from pytest_kvm.hypervisor.forks import ProcessBound
@@ -18,6 +18,7 @@ from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots
 
 _KILLED_WITHIN = 10.0
+_ENDS_WITHIN = 2.0
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 _STATES = {
@@ -155,8 +156,21 @@ class LibvirtDomain:
         migration.save(self._living(), target)
 
     def load_state(self, source: BinaryIO) -> None:
-        """Take in what :meth:`save_state` wrote; see :func:`migration.load`."""
-        migration.load(self._living(), source)
+        """Take in what :meth:`save_state` wrote; see :func:`migration.load`.
+
+        Raises:
+            StateDamaged: QEMU has ended because it cannot take it in.
+            DomainFailed: QEMU has ended for another reason, or hangs.
+        """
+        try:
+            migration.load(self._living(), source)
+        except DomainFailed as failure:
+            # Its monitor says nothing; its end and its log do.
+            if not self.wait_end(_ENDS_WITHIN):
+                raise
+            reason = self.end_reason()
+            kind = StateDamaged if qemu_log.refuses_state(reason) else DomainFailed
+            raise kind(f"the state of {self.name} was not loaded: {reason}") from failure
 
     def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:  # noqa: ANN401 - JSON
         """Run a guest agent command; see :func:`monitor.agent`."""

@@ -19,7 +19,9 @@ from pytest_kvm.errors import (
     KvmError,
     NetworkFailed,
     SnapshotFailed,
+    StateDamaged,
 )
+from pytest_kvm.hypervisor.qemu_log import refuses_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,10 @@ def from_libvirt(
     meaning = MEANINGS.get(code, _NO_HINT)
     said = failure.get_error_message() or str(failure)
     brief, _, rest = said.strip().partition("\n")
-    return (meaning.error or error)(
+    kind = meaning.error or error
+    if kind is DomainFailed and refuses_state(f"{said}\n{details}"):
+        kind = StateDamaged
+    return kind(
         f"libvirt could not {doing}: {brief}",
         details="\n".join(part for part in (rest.strip(), details) if part),
         resolution=meaning.resolution,

@@ -12,8 +12,11 @@ _TAIL_LINES = 10
 _LIBVIRT_SAYS = re.compile(
     r"[-\d]+ [:.\d]+\+0000: (starting up libvirt|Domain id=\d+ is tainted|shutting down, reason=)"
 )
-
-
+_REFUSES_STATE = re.compile(
+    r"load of migration failed: (?!Cannot allocate memory)"
+    r"|while loading VM state"
+    r"|the requested snapshot|Snapshot '.*' does not exist"
+)
 _SIGNALLED = re.compile(r"terminating on signal \d+ from pid (\d+).*")
 
 
@@ -33,6 +36,15 @@ def foreign_signal(log: Path) -> str:
         if found:
             return "" if int(found[1]) == os.getpid() else found[0]
     return ""
+
+
+def refuses_state(said: str) -> bool:
+    """Say whether QEMU's last words are that it cannot take in a saved state.
+
+    That is the end of ``process_incoming_migration_co`` (migration/migration.c)
+    and of ``load_snapshot`` (migration/savevm.c).
+    """
+    return _REFUSES_STATE.search(said) is not None
 
 
 def _own_lines(log: Path) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed
+from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed, StateDamaged
 from pytest_kvm.handles import savepoint
 from pytest_kvm.handles.machine import Machine
 from pytest_kvm.handles.phases import Phases
@@ -98,14 +98,14 @@ class Starting:
 
         Raises:
             BootFailed: It did not become ready.
-            DomainFailed: Its template has become unusable.
+            DomainFailed: It could not be cloned, twice.
             GuestGone: The guest was given up meanwhile.
         """
         if former.template is None:
             return self._cold(job, why="its first boot was a cold one")
         try:
             return self._cloned(job, former.template)
-        except DomainFailed as failure:
+        except StateDamaged as failure:
             self._cache.discard(job, former.template, reason=failure.brief)
             return self.start(job)
 
@@ -134,8 +134,7 @@ class Starting:
         template, made_in = self._had(job, tier)
         try:
             started = self._cloned(job, template, why=why)
-        except DomainFailed as failure:
-            # Nothing but a damaged state gets here: it is made anew, once.
+        except StateDamaged as failure:  # it is made anew, once
             self._cache.discard(job, template, reason=failure.brief)
             template, made_in = self._had(job, tier)
             started = self._cloned(job, template, why=why)
@@ -151,6 +150,21 @@ class Starting:
         return template, time.monotonic() - begun if made else None
 
     def _cloned(self, job: Job, template: Template, *, why: str = "") -> Started:
+        """Start a clone; one that fails is followed by another.
+
+        What it failed for may have passed: a host that was short of memory for
+        a moment, a QEMU that somebody killed. The template stays: other
+        processes clone it too, and each of them would have to boot.
+        """
+        try:
+            return self._cloned_once(job, template, why=why)
+        except StateDamaged:
+            raise
+        except DomainFailed as failure:
+            job.tell(f"its clone failed, trying another: {failure.brief}")
+            return self._cloned_once(job, template, why=why)
+
+    def _cloned_once(self, job: Job, template: Template, *, why: str) -> Started:
         order = job.order
         phases = Phases(order.log)
         clone, undo, tier = self._awake(job, template)

@@ -10,6 +10,22 @@ import pytest
 
 from pytest_kvm.templates import entry, records
 
+KILLS_QEMU_ONCE = """
+import os, signal
+from pytest_kvm.hypervisor.domains import LibvirtDomain
+
+load_state = LibvirtDomain.load_state
+
+
+def killed(domain, source):
+    LibvirtDomain.load_state = load_state
+    os.kill(domain.pid, signal.SIGKILL)
+    load_state(domain, source)
+
+
+LibvirtDomain.load_state = killed
+"""
+
 # The n-th state that a process saves or loads is the last thing it does.
 KILLED_AT = """
 import os, signal
@@ -96,6 +112,15 @@ def test_a_run_that_is_killed_leaves_nothing_behind(suite, first, doing, nth):
     assert next_one.ways[1]["kvm_reset_vm"].startswith("cow ")
 
 
+def test_a_qemu_that_is_killed_costs_another_clone_and_no_template(suite, first):
+    before = suite.entries
+    result = suite.run("--kvm-pool=0", sabotage=KILLS_QEMU_ONCE)
+    assert result.is_fine(), result.output
+    assert "its clone failed, trying another: the state of " in result.output
+    assert result.made == first.made
+    assert suite.entries == before
+
+
 def truncated(folder):
     os.truncate(folder / "state", (folder / "state").stat().st_size // 2)
 
@@ -111,7 +136,10 @@ def falsified(folder):
 
 @pytest.mark.parametrize(
     ("damage", "told"),
-    [(truncated, "its template is dropped: state has "), (falsified, "its template is dropped: ")],
+    [
+        (truncated, "its template is dropped: state has "),
+        (falsified, "its template is dropped: the state of "),
+    ],
     ids=["truncated", "falsified"],
 )
 def test_a_damaged_template_is_told_and_made_again(suite, first, damage, told):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pytest_kvm.hypervisor.qemu_log import foreign_signal, tail
+from pytest_kvm.hypervisor.qemu_log import foreign_signal, refuses_state, tail
 
 START = """\
 2026-11-22 17:42:13.024+0000: starting up libvirt version: 9.0.0, qemu version: 7.2.22
@@ -61,3 +61,20 @@ def test_without_a_signal_nothing_is_said_of_one(tmp_path):
     log = tmp_path / "log"
     log.write_text(START)
     assert foreign_signal(log) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "refuses"),
+    [
+        ("Not a migration stream\nload of migration failed: Invalid argument", True),
+        ("load of migration failed: Input/output error", True),
+        ("Error -22 while loading VM state", True),
+        ("Device 'virtio0' does not have the requested snapshot 'kvm-template'", True),
+        ("Snapshot 'kvm-template' does not exist in one or more devices", True),
+        ("load of migration failed: Cannot allocate memory", False),
+        ("terminating on signal 15 from pid 1 (init)", False),
+        ("cannot set up guest memory 'kvm-ram': Cannot allocate memory", False),
+    ],
+)
+def test_a_state_that_is_refused_is_told_from_a_host_that_is_short_of_something(said, refuses):
+    assert refuses_state(f"2026-11-28T09:07:52.305609Z qemu-system-x86_64: {said}\n") == refuses

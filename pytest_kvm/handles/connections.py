@@ -59,7 +59,7 @@ class Connections:
     @property
     def alive(self) -> bool:
         """Say whether a connection is logged in; a frozen guest's still is."""
-        return any(link.alive for link in self._links)
+        return bool(self._alive())
 
     def connect(self, sock: socket.socket | None) -> None:
         """Log in, once, over ``sock`` if one is given.
@@ -98,7 +98,7 @@ class Connections:
             # Somebody else has logged in while this waited for its turn.
             if taken := self._on_those_there_are(within):
                 return taken
-            if len(self._links) < _MOST:
+            if len(self._alive()) < _MOST:
                 link = self._reconnected(within)
                 channel = link.session(within=within)
                 if channel is not None:
@@ -106,12 +106,15 @@ class Connections:
         finally:
             self._turn.release()
         raise SshUnavailable(
-            f"{self._guest}: sshd takes no more commands on {len(self._links)} connections",
+            f"{self._guest}: sshd takes no more commands on {len(self._alive())} connections",
             resolution="end processes that were started, or raise MaxSessions in the guest",
         )
 
+    def _alive(self) -> list[Link]:
+        return [link for link in self._links if link.alive]
+
     def _on_those_there_are(self, within: float) -> tuple[Link, Channel] | None:
-        for link in [each for each in reversed(self._links) if each.alive]:
+        for link in reversed(self._alive()):
             try:
                 channel = link.session(within=within)
             except SshUnavailable as lost:
@@ -150,7 +153,7 @@ class Connections:
                 link.close()
                 raise SshUnavailable(f"{self._guest}: the connections were closed meanwhile")
             # From now on close() ends it.
-            self._links = [*(each for each in self._links if each.alive), link]
+            self._links = [*self._alive(), link]
         try:
             link.log_in(self._access)
         except BaseException:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,40 +15,9 @@ from pytest_kvm.handles.phases import Phases
 from pytest_kvm.render.qemu_args import card_id
 from pytest_kvm.spec.control import CONTROL_NETDEV
 from tests.fakes import fake_machine
+from tests.slirp import Slirp
 
 BANNER = b"SSH-2.0-OpenSSH_10.0\r\n"
-
-
-class Slirp:
-    """Accepts like libslirp does, then treats each connection as the guest would."""
-
-    def __init__(self, *, treat: Callable[[int, socket.socket], None]) -> None:
-        self._treat = treat
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = self._server.getsockname()[1]
-        self.accepted: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                line, _ = self._server.accept()
-            except OSError:
-                return
-            self.accepted.append(line)
-            self._treat(len(self.accepted), line)
-
-    @contextmanager
-    def serving(self):
-        self._thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown(socket.SHUT_RDWR)
-            self._server.close()
-            self._thread.join()
-            for line in self.accepted:
-                line.close()
 
 
 @pytest.fixture

@@ -6,23 +6,25 @@ import contextlib
 import itertools
 import logging
 import os
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
+from pytest_kvm.handles import connections
 from pytest_kvm.handles.attended import attended
 from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.local_sshd import LocalSshd
+from tests.slirp import Slirp
 
 MIB = 1024**2
 WITHIN = 30
@@ -194,6 +196,13 @@ def test_a_lost_connection_is_replaced_before_the_next_command(shell, server):
     assert server.logins == 2
 
 
+def test_connections_that_were_lost_are_not_counted(shell, server):
+    for _ in range(connections._MOST):
+        shell.connect()
+    server.drop()
+    assert shell.run("echo again").stdout == "again\n"
+
+
 def test_a_command_that_may_have_started_is_never_run_again(shell, server, tmp_path):
     process = shell.start("echo once >>times; touch written; sleep 60")
     while not (tmp_path / "written").exists():
@@ -275,45 +284,18 @@ def test_a_server_that_does_not_answer_costs_no_more_than_the_time_out(shell, se
     assert server.logins == 1
 
 
-class SilentSshd:
-    """Says its name and nothing more, as a guest whose kernel panics then."""
-
-    def __init__(self) -> None:
-        self.greeted = threading.Event()
-        """Set when a client has answered: its login is under way."""
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._clients: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        port: int = self._socket.getsockname()[1]
-        return port
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        for each in (self._socket, *self._clients):
-            each.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
-            self._clients.append(client)
-            client.sendall(b"SSH-2.0-silent\r\n")
-            client.recv(1)
-            self.greeted.set()
-
-
 @pytest.fixture
 def silent():
-    silent = SilentSshd()
-    yield silent
-    silent.close()
+    """An sshd that says its name and nothing more, as of a guest whose kernel panics then."""
+    greeted = threading.Event()
+
+    def greet(_number, line):
+        line.sendall(b"SSH-2.0-silent\r\n")
+        line.recv(1)
+        greeted.set()  # a client has answered: its login is under way
+
+    with Slirp(treat=greet).serving() as slirp:
+        yield SimpleNamespace(port=slirp.port, greeted=greeted)
 
 
 @pytest.fixture

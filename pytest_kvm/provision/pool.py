@@ -53,6 +53,11 @@ class Parked:
             self.clone.machine.shell.connect()
             self.clone.machine.domain.suspend()
 
+    def remove(self) -> None:
+        """Remove it, as nobody wants it."""
+        self.taken = True
+        self.undo.close()
+
     def take(self) -> Clone:
         """Return the clone; it is nobody else's from now on.
 
@@ -181,7 +186,8 @@ class Pool:
         try:
             parked.groom()
         except BaseException as failure:  # noqa: BLE001 - whoever takes it finds out, and starts another
-            self._note(f"{name}: a clone could not be prepared: {failure}")
+            if not parked.taken:
+                self._note(f"{name}: a clone could not be prepared: {failure}")
             parked.undo.close()
 
     def _forget(self, gate: Gate) -> None:
@@ -195,7 +201,7 @@ class Pool:
 
 def _remove(future: Future[Parked]) -> None:
     if not future.cancelled() and future.exception() is None:
-        future.result().undo.close()
+        future.result().remove()
 
 
 def _slot(order: Order, template: Template) -> _Slot:

@@ -248,7 +248,9 @@ def test_a_clone_that_comes_too_late_for_who_waited_is_removed(maker, new_pool, 
     assert pool.take(ORDER, TEMPLATE) is None
     maker.allow()
     assert maker.gone.acquire(timeout=WITHIN)
+    pool.close()
     assert maker.removed == maker.made
+    assert maker.made[0].done == []  # nobody has prepared what was removed
 
 
 def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):

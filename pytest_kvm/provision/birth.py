@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Generator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Protocol
 
 from pytest_kvm.errors import BootFailed
@@ -111,24 +113,30 @@ class Birth:
         try:
             started = self._start()
         except BaseException as error:  # noqa: BLE001 - whoever waits for the machine raises it
-            try:
+            with self._telling():
                 self._tell_of_failure(error, seconds=time.monotonic() - begun)
-            finally:  # somebody waits, whatever became of the telling
-                self.started.set_exception(error)
-                self.machine.set_exception(error)
-                self.end()
+            self.started.set_exception(error)
+            self.machine.set_exception(error)
+            self.end()
         else:
-            try:
+            with self._telling():
                 self._progress.finished(self._name, f"ready after {started.seconds:.1f} s")
-            finally:
-                self.started.set_result(started)
-                self.machine.set_result(started.machine)
+            self.started.set_result(started)
+            self.machine.set_result(started.machine)
 
     def _tell_of_failure(self, error: BaseException, *, seconds: float) -> None:
         why, spec = type(error).__name__, repr(self._spec)
         if isinstance(error, BootFailed):
             self._tell(Event(guest=self._name, kind="failure", seconds=seconds, why=why, spec=spec))
         self._progress.finished(self._name, f"failed: {why}")
+
+    @contextmanager
+    def _telling(self) -> Generator[None]:
+        """Tell others of the end; if that fails, those who wait for the guest have it nevertheless."""
+        try:
+            yield
+        except BaseException:  # noqa: BLE001 - as it says above
+            self._log.exception("%s: its end could not be told", self._name)
 
     def _start(self) -> Started:
         image, packages_left = self._image()

@@ -72,14 +72,14 @@ def born(monkeypatch, tmp_path):
     return born
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_progress_that_cannot_be_shown_fails_no_boot(born):
+def test_progress_that_cannot_be_shown_fails_no_boot(born, caplog):
     birth = born(Starting(), progress=Progress())
     assert birth.machine.result(WITHIN) == "the machine"
     assert birth.started.result(WITHIN) is STARTED
+    assert "web: its end could not be told" in caplog.text
+    assert "BrokenPipeError" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("failure", [BootFailed("no sshd"), KeyError("oops")], ids=["of the guest", "a bug"])
 @pytest.mark.parametrize("tell", [ignore, refuse], ids=["told", "not told"])
 def test_a_failure_that_cannot_be_told_is_raised_by_who_waits(born, failure, tell):

@@ -75,25 +75,15 @@ def run(
     )
     with child:
         streams = _Streams(child, input, on_line)
-        try:
-            exit_code = child.wait(timeout)
-        except subprocess.TimeoutExpired:
-            _kill_group(child)
-            streams.join()
-            raise _failure(args, f"ran out of time after {timeout:.0f} s", streams) from None
-        except BaseException:
-            _kill_group(child)
-            raise
-        streams.join()
+        exit_code = _end_of(child, streams, timeout=timeout)
     if streams.problem is not None:
         raise streams.problem
-    if exit_code != 0:
-        how = (
-            f"exited with {exit_code}"
-            if exit_code > 0
-            else f"was killed by {signal.Signals(-exit_code).name}"
-        )
-        raise _failure(args, how, streams)
+    if exit_code is None:
+        raise _failure(args, f"ran out of time after {timeout:.0f} s", streams)
+    if exit_code < 0:
+        raise _failure(args, f"was killed by {signal.Signals(-exit_code).name}", streams)
+    if exit_code > 0:
+        raise _failure(args, f"exited with {exit_code}", streams)
     return Completed(argv=tuple(args), exit_code=exit_code, stdout=streams.stdout, stderr=streams.stderr)
 
 
@@ -188,6 +178,20 @@ def _death_signal() -> list[str]:
     # safe in a process that has threads.
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _end_of(child: subprocess.Popen[bytes], streams: _Streams, *, timeout: float) -> int | None:
+    """Wait until a program has ended and all of its output is read; None if it was killed for its time."""
+    exit_code = None
+    try:
+        exit_code = child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        _kill_group(child)
+    except BaseException:
+        _kill_group(child)
+        raise
+    streams.join()
+    return exit_code
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

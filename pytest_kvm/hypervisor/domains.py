@@ -18,7 +18,7 @@ from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots
 
 _KILLED_WITHIN = 10.0
-_ENDS_WITHIN = 2.0
+_ENDS_WITHIN = 10.0
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 _STATES = {

@@ -31,3 +31,9 @@ def new_suite(tmp_path_factory, pytestconfig):
         yield new_suite
     for suite in made:
         suite.remove()
+
+
+@pytest.fixture(scope="module")
+def suite(new_suite):
+    """The suite whose cache most tests of a module share."""
+    return new_suite()

@@ -47,12 +47,6 @@ migration._finished = killed
 
 
 @pytest.fixture(scope="module")
-def suite(new_suite):
-    """The suite whose cache most tests share."""
-    return new_suite()
-
-
-@pytest.fixture(scope="module")
 def killed_when_freezing(suite):
     """A run that was killed while it froze the cache's first template."""
     result = suite.run("-s", "--kvm-cache-ram=tmpfs", sabotage=KILLED_AT.format(1))

@@ -25,12 +25,6 @@ migration.save = full
 
 
 @pytest.fixture(scope="module")
-def suite(new_suite):
-    """The suite whose cache the first tests share."""
-    return new_suite()
-
-
-@pytest.fixture(scope="module")
 def by_snapshots(suite):
     """A run of it that has kept a template."""
     return suite.run("--kvm-clone=snapshot", "--kvm-pool=0")

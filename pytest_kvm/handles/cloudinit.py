@@ -14,7 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from pytest_kvm.errors import AgentError, CloudInitFailed, CloudInitTimeout, CommandTimeout, SshUnavailable
+from pytest_kvm.errors import (
+    AgentError,
+    CloudInitFailed,
+    CloudInitTimeout,
+    CommandTimeout,
+    DomainFailed,
+    GuestError,
+    SshUnavailable,
+)
 from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.handles.climb import Climb
 from pytest_kvm.handles.shell import Shell
@@ -48,6 +56,18 @@ until [ -e $run/result.json ]; do
     fi
     sleep 0.2
 done
+# power_state leaves a child of cloud-init behind that restarts the guest when cloud-init has ended.
+at_work() {
+    for process in /proc/[0-9]*/comm; do
+        read -r name <"$process" && case $name in cloud-init | shutdown) return 0 ;; esac
+    done
+    return 1
+} 2>/dev/null
+while at_work; do sleep 0.2; done
+if command -v systemctl >/dev/null && [ "$(systemctl is-system-running)" = stopping ]; then
+    echo restarting
+    sleep 3600
+fi
 end done
 """
 _STAGE = re.compile(r'^stage "([a-z-]+)"', re.MULTILINE)
@@ -86,9 +106,13 @@ def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
     def finished() -> str:
         try:
             left = max(1.0, deadline - clock())
-            return climb.attended(lambda: shell.run(["sh", "-c", _WAIT], timeout=left)).stdout
-        except SshUnavailable as lost:  # user-data may restart the network, or the guest
+            waited = climb.attended(lambda: shell.run(["sh", "-c", _WAIT], timeout=left, check=False))
+        except SshUnavailable as lost:  # user-data may restart the network
             raise NotYet(lost.brief) from lost
+        if waited.stdout.count(_CUT) < 2:  # or the guest: its shutdown ended the wait
+            shell.close()
+            raise NotYet(f"the wait in the guest ended with exit code {waited.exit_code}")
+        return waited.stdout
 
     try:
         said = wait_until(
@@ -144,12 +168,15 @@ def keys_are_written(climb: Climb) -> bool:
     agent = GuestAgent(climb.machine.domain, timeout=5.0)
     try:
         return Status.parse(agent.read_text(_STATUS)).network_stage_over
-    except AgentError:
+    except (AgentError, DomainFailed):  # if QEMU has ended, the next check says so
         return bool(_NETWORK_STAGE_OVER.search(climb.machine.console.text()))
 
 
 def _output(shell: Shell) -> str:
-    result = shell.run(["tail", "-n", "40", _OUTPUT], user="root", timeout=_READ_TIMEOUT, check=False)
+    try:
+        result = shell.run(["tail", "-n", "40", _OUTPUT], user="root", timeout=_READ_TIMEOUT, check=False)
+    except GuestError as failure:
+        return f"{_OUTPUT} could not be read: {failure.brief}"
     return f"{_OUTPUT}, last 40 lines:\n{result.stdout}" if result.ok else ""
 
 

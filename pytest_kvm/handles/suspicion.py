@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pytest_kvm.errors import AgentError, CommandTimeout, EmergencyMode, SshNeverAnswered
+from pytest_kvm.errors import AgentError, CommandTimeout, DomainFailed, EmergencyMode, SshNeverAnswered
 from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.handles.climb import Climb
 
@@ -66,5 +66,5 @@ class Suspicion:
     def _ask(self, argv: list[str]) -> str:
         try:
             return self._agent.exec(argv, check=False).stdout.strip()[:4000]
-        except (AgentError, CommandTimeout):
+        except (AgentError, CommandTimeout, DomainFailed):  # if QEMU has ended, the next check says so
             return ""

@@ -49,6 +49,16 @@ def test_no_bootable_device(boot, tmp_path):
         boot(spec(boot="firmware", xml=on_a_blank_disk))
 
 
+def test_user_data_may_restart_the_guest(boot):
+    """power_state restarts it once cloud-init has ended: a guest that is ready then would go down again."""
+    note = "cat /proc/sys/kernel/random/boot_id >/root/first-boot"
+    restart = kvm.CloudInit(run_commands=[note], user_data={"power_state": {"mode": "reboot"}})
+    guest = boot(spec(cloud_init=restart))
+    first = guest.read_text("/root/first-boot")
+    assert first
+    assert first != guest.read_text("/proc/sys/kernel/random/boot_id")
+
+
 def test_qemu_died(kvm_guests, monkeypatch):
     speaks = threading.Event()
     spoken_to = Phases.reached

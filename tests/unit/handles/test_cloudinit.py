@@ -9,6 +9,7 @@ from pytest_kvm.errors import (
     CloudInitFailed,
     CloudInitTimeout,
     CommandTimeout,
+    DomainFailed,
     KernelPanicked,
     SshUnavailable,
 )
@@ -99,6 +100,26 @@ def test_a_connection_that_user_data_breaks_is_made_again(climb, shell):
     wait_for_cloud_init(climb, timeout=60)
 
 
+def test_a_restart_that_user_data_asks_for_ends_no_boot(climb, shell):
+    """sshd ends with SIGTERM what it runs, and the connection a moment later."""
+    going_down = output('stage "modules-final",\n', exit_code=143)
+    shell.expect("result.json ]", going_down, SshUnavailable("no connection"), ending("done"))
+    wait_for_cloud_init(climb, timeout=60)
+
+
+def test_what_the_wait_says_need_not_make_sense(climb, shell):
+    shell.expect("result.json ]", "what?\n", ending("done"))
+    wait_for_cloud_init(climb, timeout=60)
+
+
+def test_output_that_cannot_be_read_hides_no_error(climb, shell):
+    shell.expect("result.json ]", ending("done", STATUS, RESULT))
+    shell.expect("tail", SshUnavailable("web: the connection was lost"))
+    with pytest.raises(CloudInitFailed, match=r"1 failures \(runcmd\)") as failed:
+        wait_for_cloud_init(climb, timeout=60)
+    assert "could not be read: web: the connection was lost" in failed.value.details
+
+
 def test_a_panic_ends_the_wait(climb, shell, printed):
     shell.expect("result.json ]", shell.hang)
     printed("Kernel panic - not syncing: x\n")
@@ -111,12 +132,17 @@ def scripted(tmp_path, domain, monkeypatch):
     """Run the script on this machine, with a run folder and a systemctl of the test's own."""
 
     def made(*, unit):
-        monkeypatch.setattr(
-            cloudinit, "_WAIT", cloudinit._WAIT.replace("/run/cloud-init", str(tmp_path / "run"))
-        )
+        elsewhere = cloudinit._WAIT.replace("/run/cloud-init", str(tmp_path / "run"))
+        monkeypatch.setattr(cloudinit, "_WAIT", elsewhere.replace("/proc/", f"{tmp_path}/proc/"))
         programs = {
-            "systemctl": f"printf 'Job=%s\\nActiveState=%s\\n' {unit}",
-            "sleep": "exec /bin/sleep 0.01",
+            "systemctl": f"""
+                [ $1 = show ] || exec cat {tmp_path}/system
+                printf 'Job=%s\\nActiveState=%s\\n' {unit}
+            """,
+            "sleep": f"""
+                [ $1 != 3600 ] || {{ echo running >{tmp_path}/system; kill $PPID; }}
+                exec /bin/sleep 0.01
+            """,
         }
         machine = fake_machine(tmp_path, domain=domain, shell=LocalShell(programs, folder=tmp_path / "bin"))
         return Climb(machine=machine, phases=Phases(machine.log), watch=ConsoleWatch(machine.console))
@@ -144,10 +170,39 @@ def test_the_result_is_waited_for_and_read(scripted, tmp_path, caplog):
         wait_for_cloud_init(scripted(unit="17 inactive"), timeout=10)
 
 
+def test_a_restart_after_its_end_is_waited_for(scripted, tmp_path):
+    """As power_state does it: a child of cloud-init outlives it, and asks for the restart."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    child, system = tmp_path / "proc/17/comm", tmp_path / "system"
+    child.parent.mkdir(parents=True)
+    child.write_text("cloud-init\n")
+    system.write_text("running\n")
+
+    def restart():
+        system.write_text("stopping\n")
+        child.unlink()
+
+    timer = threading.Timer(0.3, restart)
+    timer.start()
+    wait_for_cloud_init(scripted(unit="'' active"), timeout=30)
+    assert not child.exists()
+    assert system.read_text() == "running\n"  # the wait was killed and began again
+
+
 def test_a_last_stage_that_will_never_run_ends_the_wait(scripted, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(CloudInitFailed, match="never ran to its end"):
         wait_for_cloud_init(scripted(unit="'' inactive"), timeout=30)
+
+
+def test_of_a_qemu_that_has_ended_the_console_tells_about_keys(climb, domain, printed, monkeypatch):
+    def gone(*_, **__):
+        raise DomainFailed("requested operation is not valid: domain is not running")
+
+    monkeypatch.setattr(domain, "agent", gone)
+    printed("Cloud-init v. 22.4.2 running 'modules:config' at ...\n")
+    assert keys_are_written(climb)
 
 
 def test_keys_are_written_once_the_network_stage_is_over(climb, domain, printed):

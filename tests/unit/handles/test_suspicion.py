@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvm.errors import EmergencyMode, SshNeverAnswered
+from pytest_kvm.errors import DomainFailed, EmergencyMode, SshNeverAnswered
 from pytest_kvm.handles.suspicion import Suspicion
 
 STATE = "systemctl is-system-running"
@@ -24,6 +24,16 @@ def asked(climb, domain):
 
 
 def test_a_guest_without_an_agent_is_waited_for(climb):
+    suspicion = Suspicion(climb, clock=iter(range(0, 10000, 10)).__next__)
+    for _ in range(50):
+        suspicion("nothing")
+
+
+def test_a_qemu_that_ends_while_it_is_asked_is_for_others_to_tell(climb, domain, monkeypatch):
+    def gone(*_, **__):
+        raise DomainFailed("requested operation is not valid: domain is not running")
+
+    monkeypatch.setattr(domain, "agent", gone)
     suspicion = Suspicion(climb, clock=iter(range(0, 10000, 10)).__next__)
     for _ in range(50):
         suspicion("nothing")

@@ -18,12 +18,15 @@ from pytest_kvm.errors import CommandTimeout, UnitFailed, WaitTimeout
 from pytest_kvm.handles.attended import while_alive
 from pytest_kvm.handles.commandline import Command
 from pytest_kvm.handles.machine import Machine
+from pytest_kvm.handles.result import streams_of
 from pytest_kvm.handles.terminal import plain
 from pytest_kvm.waiting import NotYet, time_left, wait_until
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.result import CommandResult
 
+_ONE_LOOK = 1.0
+"""Seconds that a command gets at least, though no time is left."""
 _SLACK = 30.0
 """Seconds beyond a wait's own time-out until the host stops believing in it."""
 _TIMED_OUT, _FAILED = 75, 76
@@ -126,17 +129,27 @@ def wait_until_succeeds(
     """Run a command again and again until it exits with 0, and return that result.
 
     Raises:
-        WaitTimeout: It never did; with its last exit code and output.
+        WaitTimeout: It never did, or hung; with its last exit code and output.
         GuestGone: The guest ended or panicked.
     """
-    last = ""
+    clock = machine.domain.clock
+    begun, last = clock(), ""
+
+    def tried() -> CommandResult:
+        nonlocal last
+        left = max(_ONE_LOOK, timeout - (clock() - begun))
+        try:
+            result = machine.shell.run(command, user=user, timeout=left, check=False)
+        except CommandTimeout as late:
+            last = late.details
+            raise NotYet("it had not ended") from late
+        last = streams_of(result)
+        return result
 
     def succeeds() -> CommandResult:
-        nonlocal last
-        result = machine.shell.run(command, user=user, timeout=timeout, check=False)
+        result = tried()
         if result.ok:
             return result
-        last = f"--- stdout\n{result.stdout[-4000:]}\n--- stderr\n{result.stderr[-4000:]}"
         final = (result.stderr.strip() or result.stdout.strip()).rpartition("\n")[2]
         raise NotYet(f"exit code {result.exit_code}: {final[:200]}")
 
@@ -148,7 +161,7 @@ def wait_until_succeeds(
             every=every,
             details=lambda: last,
             log=machine.log,
-            clock=machine.domain.clock,
+            clock=clock,
         )
 
     return while_alive(machine, waited, what=f"{command!r} to succeed")

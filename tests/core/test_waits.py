@@ -86,7 +86,10 @@ def test_waits_in_vain_tell_what_was_seen_last(guest):
         guest.wait_for_file("/nonexistent", timeout=1)
     with pytest.raises(WaitTimeout, match=r"last seen: exit code 4: sorry"):
         guest.wait_until("echo sorry >&2; exit 4", timeout=1)
+    with pytest.raises(WaitTimeout, match=r"last seen: it had not ended") as hung:
+        guest.wait_until("echo half; sleep 600", timeout=2)
+    assert "half" in hung.value.details
     with pytest.raises(WaitTimeout, match=r"/never logged/ in the journal"):
         guest.wait_for_log("never logged", timeout=2)
     # Nothing of those waits is left running in the guest.
-    assert guest.run("pgrep -f 'tcp|nonexistent|never[ ]logged'", check=False).stdout == ""
+    assert guest.run("pgrep -f 'tcp|nonexistent|sleep 600|never[ ]logged'", check=False).stdout == ""

@@ -130,6 +130,26 @@ def test_a_command_that_never_succeeds_tells_its_last_output(machine, shell):
     assert "half" in late.value.details
 
 
+def test_a_command_that_hangs_has_what_is_left_of_the_waits_time_out(machine, shell, domain, monkeypatch):
+    now, limits = [0.0], []
+    monkeypatch.setattr(domain, "clock", lambda: now[0])
+
+    def run(command, *, user, timeout, check):
+        limits.append(timeout)
+        now[0] += 3
+        if now[0] > 5:
+            raise CommandTimeout("late", details="--- stdout\nhalf", result=output("half"))
+        return output("", exit_code=7)
+
+    monkeypatch.setattr(shell, "run", run)
+    with pytest.raises(
+        WaitTimeout, match="after 5 s waiting for 'curl x' .*last seen: it had not ended"
+    ) as late:
+        waits.wait_until_succeeds(machine, "curl x", user=None, timeout=5, every=0.01)
+    assert "half" in late.value.details
+    assert limits == [5, 2]
+
+
 def test_a_guest_that_dies_ends_the_wait(machine, shell, domain):
     shell.expect("up()", shell.hang)
     timer = threading.Timer(0.2, domain.end, ["QEMU died: killed by signal 9"])

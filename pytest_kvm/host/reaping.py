@@ -6,7 +6,9 @@ end by asking ``kill(pid, 0)`` every 200 ms for up to 40 s
 zombie still answers that question: where init collects late, or never (a
 container whose first process is a test runner), each stop of a QEMU takes as
 long. As a *child subreaper* (prctl(2)) this process becomes the parent
-instead, and collects QEMU, and nobody else, the moment it ends.
+instead, and collects QEMU, and nobody else, the moment it ends. It is one only
+while a QEMU starts: what the user's tests leave behind at other times belongs
+to init, as ever.
 """
 
 from __future__ import annotations
@@ -26,19 +28,35 @@ from pytest_kvm.errors import HostError
 from pytest_kvm.waiting import NotYet, wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 _SCAN_EVERY = 0.02
 _LONGEST_START = 3600.0
 
 
-def become_subreaper() -> None:
-    """Make orphaned descendants our children from now on; idempotent.
+def is_subreaper() -> bool:
+    """Say whether orphaned descendants become this process's children.
 
     Raises:
-        HostError: The kernel refused (it has known the call since Linux 3.4).
+        HostError: The kernel refused to say (it has known the call since Linux 3.4).
     """
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    answer = ctypes.c_int()
+    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
+    return bool(answer.value)
+
+
+def set_subreaper(*, on: bool) -> None:
+    """Make those that are orphaned from now on our children, or init's; children stay ours.
+
+    Raises:
+        HostError: The kernel refused.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def _prctl(option: int, argument: object) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) != 0:
         raise HostError(
-            f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}",
+            f"prctl({option}): {os.strerror(ctypes.get_errno())}",
             resolution="allow prctl in the seccomp profile of this container",
         )
 
@@ -127,12 +145,20 @@ class PidfileWatch:
         self._patterns = patterns
         self._lock = threading.Lock()
         self._users = 0
+        self._was_subreaper = False
         self._adopted: dict[Path, HostProcess] = {}
 
     @contextmanager
     def watching(self) -> Generator[None]:
-        """Look for new pidfiles as long as the block runs."""
+        """Adopt orphans and look for new pidfiles as long as the block runs.
+
+        Raises:
+            HostError: This process cannot become a subreaper.
+        """
         with self._lock:
+            if self._users == 0:
+                self._was_subreaper = is_subreaper()
+                set_subreaper(on=True)
             self._users += 1
             if self._users == 1:
                 threading.Thread(target=self._scan_until_idle, name="kvm-pidfiles", daemon=True).start()
@@ -141,6 +167,8 @@ class PidfileWatch:
         finally:
             with self._lock:
                 self._users -= 1
+                if self._users == 0:
+                    set_subreaper(on=self._was_subreaper)
 
     def adopted(self, pidfile: str) -> HostProcess | None:
         """Return the child of a pidfile (a path below the root), None if it is not ours."""

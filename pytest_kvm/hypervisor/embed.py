@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 from pytest_kvm.errors import ConnectionFailed
-from pytest_kvm.host.reaping import PidfileWatch, become_subreaper
+from pytest_kvm.host.reaping import PidfileWatch
 from pytest_kvm.hypervisor.capabilities import CapabilityStore
 from pytest_kvm.hypervisor.chatter import check_log_folder
 
@@ -87,7 +87,6 @@ def embed_root(uri: str, *, run_dir: Path, cache_dir: Path) -> EmbedRoot:
             return _same_root(known, path)
         _check_length(path)
         _configure(path / "etc")
-        become_subreaper()
         root = EmbedRoot(
             path=path,
             watch=PidfileWatch(path, _PIDFILES),

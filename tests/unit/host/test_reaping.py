@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_kvm.host.reaping import HostProcess, PidfileWatch, become_subreaper
+from pytest_kvm.host.reaping import HostProcess, PidfileWatch, is_subreaper
 from pytest_kvm.waiting import NotYet, wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -43,13 +44,7 @@ def eventually(look):
 
 
 @pytest.fixture
-def subreaper():
-    """Not undone: guests of other tests may rely on it."""
-    become_subreaper()
-
-
-@pytest.fixture
-def child(subreaper, tmp_path):
+def child(tmp_path):
     watch = PidfileWatch(tmp_path, ("*.pid",))
     with watch.watching():
         daemon(tmp_path / "a.pid", "import time; time.sleep(600)")
@@ -72,13 +67,29 @@ def test_a_killed_child_is_collected_at_once(child):
     child.kill()
 
 
-def test_a_start_that_fails_is_collected_while_it_is_watched(subreaper, tmp_path):
+def test_a_start_that_fails_is_collected_while_it_is_watched(tmp_path):
     watch = PidfileWatch(tmp_path, ("*.pid",))
     pidfile = tmp_path / "a.pid"
     with watch.watching():
         daemon(pidfile, "os._exit(3)")
         pid = eventually(lambda: pidfile.exists() and int(pidfile.read_text() or 0))
         assert eventually(lambda: is_gone(pid))
+
+
+def test_orphans_are_ours_only_while_a_start_is_watched(tmp_path):
+    watch = PidfileWatch(tmp_path, ("*.pid",))
+    assert not is_subreaper()
+    with watch.watching(), watch.watching():
+        assert is_subreaper()
+    assert not is_subreaper()
+    orphan = int(
+        subprocess.run(["sh", "-c", "sleep 600 >&- 2>&- & echo $!"], capture_output=True, check=True).stdout
+    )
+    process = psutil.Process(orphan)
+    try:
+        assert process.ppid() != os.getpid()
+    finally:
+        process.kill()
 
 
 def test_a_process_of_another_parent_is_watched_but_not_adopted(tmp_path):

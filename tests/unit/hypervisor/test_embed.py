@@ -10,10 +10,9 @@ from pytest_kvm.hypervisor import chatter, embed
 
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch):
-    """As if nothing had been opened; and leave this process's children alone."""
+    """As if nothing had been opened."""
     monkeypatch.setattr(embed, "_roots", {})
     monkeypatch.setattr(chatter, "_files", [])
-    monkeypatch.setattr(embed, "become_subreaper", lambda: None)
 
 
 def root_for(run_dir, tmp_path, uri="qemu:///embed"):

@@ -146,10 +146,10 @@ class BootCache:
         job.tell("power on")
         with job.gate.trying() as undo:
             powered = template_powered_on(self._host, order, building=building, tier=tier, stack=undo)
-        climb(powered.machine, job)
-        boot_seconds = job.phases.elapsed()
-        job.tell("freezing")
         with undo:
+            climb(powered.machine, job)
+            boot_seconds = job.phases.elapsed()
+            job.tell("freezing")
             facts = frozen(powered, order, building=building, tier=tier, boot_seconds=boot_seconds)
         if self.key(order, tier) != building.key:
             raise SnapshotFailed(

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.errors import GuestError, SnapshotFailed
 from pytest_kvm.handles import savepoint
 from pytest_kvm.handles.booted import hand_over
 from pytest_kvm.handles.phases import Phases
@@ -91,7 +91,14 @@ class GuestState:
         current = self._started()
         if current.base is None or not current.machine.domain.alive():
             return self._begin_anew()
-        savepoint.restore(current.machine, current.base)
+        try:
+            savepoint.restore(current.machine, current.base)
+        except (SnapshotFailed, GuestError) as failure:
+            # The next reset would fail as well: the machine is of no use any more.
+            current.order.log.warning(
+                "%s: begun anew, for it could not be put back: %s", current.order.name, failure
+            )
+            return self._begin_anew()
         return "load"
 
     def _begin_anew(self) -> Tier:

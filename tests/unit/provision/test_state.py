@@ -1,0 +1,60 @@
+"""What becomes of a guest that cannot be put back."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
+from pytest_kvm.handles.guest import Guest
+from pytest_kvm.provision import state as state_module
+from pytest_kvm.provision.events import Event
+from pytest_kvm.provision.guests import Order
+from pytest_kvm.provision.starting import Started
+from pytest_kvm.provision.state import GuestState
+
+IMAGE: Any = SimpleNamespace(name="made up")
+ORDER = Order(
+    spec=kvm.GuestSpec(),
+    name="web",
+    place="web",
+    hostname="web",
+    image=IMAGE,
+    packages_left=(),
+    log=logging.getLogger("pytest_kvm.web"),
+)
+
+
+def started(removed: list[str]) -> Started:
+    """Return a guest that has booted cold."""
+    machine: Any = SimpleNamespace(name="web", domain=SimpleNamespace(alive=lambda: True))
+    undo = ExitStack()
+    undo.callback(removed.append, "former")
+    boot = Event(guest="web", kind="boot", tier="cold", seconds=30.0)
+    return Started(machine=machine, order=ORDER, template=None, base="kvm-base", undo=undo, events=(boot,))
+
+
+@pytest.mark.parametrize("failure", [SnapshotFailed, SavepointRefused, GuestError])
+def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, failure):
+    def refuse(machine, name):
+        raise failure("web: a device is in the way")
+
+    removed: list[str] = []
+    fresh = started(removed)
+    first: Future[Started] = Future()
+    first.set_result(started(removed))
+    birth: Any = SimpleNamespace(started=first, gate=None)
+    starting: Any = SimpleNamespace(get=lambda: SimpleNamespace(again=lambda former, job: fresh))
+    monkeypatch.setattr(state_module.savepoint, "restore", refuse)
+    guest = Guest("web", Future())
+    state = GuestState(guest, birth, starting)
+    assert state.restore(state.base) == "cold"
+    assert guest.machine is fresh.machine
+    assert removed == ["former"]
+    assert "web: begun anew, for it could not be put back: web: a device is in the way" in caplog.text

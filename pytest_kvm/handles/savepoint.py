@@ -43,15 +43,18 @@ def take(machine: Machine, name: str) -> None:
             + ", ".join(map(repr, at_work)),
             resolution="end it first: stop() a process, close() a forwarded port",
         )
+    if machine.domain.state() is not DomainState.RUNNING:
+        machine.domain.take_snapshot(name)
+        machine.savepoints[name] = None
+        return
     # What waits in the savepoint makes each return to it faster.
-    parked = park(machine) if machine.domain.state() is DomainState.RUNNING else None
+    parked = park(machine)
     try:
         machine.domain.take_snapshot(name)
         machine.savepoints[name] = parked
     finally:
-        if parked is not None:
-            # It ends with that. The clock stood still while QEMU wrote, too.
-            renew(machine, parked=parked)
+        # The clock stood still while QEMU wrote; and it ends what was parked.
+        renew(machine, parked=parked)
 
 
 def restore(machine: Machine, name: str) -> None:

@@ -93,6 +93,27 @@ def test_a_guest_that_was_put_back_has_new_random_numbers_and_the_time(traveller
     assert len(drawn) == 4
 
 
+def test_the_guest_goes_on_with_the_time_of_day_also_without_an_agent(traveller, monkeypatch):
+    domain = traveller.machine.domain
+    take_snapshot = domain.take_snapshot
+
+    def slowly(name):
+        domain.suspend()
+        assert not domain.wait_end(5)
+        domain.resume()
+        take_snapshot(name)
+
+    monkeypatch.setattr(domain, "take_snapshot", slowly)
+    traveller.run(["systemctl", "stop", "qemu-guest-agent"])
+    try:
+        with traveller.savepoint():
+            asked = time.time()
+            told = float(traveller.run(["date", "+%s.%N"]).stdout)
+            assert told > asked - 4
+    finally:
+        traveller.run(["systemctl", "start", "qemu-guest-agent"])
+
+
 def test_what_is_at_work_is_named(traveller):
     with traveller.start(["sleep", "1000"]), traveller.forward(22) as forward:
         with pytest.raises(SavepointRefused) as refusal:

@@ -56,6 +56,12 @@ def test_taking_one_leaves_a_helper_in_it_and_none_behind(machine, events):
     assert events == ["park", "take s", "renew 7"]
 
 
+def test_without_a_helper_the_clock_is_put_right_as_well(machine, events, monkeypatch):
+    monkeypatch.setattr(savepoint, "park", lambda _machine: None)
+    savepoint.take(machine, "s")
+    assert events == ["take s", "renew None"]
+
+
 def test_a_helper_is_not_left_behind_where_nothing_was_taken(machine, events, monkeypatch):
     def failing(_name):
         raise SnapshotFailed("no room")

@@ -50,6 +50,8 @@ def _facts(settings: Settings) -> Iterator[Fact]:
     yield from all_facts(cache_dir=settings.cache_dir, run_dir=settings.run_dir)
     yield _connection(settings)
     yield _images(settings)
+    for problem in Store.of(settings).damaged():
+        yield Fact(name="image store", severity="warning", seen=problem.brief, remedy=problem.resolution)
     if named := strangers_named(settings):
         yield Fact(
             name="not made by pytest-kvm",

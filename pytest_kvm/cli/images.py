@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from pytest_kvm.cli.progress import shown_progress
@@ -79,7 +80,10 @@ def _import(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    images = Store.of(settings).list()
+    store = Store.of(settings)
+    images = store.list()
+    for problem in store.damaged():
+        print(f"pytest-kvm: warning: {problem}", file=sys.stderr)
     if args.json:
         print(json.dumps([_described(image) for image in images], indent=2))
         return 0

@@ -19,6 +19,7 @@ no manifest has ever named is somebody else's and stays.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -26,19 +27,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from pytest_kvm.errors import ImageError, UnknownImage
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.images import namespace
 from pytest_kvm.images.blobs import adopt
 from pytest_kvm.images.image import Image, Manifest
+from pytest_kvm.images.manifests import Manifests, write
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
 BUILD_TIMEOUT = 3600.0
 """Seconds one process waits for another that builds the same image."""
 
+_log = logging.getLogger("pytest_kvm.images")
 _INDEX_TIMEOUT = 120.0
 _RETIRED_FOR = 24 * 3600.0
 """Seconds a replaced image stays: a run may start guests from it, a kept guest may restart."""
@@ -57,7 +59,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._blobs = folder / "blobs"
-        self._names = folder / "names"
+        self._named_images = Manifests(folder / "names")
         self._retired = folder / "retired"
 
     @classmethod
@@ -71,9 +73,8 @@ class Store:
         Raises:
             ImageError: The manifest is damaged, or the digest is another.
         """
-        path = self._manifest_path(ref.name)
         try:
-            manifest = Manifest.from_json(path.read_text(), origin=path)
+            manifest = self._named_images.read(ref.name)
         except FileNotFoundError:
             return None
         if not manifest.disk.startswith(ref.digest or ""):
@@ -81,9 +82,7 @@ class Store:
                 f"image {ref.name} has the digest {manifest.disk[:16]}…, not {ref.digest}",
                 resolution="drop the digest, or import the image that has it",
             )
-        if any(not (self._blobs / blob).exists() for blob in manifest.blobs):
-            return None
-        return self._image(manifest)
+        return self._image(manifest) if self._is_complete(manifest) else None
 
     def resolve(self, ref: ImageRef) -> Image:
         """Return the image of a reference.
@@ -100,13 +99,16 @@ class Store:
         return image
 
     def list(self) -> tuple[Image, ...]:
-        """Return every complete image, by name."""
-        found = (self.find(ImageRef(name)) for name in self.names())
-        return tuple(image for image in found if image is not None)
+        """Return every complete image, by name; what is damaged is left out."""
+        return tuple(self._image(each) for each in self._named_images.readable() if self._is_complete(each))
+
+    def damaged(self) -> tuple[ImageError, ...]:
+        """Return what is wrong with manifests that cannot be read."""
+        return self._named_images.damaged()
 
     def names(self) -> tuple[str, ...]:
         """Return the names that are taken, in order."""
-        return tuple(sorted(path.stem for path in self._names.glob("[!.]*.json")))
+        return self._named_images.names()
 
     def blob(self, digest: str) -> Path:
         """Return the file of a blob that a manifest names."""
@@ -123,11 +125,11 @@ class Store:
         with self._index():
             # First of all, so that the blobs of an addition that is killed are known to be the store's.
             pending = self._retired_path(manifest)
-            _write(manifest, pending)
+            write(manifest, pending)
             for blob, file in files.items():
                 adopt(file, self._blobs / blob)
             self._retire_what_it_replaces(manifest)
-            _write(manifest, self._manifest_path(manifest.name))
+            write(manifest, self._named_images.path(manifest.name))
             pending.unlink()
             self._sweep()
         return self._image(manifest)
@@ -140,12 +142,12 @@ class Store:
         Raises:
             UnknownImage: There is no such name.
         """
-        path = self._manifest_path(name)
+        path = self._named_images.path(name)
         with self._index():
             if not path.exists():
                 raise UnknownImage(f"no image {name!r} in {self.folder}", resolution="pytest-kvm images list")
             try:
-                self._retire(Manifest.from_json(path.read_text(), origin=path), since=0.0)
+                self._retire(self._named_images.read(name), since=0.0)
             except ImageError:  # damaged: nobody knows which blobs were its own
                 path.unlink()
             self._sweep()
@@ -164,7 +166,7 @@ class Store:
         Raises:
             NoCapacity: The other process did not finish in time.
         """
-        self._manifest_path(name)
+        self._named_images.path(name)
         lock = self.folder / "locks" / f"{name}.lock"
         works = self.folder / "work"
         work = works / f"{name}.{secrets.token_hex(4)}"
@@ -178,9 +180,8 @@ class Store:
             finally:
                 ownership.remove(work, namespace.remove_tree)
 
-    def _manifest_path(self, name: str) -> Path:
-        # ImageRef knows what a name may be; nothing else becomes a path.
-        return self._names / f"{ImageRef(name).name}.json"
+    def _is_complete(self, manifest: Manifest) -> bool:
+        return all((self._blobs / blob).exists() for blob in manifest.blobs)
 
     def _image(self, manifest: Manifest) -> Image:
         def blob(digest: str | None) -> Path | None:
@@ -212,24 +213,28 @@ class Store:
 
     def _retire_what_it_replaces(self, new: Manifest) -> None:
         """Put aside the old image of a name, and those derived from it."""
-        replaced = {old.disk for old in self._manifests() if old.name == new.name and old.disk != new.disk}
-        for old in self._manifests():
+        known = list(self._named_images.readable())
+        replaced = {old.disk for old in known if old.name == new.name and old.disk != new.disk}
+        for old in known:
             if (old.name == new.name and old.blobs != new.blobs) or old.base in replaced:
                 self._retire(old, since=time.time())
 
     def _retire(self, manifest: Manifest, *, since: float) -> None:
         """Take a name away; its blobs stay for a day after ``since`` (seconds since the epoch)."""
         self._retired.mkdir(exist_ok=True)
-        aside = self._manifest_path(manifest.name).rename(self._retired_path(manifest))
+        aside = self._named_images.path(manifest.name).rename(self._retired_path(manifest))
         os.utime(aside, (since, since))
 
-    def _manifests(self) -> Iterator[Manifest]:
-        for name in self.names():
-            path = self._manifest_path(name)
-            yield Manifest.from_json(path.read_text(), origin=path)
-
     def _sweep(self) -> None:
-        """Remove what was retired a day ago, with the blobs that no other manifest names."""
+        """Remove what was retired a day ago, with the blobs that no other manifest names.
+
+        Nothing is removed while a manifest is damaged: nobody knows which blobs it names.
+        """
+        try:
+            self._named()
+        except ImageError as problem:
+            _log.warning("replaced images are kept: %s", problem.brief)
+            return
         for path, manifest in list(self._retired_manifests()):
             if time.time() - path.lstat().st_mtime > _RETIRED_FOR:
                 for name in manifest.blobs - self._named(but=path):
@@ -245,7 +250,7 @@ class Store:
     def _named(self, *, but: Path | None = None) -> set[str]:
         """Return the blobs that manifests name, leaving out one retired manifest."""
         retired = [manifest for path, manifest in self._retired_manifests() if path != but]
-        return {blob for manifest in (*self._manifests(), *retired) for blob in manifest.blobs}
+        return {blob for manifest in (*self._named_images.all(), *retired) for blob in manifest.blobs}
 
     def strangers(self) -> tuple[Path, ...]:
         """Return what lies among blobs and work folders and is not known to be the store's.
@@ -274,14 +279,3 @@ def _works_in(works: Path, name: str | None = None) -> list[Path]:
 def _is_file(path: Path, name: re.Pattern[str]) -> bool:
     """Say whether something is a regular file with such a name."""
     return name.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
-
-
-def _write(manifest: Manifest, path: Path) -> None:
-    """Write a manifest at once and to the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-        file.write(manifest.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)

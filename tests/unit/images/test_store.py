@@ -281,6 +281,24 @@ def test_a_damaged_manifest_can_be_removed_and_its_blobs_are_named(store, publis
     assert store.strangers() == (disk,)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "x", None])
+def test_a_damaged_manifest_harms_no_other_image(store, publish, damage, caplog):
+    old = publish("mine", b"disk").disk
+    publish("other", b"other")
+    damaged = store.folder / "names/broken.json"
+    damaged.mkdir() if damage is None else damaged.write_text(damage)
+    publish("mine", b"new disk")
+    assert [image.name for image in store.list()] == ["mine", "other"]
+    assert "broken.json" in str(*store.damaged())
+    store.remove("other")
+    assert [image.name for image in store.list()] == ["mine"]
+    (retired, *_) = (store.folder / "retired").iterdir()
+    os.utime(retired, (0, 0))
+    publish("third", b"third")
+    assert old.exists()  # it may be the damaged one's
+    assert "replaced images are kept: " in caplog.text
+
+
 def test_a_new_kernel_with_the_same_disk_retires_the_old_one(store, publish):
     publish("mine", b"disk", kernel="5" * 64)
     (store.folder / "blobs" / ("5" * 64)).write_text("kernel")

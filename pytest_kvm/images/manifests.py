@@ -1,0 +1,93 @@
+"""The manifests of a store: one file for each name, which says what the image consists of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from pytest_kvm.errors import ImageError
+from pytest_kvm.images.image import Manifest
+from pytest_kvm.spec.image import ImageRef
+
+
+class Manifests:
+    """A folder of manifests; one that is damaged harms no other.
+
+    Args:
+        folder: Where they are; made when one is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names that are taken, in order."""
+        return tuple(sorted(path.stem for path in self._folder.glob("[!.]*.json")))
+
+    def path(self, name: str) -> Path:
+        """Return the file of a name.
+
+        Raises:
+            SpecError: It is no image name; nothing else becomes a path.
+        """
+        return self._folder / f"{ImageRef(name).name}.json"
+
+    def read(self, name: str) -> Manifest:
+        """Return what a name stands for.
+
+        Raises:
+            FileNotFoundError: There is no such name.
+            ImageError: The file is damaged.
+        """
+        path = self._folder / f"{name}.json"
+        try:
+            return Manifest.from_json(path.read_text(errors="replace"), origin=path)
+        except FileNotFoundError:
+            raise
+        except OSError as problem:
+            raise ImageError(
+                f"{path} cannot be read: {problem.strerror}",
+                resolution="remove it, or give it back its rights",
+            ) from problem
+
+    def all(self) -> Iterator[Manifest]:
+        """Yield every manifest.
+
+        Raises:
+            ImageError: One is damaged.
+        """
+        for name in self.names():
+            with suppress(FileNotFoundError):  # removed meanwhile
+                yield self.read(name)
+
+    def readable(self) -> Iterator[Manifest]:
+        """Yield every manifest that is not damaged."""
+        for name in self.names():
+            with suppress(FileNotFoundError, ImageError):
+                yield self.read(name)
+
+    def damaged(self) -> tuple[ImageError, ...]:
+        """Return what is wrong with those that are."""
+        problems: list[ImageError] = []
+        for name in self.names():
+            try:
+                self.read(name)
+            except ImageError as problem:
+                problems.append(problem)
+            except FileNotFoundError:
+                continue
+        return tuple(problems)
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    """Write a manifest at once and to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)

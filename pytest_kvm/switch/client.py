@@ -19,20 +19,19 @@ import threading
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import SwitchFailed
 from pytest_kvm.switch.counters import Direction
+from pytest_kvm.switch.judges import Judge, Judges
 
 _log = logging.getLogger("pytest_kvm.switch")
 _BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.process import main; main()"
 _PATIENCE = 30.0
 """Seconds for an order, which takes less than a millisecond unless the machine stands still."""
 _ENDS_WITHIN = 5.0
-
-Judge = Callable[[bytes], bool]
-"""Says whether a frame is dropped."""
 
 
 class Switch:
@@ -51,7 +50,7 @@ class Switch:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._answers: dict[int, Future[Any]] = {}
-        self._judges: dict[int, Judge] = {}
+        self._judges = Judges()
         self._closed = False
         root = str(Path(__file__).parents[2])
         with theirs:
@@ -168,6 +167,9 @@ class Switch:
     ) -> int:
         """Have each frame judged here before it goes on; return the number to undo it by.
 
+        A judge that raises is asked no more, and :meth:`undo` raises that:
+        frames pass until then.
+
         Args:
             segment: Where.
             judge: Says whether to drop it; called from one thread, in order.
@@ -176,8 +178,8 @@ class Switch:
         """
         place = {"segment": segment, "link": link, "direction": direction}
         # Appointed by the thread that hears the questions, before it hears the first.
-        sent, answer = self._send("ask", place, heard=lambda number: self._judges.update({number: judge}))
-        return int(self._wait(sent, answer, timeout=_PATIENCE))
+        number: int = self._order("ask", heard=lambda number: self._judges.appoint(number, judge), **place)
+        return number
 
     def cut(self, segment: str, groups: Sequence[Sequence[str]]) -> int:
         """Let frames pass within groups of links only; return the number to undo it by."""
@@ -185,8 +187,13 @@ class Switch:
         return number
 
     def undo(self, number: int) -> None:
-        """Undo a fault or a cut; a second time does nothing."""
+        """Undo a fault or a cut; a second time does nothing.
+
+        Raises:
+            Exception: What the judge of this number has raised.
+        """
         self._order("undo", number=number)
+        self._judges.dismiss(number)
 
     # ------------------------------------------------------------ captures
 
@@ -216,8 +223,8 @@ class Switch:
 
     # ------------------------------------------------------------ the inside
 
-    def _order(self, do: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
-        sent, answer = self._send(do, arguments)
+    def _order(self, do: str, *, heard: Callable[[Any], None] | None = None, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        sent, answer = self._send(do, arguments, heard=heard)
         try:
             return self._wait(sent, answer, timeout=_PATIENCE)
         except TimeoutError:
@@ -231,7 +238,11 @@ class Switch:
         if heard is not None:
             answer.add_done_callback(lambda done: None if done.exception() else heard(done.result()))
         self._answers[number] = answer
-        self._tell(id=number, do=do, **arguments)
+        try:
+            self._tell(id=number, do=do, **arguments)
+        except BaseException:
+            del self._answers[number]
+            raise
         return number, answer
 
     def _wait(self, number: int, answer: Future[Any], *, timeout: float | None = None) -> Any:  # noqa: ANN401 - JSON
@@ -249,16 +260,21 @@ class Switch:
             raise self._gone() from failure
 
     def _listen(self) -> None:
-        with self._connection.makefile("rb") as lines:
-            for line in lines:
-                message = json.loads(line)
-                if "question" in message:
-                    self._judge(message)
-                else:
-                    self._answered(message)
-        for answer in list(self._answers.values()):
-            if not answer.done():
-                answer.set_exception(self._gone())
+        try:
+            with self._connection.makefile("rb") as lines:
+                for line in lines:
+                    message = json.loads(line)
+                    if "question" in message:
+                        self._judge(message)
+                    else:
+                        self._answered(message)
+        finally:
+            # Nobody waits for an answer that this thread will not hear.
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            for answer in list(self._answers.values()):
+                if not answer.done():
+                    answer.set_exception(self._gone())
 
     def _answered(self, message: dict[str, Any]) -> None:
         answer = self._answers.get(message["id"])
@@ -270,8 +286,7 @@ class Switch:
             answer.set_result(message["answer"])
 
     def _judge(self, message: dict[str, Any]) -> None:
-        judge = self._judges.get(message["fault"])
-        drop = judge is not None and judge(b64decode(message["frame"]))
+        drop = self._judges.drops(message["fault"], b64decode(message["frame"]))
         self._tell(verdict=message["question"], drop=drop)
 
     def _gone(self) -> SwitchFailed:

@@ -102,3 +102,4 @@ class Port:
         if not self.connected:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
+        self.connected = False

@@ -201,6 +201,25 @@ def test_the_test_judges_each_frame_in_order(lab, pair):
     assert b.receive() == sent[1]
 
 
+def test_a_judge_that_raises_lets_frames_pass_and_is_told_at_the_end(lab, pair):
+    a, b = pair
+    asked = []
+
+    def broken(each):
+        asked.append(each)
+        raise LookupError("no such station")
+
+    number = lab.switch.ask("lan", broken, link="a", direction="out")
+    sent = numbered(3)
+    a.send(*sent)
+    assert [b.receive() for _ in sent] == sent
+    assert asked == sent[:1]
+    assert lab.switch.counters("lan")  # it still listens
+    with pytest.raises(LookupError, match="no such station"):
+        lab.switch.undo(number)
+    lab.switch.undo(number)
+
+
 def test_faults_that_are_removed_let_go_of_nothing_twice(lab, pair):
     a, b = pair
     numbers = [

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from pytest_kvm.errors import SwitchFailed
+from pytest_kvm.waiting import NotYet, wait_until
 from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
 
 
@@ -113,6 +114,22 @@ def test_a_card_without_a_cable_sends_in_vain_and_is_in_step_when_it_gets_one(la
     lab.switch.attach("lan", "early", port=path)
     early.socket.sendall(whole[10:])
     assert b.drain() == [frame(EVERYBODY, mac(1))]
+
+
+def test_frames_to_a_guest_that_has_ended_are_not_delivered(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    b.close()
+
+    def lost():
+        a.send(frame(EVERYBODY, mac(1)))
+        if lab.dropped("b", "in").get("unplugged", 0) == 0:
+            raise NotYet("delivered")
+
+    wait_until(lost, describe="frames to be lost", timeout=5, every=0.01)
+    before = lab.switch.counters("lan")["b"]["in"]["frames"]
+    a.send(*[frame(EVERYBODY, mac(1))] * 5)
+    wait_until(lost, describe="frames to be lost", timeout=5, every=0.01)
+    assert lab.switch.counters("lan")["b"]["in"]["frames"] == before
 
 
 def test_a_cable_moves_to_another_card(lab):

@@ -25,12 +25,15 @@ from pytest_kvm.errors import (
 )
 from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.handles.climb import Climb
+from pytest_kvm.handles.result import streams_of
 from pytest_kvm.handles.shell import Shell
 from pytest_kvm.waiting import NotYet, wait_until
 
 _STATUS = "/run/cloud-init/status.json"
 _OUTPUT = "/var/log/cloud-init-output.log"
 _READ_TIMEOUT = 30.0
+_OF_ITS_OWN = range(129)
+"""Exit codes of a program that no signal has ended, and no lost connection hides."""
 _CUT = "\n---\n"
 _WAIT = r"""
 run=/run/cloud-init
@@ -64,10 +67,12 @@ at_work() {
     return 1
 } 2>/dev/null
 while at_work; do sleep 0.2; done
-if command -v systemctl >/dev/null && [ "$(systemctl is-system-running)" = stopping ]; then
-    echo restarting
-    sleep 3600
+state=
+if command -v systemctl >/dev/null; then
+    state=$(systemctl is-system-running) || [ $? -le 128 ] || state=stopping
 fi
+# A shutdown ends this shell, perhaps a moment after the program that it runs.
+while [ "$state" = stopping ]; do sleep 1; done
 end done
 """
 _STAGE = re.compile(r'^stage "([a-z-]+)"', re.MULTILINE)
@@ -109,9 +114,16 @@ def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
             waited = climb.attended(lambda: shell.run(["sh", "-c", _WAIT], timeout=left, check=False))
         except SshUnavailable as lost:  # user-data may restart the network
             raise NotYet(lost.brief) from lost
-        if waited.stdout.count(_CUT) < 2:  # or the guest: its shutdown ended the wait
+        if waited.exit_code not in _OF_ITS_OWN:  # or the guest: its shutdown ended the wait
             shell.close()
-            raise NotYet(f"the wait in the guest ended with exit code {waited.exit_code}")
+            raise NotYet("the guest's shutdown ended the wait")
+        if waited.stdout.count(_CUT) < 2:
+            raise climb.failure(
+                CloudInitFailed,
+                f"could not wait for cloud-init: sh exited with {waited.exit_code}",
+                details=streams_of(waited),
+                resolution="see that the guest's login shell runs the commands it is given",
+            )
         return waited.stdout
 
     try:

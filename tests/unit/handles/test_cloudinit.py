@@ -107,9 +107,13 @@ def test_a_restart_that_user_data_asks_for_ends_no_boot(climb, shell):
     wait_for_cloud_init(climb, timeout=60)
 
 
-def test_what_the_wait_says_need_not_make_sense(climb, shell):
-    shell.expect("result.json ]", "what?\n", ending("done"))
-    wait_for_cloud_init(climb, timeout=60)
+@pytest.mark.parametrize("exit_code", [0, 1, 127])
+def test_a_wait_that_ends_by_itself_without_a_word_fails_the_boot(climb, shell, exit_code):
+    """A restart ends it by a signal; a login shell that runs no commands by itself, again and again."""
+    shell.expect("result.json ]", output("This account is not available.\n", exit_code=exit_code))
+    with pytest.raises(CloudInitFailed, match=f"could not wait for .*: sh exited with {exit_code}") as failed:
+        wait_for_cloud_init(climb, timeout=60)
+    assert "This account is not available." in failed.value.details
 
 
 def test_output_that_cannot_be_read_hides_no_error(climb, shell):
@@ -140,7 +144,10 @@ def scripted(tmp_path, domain, monkeypatch):
                 printf 'Job=%s\\nActiveState=%s\\n' {unit}
             """,
             "sleep": f"""
-                [ $1 != 3600 ] || {{ echo running >{tmp_path}/system; kill $PPID; }}
+                [ $1 != 1 ] || {{
+                    [ -e {tmp_path}/killed ] && echo running >{tmp_path}/system && kill $PPID
+                    touch {tmp_path}/killed
+                }}
                 exec /bin/sleep 0.01
             """,
         }
@@ -187,7 +194,8 @@ def test_a_restart_after_its_end_is_waited_for(scripted, tmp_path):
     timer.start()
     wait_for_cloud_init(scripted(unit="'' active"), timeout=30)
     assert not child.exists()
-    assert system.read_text() == "running\n"  # the wait was killed and began again
+    # The shutdown ended a sleep of the wait, then the wait, which began again.
+    assert system.read_text() == "running\n"
 
 
 def test_a_last_stage_that_will_never_run_ends_the_wait(scripted, tmp_path):

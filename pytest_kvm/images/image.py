@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import ImageError
+
+BLOB = re.compile(r"[0-9a-f]{64}")
+"""The name of a blob: its SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +62,25 @@ class Manifest:
             stored: dict[str, Any] = json.loads(text)
             values = {key: value for key, value in stored.items() if key in known}
             values["packages"] = tuple(values.get("packages", ()))
-            return cls(**values)
+            manifest = cls(**values)
+            manifest._check()
         except (ValueError, TypeError, AttributeError) as problem:
             raise ImageError(
                 f"{origin} is not an image manifest: {problem}",
                 resolution="remove the file; the image is built again on next use",
             ) from None
+        return manifest
+
+    def _check(self) -> None:
+        """Raise ValueError or TypeError if a value is not of its kind."""
+        texts: list[object] = [self.name, self.created, self.cmdline, self.source, *self.packages]
+        texts += [*self.versions, *self.versions.values(), self.recipe or "", self.recipe_version or ""]
+        if wrong := [each for each in texts if not isinstance(each, str)]:
+            raise ValueError(f"{wrong[0]!r} is no text")
+        if wrong := [each for each in (*self.blobs, self.base or self.disk) if not BLOB.fullmatch(each)]:
+            raise ValueError(f"{wrong[0]!r} is no SHA-256")
+        if not isinstance(self.virtual_size, int):
+            raise TypeError(f"{self.virtual_size!r} is no size")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -43,15 +44,13 @@ class Manifests:
             ImageError: The file is damaged.
         """
         path = self._folder / f"{name}.json"
-        try:
-            return Manifest.from_json(path.read_text(errors="replace"), origin=path)
-        except FileNotFoundError:
-            raise
-        except OSError as problem:
+        manifest = read(path)
+        if manifest.name != name:
             raise ImageError(
-                f"{path} cannot be read: {problem.strerror}",
-                resolution="remove it, or give it back its rights",
-            ) from problem
+                f"{path} is the manifest of {manifest.name!r}",
+                resolution=f"remove it: pytest-kvm images rm {name}",
+            )
+        return manifest
 
     def all(self) -> Iterator[Manifest]:
         """Yield every manifest.
@@ -69,17 +68,36 @@ class Manifests:
             with suppress(FileNotFoundError, ImageError):
                 yield self.read(name)
 
-    def damaged(self) -> tuple[ImageError, ...]:
-        """Return what is wrong with those that are."""
+    def damaged(self, *, also: Iterable[Path]) -> tuple[ImageError, ...]:
+        """Return what is wrong with those that are, and with further files."""
+        reads = [partial(self.read, name) for name in self.names()]
+        reads += [partial(read, path) for path in also]
         problems: list[ImageError] = []
-        for name in self.names():
+        for read_one in reads:
             try:
-                self.read(name)
+                read_one()
             except ImageError as problem:
                 problems.append(problem)
             except FileNotFoundError:
                 continue
         return tuple(problems)
+
+
+def read(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ImageError: It is damaged.
+    """
+    try:
+        return Manifest.from_json(path.read_text(errors="replace"), origin=path)
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise ImageError(
+            f"{path} cannot be read: {problem.strerror}", resolution="remove it, or give it back its rights"
+        ) from problem
 
 
 def write(manifest: Manifest, path: Path) -> None:

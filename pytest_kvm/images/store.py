@@ -32,8 +32,8 @@ from pytest_kvm.errors import ImageError, UnknownImage
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.images import namespace
 from pytest_kvm.images.blobs import adopt
-from pytest_kvm.images.image import Image, Manifest
-from pytest_kvm.images.manifests import Manifests, write
+from pytest_kvm.images.image import BLOB, Image, Manifest
+from pytest_kvm.images.manifests import Manifests, read, write
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
@@ -44,7 +44,6 @@ _log = logging.getLogger("pytest_kvm.images")
 _INDEX_TIMEOUT = 120.0
 _RETIRED_FOR = 24 * 3600.0
 """Seconds a replaced image stays: a run may start guests from it, a kept guest may restart."""
-_BLOB = re.compile(r"[0-9a-f]{64}")
 _RETIRED_FILE = re.compile(r"[^@/]+@[0-9a-f]{64}\.json")
 _WORK = re.compile(r"(.+)\.[0-9a-f]{8}")
 
@@ -104,7 +103,7 @@ class Store:
 
     def damaged(self) -> tuple[ImageError, ...]:
         """Return what is wrong with manifests that cannot be read."""
-        return self._named_images.damaged()
+        return self._named_images.damaged(also=self._retired_files())
 
     def names(self) -> tuple[str, ...]:
         """Return the names that are taken, in order."""
@@ -141,6 +140,7 @@ class Store:
 
         Raises:
             UnknownImage: There is no such name.
+            ImageError: A folder is in the manifest's place.
         """
         path = self._named_images.path(name)
         with self._index():
@@ -149,6 +149,8 @@ class Store:
             try:
                 self._retire(self._named_images.read(name), since=0.0)
             except ImageError:  # damaged: nobody knows which blobs were its own
+                if path.is_dir():
+                    raise
                 path.unlink()
             self._sweep()
 
@@ -238,14 +240,16 @@ class Store:
         for path, manifest in list(self._retired_manifests()):
             if time.time() - path.lstat().st_mtime > _RETIRED_FOR:
                 for name in manifest.blobs - self._named(but=path):
-                    if _is_file(self._blobs / name, _BLOB):
+                    if _is_file(self._blobs / name, BLOB):
                         (self._blobs / name).unlink()
                 path.unlink()  # last: until then the blobs are known to be the store's
 
     def _retired_manifests(self) -> Iterator[tuple[Path, Manifest]]:
-        for path in self._retired.glob("*.json"):
-            if _is_file(path, _RETIRED_FILE):
-                yield path, Manifest.from_json(path.read_text(), origin=path)
+        for path in self._retired_files():
+            yield path, read(path)
+
+    def _retired_files(self) -> Iterator[Path]:
+        return (path for path in self._retired.glob("*.json") if _is_file(path, _RETIRED_FILE))
 
     def _named(self, *, but: Path | None = None) -> set[str]:
         """Return the blobs that manifests name, leaving out one retired manifest."""
@@ -261,7 +265,7 @@ class Store:
         works = self.folder / "work"
         found = {*self._blobs.glob("*"), *works.glob("*")}
         # Only now: a blob is named before it is there.
-        found -= {self._blobs / blob for blob in self._named() if _BLOB.fullmatch(blob)}
+        found -= {self._blobs / blob for blob in self._named() if BLOB.fullmatch(blob)}
         found -= set(_works_in(works))
         return tuple(sorted(path for path in found if os.path.lexists(path)))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -102,7 +103,7 @@ def test_a_damaged_manifest_is_named(store, publish):
 
 
 def test_a_manifest_of_a_later_version_is_read():
-    manifest = Manifest(name="n", disk="d", virtual_size=1, created="c", packages=("a",))
+    manifest = Manifest(name="n", disk="5" * 64, virtual_size=1, created="c", packages=("a",))
     text = manifest.to_json().replace("{", '{"from_the_future": 1,', 1)
     assert Manifest.from_json(text, origin="x") == manifest
 
@@ -281,7 +282,25 @@ def test_a_damaged_manifest_can_be_removed_and_its_blobs_are_named(store, publis
     assert store.strangers() == (disk,)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "x", None])
+STRANGE = {"name": "broken", "disk": "5" * 64, "virtual_size": 1, "created": "today"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        "x",
+        None,
+        json.dumps({**STRANGE, "name": "other"}),  # a copy
+        json.dumps({**STRANGE, "disk": 5}),
+        json.dumps({**STRANGE, "disk": "../../names/other.json"}),
+        json.dumps({**STRANGE, "virtual_size": "1"}),
+        json.dumps({**STRANGE, "created": None}),
+        json.dumps({**STRANGE, "packages": [1]}),
+        json.dumps({**STRANGE, "cmdline": ["quiet"]}),
+    ],
+)
 def test_a_damaged_manifest_harms_no_other_image(store, publish, damage, caplog):
     old = publish("mine", b"disk").disk
     publish("other", b"other")
@@ -297,6 +316,34 @@ def test_a_damaged_manifest_harms_no_other_image(store, publish, damage, caplog)
     publish("third", b"third")
     assert old.exists()  # it may be the damaged one's
     assert "replaced images are kept: " in caplog.text
+
+
+def test_a_damaged_manifest_of_a_replaced_image_is_named_and_keeps_what_it_may_name(store, publish):
+    old = publish("mine", b"disk").disk
+    publish("mine", b"new disk")
+    (retired,) = (store.folder / "retired").iterdir()
+    retired.write_bytes(b"\xff\xfe")
+    os.utime(retired, (0, 0))
+    publish("third", b"third")
+    assert old.exists()
+    assert retired.name in str(*store.damaged())
+
+
+def test_a_manifest_of_another_name_can_be_removed_and_the_other_stays(store, publish):
+    publish("mine", b"disk")
+    names = store.folder / "names"
+    (names / "copy.json").write_text((names / "mine.json").read_text())
+    store.remove("copy")
+    assert store.names() == ("mine",)
+
+
+def test_a_folder_in_place_of_a_manifest_is_left_to_its_owner(store, publish):
+    publish("mine", b"disk")
+    folder = store.folder / "names/broken.json"
+    folder.mkdir()
+    with pytest.raises(ImageError, match=r"broken.json cannot be read: Is a directory"):
+        store.remove("broken")
+    assert folder.is_dir()
 
 
 def test_a_new_kernel_with_the_same_disk_retires_the_old_one(store, publish):

@@ -287,7 +287,8 @@ class Switch:
 
     def _judge(self, message: dict[str, Any]) -> None:
         drop = self._judges.drops(message["fault"], b64decode(message["frame"]))
-        self._tell(verdict=message["question"], drop=drop)
+        with suppress(SwitchFailed):  # it has ended meanwhile, which the next line tells
+            self._tell(verdict=message["question"], drop=drop)
 
     def _gone(self) -> SwitchFailed:
         return SwitchFailed(

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from functools import partial
 from random import Random
 
+import psutil
 import pytest
 
 from pytest_kvm.switch.faults import Corrupt, Delay, Duplicate, Loss, Path, Rate, Reorder
+from pytest_kvm.waiting import NotYet, wait_until
 from tests.unit.switch.conftest import EVERYBODY, frame, mac
 
 FRAMES = 10_000
@@ -218,6 +222,32 @@ def test_a_judge_that_raises_lets_frames_pass_and_is_told_at_the_end(lab, pair):
     with pytest.raises(LookupError, match="no such station"):
         lab.switch.undo(number)
     lab.switch.undo(number)
+
+
+def test_the_switch_may_end_while_the_test_judges(lab, pair):
+    a, _ = pair
+    asked, decided = threading.Event(), threading.Event()
+
+    def slow(_frame):
+        asked.set()
+        return decided.wait(30)
+
+    lab.switch.ask("lan", slow, link="a", direction="out")
+    process = psutil.Process(lab.switch.pid)
+    a.send(*numbered(1))
+    assert asked.wait(30)
+    closing = threading.Thread(target=lab.switch.close)
+    closing.start()
+    try:
+        wait_until(partial(ended, process), describe="the switch to end", timeout=30, every=0.01)
+    finally:
+        decided.set()
+        closing.join()
+
+
+def ended(process):
+    if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        raise NotYet("it runs")
 
 
 def test_faults_that_are_removed_let_go_of_nothing_twice(lab, pair):

@@ -80,10 +80,8 @@ def run(
         raise streams.problem
     if exit_code is None:
         raise _failure(args, f"ran out of time after {timeout:.0f} s", streams)
-    if exit_code < 0:
-        raise _failure(args, f"was killed by {signal.Signals(-exit_code).name}", streams)
-    if exit_code > 0:
-        raise _failure(args, f"exited with {exit_code}", streams)
+    if exit_code != 0:
+        raise _failure(args, _told(exit_code), streams)
     return Completed(argv=tuple(args), exit_code=exit_code, stdout=streams.stdout, stderr=streams.stderr)
 
 
@@ -197,6 +195,10 @@ def _end_of(child: subprocess.Popen[bytes], streams: _Streams, *, timeout: float
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
+
+
+def _told(exit_code: int) -> str:
+    return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with {exit_code}"
 
 
 def _failure(argv: list[str], how: str, streams: _Streams) -> HostCommandFailed:

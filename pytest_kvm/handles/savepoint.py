@@ -33,6 +33,7 @@ def take(machine: Machine, name: str) -> None:
         SavepointRefused: The test has something at work in the guest, or a
             disk cannot take part; the message names it.
         SnapshotFailed: QEMU failed, for instance for want of room.
+        GuestError: Its clock could not be set; the savepoint is there.
     """
     if not machine.domain.alive():
         raise GuestGone(f"{machine.name} has ended: {machine.domain.end_reason()}")

@@ -58,6 +58,39 @@ def test_still_works(machine):
     assert machine.run(["true"]).ok
 """
 
+REBUILT = """
+import pytest_kvm as kvm
+
+
+@kvm.guest(scope="module")
+def machine():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+
+def latecomers(machine):
+    devices = machine.machine.domain.qmp("query-pci")[0]["devices"]
+    ports = [each["pci_bridge"] | {"id": each["qdev_id"]} for each in devices if "pci_bridge" in each]
+    return ports, [each["qdev_id"] for port in ports for each in port.get("devices", [])]
+
+
+def test_plugs_in(machine):
+    ports, _ = latecomers(machine)
+    free = next(port["id"] for port in ports if not port.get("devices"))
+    machine.machine.domain.qmp("device_add", {"driver": "qemu-xhci", "id": "latecomer", "bus": free})
+    assert "latecomer" in latecomers(machine)[1]
+    machine.write_text("/root/mark", "here")
+
+
+def test_has_another(machine):
+    assert "latecomer" not in latecomers(machine)[1]
+    assert not machine.run(["cat", "/root/mark"], check=False).ok
+    assert machine.run(["true"]).ok
+
+
+def test_uses_that_one(machine):
+    assert machine.run(["true"]).ok
+"""
+
 
 def test_a_guest_that_cannot_boot_is_an_error(pytester):
     pytester.makepyfile(BROKEN)
@@ -89,6 +122,16 @@ def test_looking_starts_nothing(pytester, tmp_path, option):
     assert result.ret == 0
     assert not (tmp_path / "r").exists()
     result.stdout.fnmatch_lines(["*test_command*"])
+
+
+def test_a_guest_that_cannot_be_put_back_is_begun_anew(pytester):
+    """A booted guest is put back by a savepoint, which QEMU refuses with a device more than it had."""
+    pytester.makepyfile(REBUILT)
+    result = pytester.runpytest_subprocess("--kvm-cache=off", "--log-file=log", timeout=900)
+    result.assert_outcomes(passed=3)
+    told = (pytester.path / "log").read_text()
+    assert told.count("begun anew, for it could not be put back") == 1
+    assert "plugged in since: latecomer" in told
 
 
 def test_progress_that_cannot_be_written_fails_nothing(pytester):

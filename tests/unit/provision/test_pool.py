@@ -1,32 +1,19 @@
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-import pytest_kvm as kvm
 from pytest_kvm.errors import DomainFailed, WaitTimeout
 from pytest_kvm.provision import pool as pool_module
-from pytest_kvm.provision.guests import Order
 from pytest_kvm.provision.pool import Pool
+from tests.unit.provision.orders import ORDER
 
-IMAGE: Any = SimpleNamespace(name="made up")
 TEMPLATE = SimpleNamespace(key="c0ffee")
-ORDER = Order(
-    spec=kvm.GuestSpec(memory="512MiB"),
-    name="web",
-    place="web",
-    hostname="web",
-    image=IMAGE,
-    packages_left=(),
-    log=logging.getLogger("web"),
-)
 WITHIN = 10
 
 

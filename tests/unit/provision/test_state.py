@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import Future
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -10,25 +9,13 @@ from typing import Any
 
 import pytest
 
-import pytest_kvm as kvm
 from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.provision import state as state_module
 from pytest_kvm.provision.events import Event
-from pytest_kvm.provision.guests import Order
 from pytest_kvm.provision.starting import Started
 from pytest_kvm.provision.state import GuestState
-
-IMAGE: Any = SimpleNamespace(name="made up")
-ORDER = Order(
-    spec=kvm.GuestSpec(),
-    name="web",
-    place="web",
-    hostname="web",
-    image=IMAGE,
-    packages_left=(),
-    log=logging.getLogger("pytest_kvm.web"),
-)
+from tests.unit.provision.orders import ORDER
 
 
 def started(removed: list[str]) -> Started:

@@ -58,6 +58,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_kvm.plaintext import plain
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
 class KvmError(Exception):
     """Root of everything the plugin raises on purpose.
 
+    Its text is plain: much of it comes from guests (``plaintext.py``).
+
     Args:
         brief: One line: what was wrong and where.
         details: Facts that help to understand it (output, console tail).
@@ -74,10 +78,10 @@ class KvmError(Exception):
     """
 
     def __init__(self, brief: str, *, details: str = "", resolution: str = "") -> None:
-        super().__init__(brief)
-        self.brief = brief
-        self.details = details
-        self.resolution = resolution
+        self.brief = plain(brief)
+        self.details = plain(details)
+        self.resolution = plain(resolution)
+        super().__init__(self.brief)
 
     def __str__(self) -> str:
         """Brief, details and resolution as a terminal shows them."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 import tenacity
 
 from pytest_kvm.errors import KvmError, WaitTimeout
+from pytest_kvm.plaintext import plain
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -22,7 +23,10 @@ _log = logging.getLogger("pytest_kvm.wait")
 
 
 class NotYet(Exception):  # noqa: N818 - it is no error: it says "ask again"
-    """Raised by a condition that does not hold yet; its text is the observation."""
+    """Raised by a condition that does not hold yet; its text is the observation, made plain."""
+
+    def __init__(self, seen: str) -> None:
+        super().__init__(plain(seen))
 
 
 def wait_until(

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pytest_kvm.errors import GuestGone
-from pytest_kvm.handles.terminal import PlainDecoder, plain
+from pytest_kvm.handles.terminal import PlainDecoder
+from pytest_kvm.plaintext import plain
 from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _PIECE = 64 * 1024

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pytest_kvm.errors import CommandFailed
+from pytest_kvm.plaintext import plain
 
 TAIL_LINES = 40
 """Lines of each stream that an error message shows."""
@@ -98,7 +99,7 @@ def streams_of(result: CommandResult) -> str:
 def tail(data: bytes) -> tuple[str, str]:
     """Return the end of a stream, and a note if something was left out.
 
-    Control characters but line ends and tabs are replaced: what a guest
+    Control characters but line ends and tabs are left out: what a guest
     printed must not steer the terminal that shows the message.
     """
     if not data:
@@ -111,5 +112,4 @@ def tail(data: bytes) -> tuple[str, str]:
 
 def shown(data: bytes) -> str:
     """Decode what a guest printed for a terminal: no control characters."""
-    text = data.decode(errors="replace").replace("\r\n", "\n")
-    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return plain(data.decode(errors="replace"))

@@ -1,32 +1,13 @@
-"""What a guest printed, made safe to show and to search.
-
-A guest decides every byte of its console. Shown raw, they could move a
-terminal's cursor, set its title or answer its queries, so all control
-functions of ECMA-48 are removed and only text, tabs and newlines remain.
-"""
+"""What a guest prints on its console, as it comes, without control functions."""
 
 from __future__ import annotations
 
 import codecs
 import re
 
-_ESCAPES = re.compile(
-    r"\x1b[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)"  # OSC, DCS, SOS, PM, APC: systemd 257 sends OSC 3008
-    r"|\x1b\[[0-?]{0,64}[ -/]{0,16}[@-~]"  # CSI
-    r"|\x1b[ -/]{0,16}[0-~]"  # two-character and nF sequences
-)
-_NEWLINES = re.compile(r"\r+\n|\n\r+|\r+")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from pytest_kvm.plaintext import plain
+
 _OPEN_END = re.compile(r"(?:\x1b(?:\[[ -?]{0,80}|[\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]{0,16})?|\r+)\Z")
-
-
-def plain(text: str) -> str:
-    """Return ``text`` without control functions, every line ended by a newline.
-
-    A lone carriage return, which redraws a line, becomes a line of its own:
-    what it would have painted over stays readable.
-    """
-    return _CONTROLS.sub("", _NEWLINES.sub("\n", _ESCAPES.sub("", text)))
 
 
 class PlainDecoder:

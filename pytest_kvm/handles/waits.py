@@ -19,7 +19,6 @@ from pytest_kvm.handles.attended import while_alive
 from pytest_kvm.handles.commandline import Command
 from pytest_kvm.handles.machine import Machine
 from pytest_kvm.handles.result import streams_of
-from pytest_kvm.handles.terminal import plain
 from pytest_kvm.waiting import NotYet, time_left, wait_until
 
 if TYPE_CHECKING:
@@ -255,4 +254,4 @@ def _unit_details(machine: Machine, unit: str) -> str:
         timeout=_DETAILS_TIMEOUT,
         check=False,
     )
-    return plain(result.stdout + result.stderr)
+    return result.stdout + result.stderr

@@ -13,6 +13,8 @@ from typing import Protocol, TextIO, cast
 
 import pytest
 
+from pytest_kvm.plaintext import plain
+
 _log = logging.getLogger("pytest_kvm.progress")
 _EVERY = 0.5
 _SCREEN = pytest.StashKey["Screen"]()
@@ -102,7 +104,7 @@ class Lines:
     def _write(self, line: str) -> None:
         with self._lock:
             self._screen.ensure_newline()
-            self._screen.write(f"{line}\n")
+            self._screen.write(f"{plain(line)}\n")
 
 
 class LiveLine:
@@ -150,7 +152,7 @@ class LiveLine:
 
     def _show(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        self._screen.write(f"\r\033[2K{text[:width]}")
+        self._screen.write(f"\r\033[2K{' '.join(plain(text).splitlines())[:width]}")
 
 
 def keep_screen(config: pytest.Config) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Generator
@@ -15,6 +14,7 @@ from pytest_kvm.handles.machine import Machine
 from pytest_kvm.handles.phases import Phases
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
+from pytest_kvm.plaintext import guest_log
 from pytest_kvm.provision.bootcache import Job
 from pytest_kvm.provision.events import Event, Listener
 from pytest_kvm.provision.gate import Gate
@@ -91,7 +91,7 @@ class Birth:
         self._resets = resets
         self._progress = progress
         self._tell = tell
-        self._log = logging.getLogger(f"pytest_kvm.{name}")
+        self._log = guest_log(name)
         # A daemon thread: an image that is being built must not hold up the
         # end of the process; its host programs die with us.
         self._thread = threading.Thread(target=self._live, name=f"pytest-kvm-{name}", daemon=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pytest_kvm.errors import KvmError
 from pytest_kvm.host import paths
 from pytest_kvm.images.store import Store
+from pytest_kvm.plaintext import plain
 from pytest_kvm.settings import Settings
 from pytest_kvm.templates.shelf import Shelf
+
+_MOST = 10
 
 
 def strangers_named(settings: Settings) -> str:
     """Return the names of what no clean-up touches, as nothing proves that the plugin made it.
 
-    Empty if there is nothing. A folder that cannot be looked at is told of as well.
+    Empty if there is nothing; of many, the first. A folder that cannot be
+    looked at is told of as well.
     """
     places = (
         lambda: paths.strangers(settings.run_dir),
@@ -27,4 +31,5 @@ def strangers_named(settings: Settings) -> str:
             said.append(error.brief)
         except OSError as error:
             said.append(f"{error.filename} cannot be read: {error.strerror}")
-    return ", ".join(said)
+    more = [f"{len(said) - _MOST} more"] if len(said) > _MOST else []
+    return ", ".join([plain(each).replace("\n", "?") for each in said[:_MOST]] + more)

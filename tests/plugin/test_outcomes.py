@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -91,6 +92,66 @@ def test_uses_that_one(machine):
     assert machine.run(["true"]).ok
 """
 
+HOSTILE = r"""
+import pytest
+import pytest_kvm as kvm
+
+SAY = r"printf '\033]0;owned\007\033[2Jfine\302\233m\010'"
+
+
+@kvm.guest(scope="module")
+def machine():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+
+def test_command(machine):
+    machine.run(f"{SAY}; {SAY} >&2; exit 3")
+
+
+def test_time_out(machine):
+    machine.run(f"{SAY}; sleep 600", timeout=3)
+
+
+def test_condition(machine):
+    machine.wait_until(f"{SAY}; false", timeout=1)
+
+
+def test_unit(machine):
+    machine.write_text("/run/say", f"{SAY}; exit 3")
+    machine.run("systemd-run --no-block --property=Type=oneshot --unit=loud sh /run/say")
+    machine.wait_for_unit("loud")
+
+
+def test_journal(machine):
+    machine.run(f"{SAY} | systemd-cat")
+    machine.wait_for_log("will not be said", timeout=1)
+
+
+def test_console(machine):
+    machine.run(f"{SAY} >/dev/console")
+    machine.wait_for_console("will not be said", timeout=1)
+
+
+def test_process(machine):
+    with machine.start(f"{SAY}; echo; sleep 600") as process:
+        assert (process, next(process.lines())) is None
+
+
+def test_file(machine):
+    machine.read_text("/run/\033]0;owned\007/fine")
+
+
+def test_folder(machine, tmp_path):
+    machine.run('mkdir -p /run/d && cd /run/d && mkfifo "$(' + SAY + ')"')
+    machine.get("/run/d", tmp_path)
+    assert 0
+
+
+def test_assertion(machine):
+    result = machine.run(SAY)
+    assert result == "nothing"
+"""
+
 
 def test_a_guest_that_cannot_boot_is_an_error(pytester):
     pytester.makepyfile(BROKEN)
@@ -158,3 +219,19 @@ def test_progress_that_cannot_be_written_fails_nothing(pytester):
     result = pytester.runpytest_subprocess("--log-file=log", timeout=600)
     result.assert_outcomes(passed=1)
     assert "progress is not shown any more: [Errno 28] No space" in (pytester.path / "log").read_text()
+
+
+def test_no_guest_steers_a_terminal_by_what_it_prints(pytester):
+    pytester.makepyfile(HOSTILE)
+    options = ["-rA", "-v", "--color=no", "--log-level=DEBUG", "--log-file=log", "--junit-xml=junit.xml"]
+    result = pytester.runpytest_subprocess(*options, timeout=600)
+    assert result.parseoutcomes() == {"failed": 10}
+    told = {
+        "the terminal": result.stdout.str(),
+        "the log": (pytester.path / "log").read_text(),
+        "the report": (pytester.path / "junit.xml").read_text(),
+    }
+    for where, text in told.items():
+        assert "fine" in text, where
+        controls = re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f].{0,20}", text)
+        assert controls == [], where

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvm.handles.terminal import PlainDecoder, plain
+from pytest_kvm.handles.terminal import PlainDecoder
+from pytest_kvm.plaintext import plain
 
 SHOWN = [
     ("\x1b[32m[  OK  ]\x1b[0m Started\r\n", "[  OK  ] Started\n"),

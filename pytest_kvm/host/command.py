@@ -65,7 +65,7 @@ def run(
     args = [os.fspath(arg) for arg in argv]
     _require(args[0])
     child = subprocess.Popen(
-        [*_death_signal(), *args],
+        dying_with_us(args),
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -93,6 +93,17 @@ def require(*programs: str) -> None:
     """
     for program in programs:
         _require(program)
+
+
+def dying_with_us(argv: Sequence[str]) -> list[str]:
+    """Return a program's arguments so that it is killed when the thread that starts it ends.
+
+    setpriv(1) makes the prctl call and then becomes the program: the same as a
+    preexec_fn, without running Python between fork and exec, which is not safe
+    in a process that has threads.
+    """
+    setpriv = shutil.which("setpriv")
+    return [*([setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []), *argv]
 
 
 class _Streams:
@@ -168,14 +179,6 @@ def _require(program: str) -> None:
             f"the program {program!r} is not installed",
             resolution=packages.install_hint(need) if need else f"install what brings {program}",
         )
-
-
-def _death_signal() -> list[str]:
-    # setpriv(1) makes the prctl call and then becomes the program: the same as
-    # a preexec_fn, without running Python between fork and exec, which is not
-    # safe in a process that has threads.
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def _end_of(child: subprocess.Popen[bytes], streams: _Streams, *, timeout: float) -> int | None:

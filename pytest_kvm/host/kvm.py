@@ -17,11 +17,11 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pytest_kvm.host.command import dying_with_us
 from pytest_kvm.host.packages import install_hint
 
 _DEVICE = Path("/dev/kvm")
@@ -137,23 +137,35 @@ def _run_a_guest(qemu: str) -> KvmProbe:
     rom = bytearray(b"\xf4" * _ROM_SIZE)
     rom[: len(_CODE)] = _CODE
     rom[_RESET_VECTOR : _RESET_VECTOR + len(_TO_CODE)] = _TO_CODE
-    # Where QEMU aborts, a core dump without an absolute path lands in the folder.
-    with tempfile.TemporaryDirectory(prefix="kvm-probe-") as folder:
-        bios = Path(folder, "rom")
-        bios.write_bytes(rom)
-        argv = [qemu, "-accel", "kvm", "-cpu", "host", "-machine", "q35", "-m", "16"]
-        argv += ["-nodefaults", "-no-user-config", "-display", "none", "-bios", str(bios)]
-        argv += ["-device", f"isa-debug-exit,iobase={_EXIT_PORT},iosize=1"]
-        try:
-            ran = subprocess.run(argv, capture_output=True, timeout=_LONGEST_RUN, check=False, cwd=folder)
-        except subprocess.TimeoutExpired:
-            return KvmProbe(usable=False, reason=f"a test guest hung for {_LONGEST_RUN:.0f} s")
+    try:
+        ran = _run(qemu, bytes(rom))
+    except subprocess.TimeoutExpired:
+        return KvmProbe(usable=False, reason=f"a test guest hung for {_LONGEST_RUN:.0f} s")
     if ran.returncode == _exit_of(_SAYS):
         return KvmProbe(usable=True, reason="a test guest ran")
     if ran.returncode == _exit_of(_SLOW):
         return KvmProbe(usable=False, reason="KVM here emulates each instruction of a test guest")
     said = ran.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ran.returncode}"]
     return KvmProbe(usable=False, reason=f"a test guest did not run: {said[0]}")
+
+
+def _run(qemu: str, rom: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run QEMU without a file that a kill would leave behind: no ROM, no core dump."""
+    with os.fdopen(os.memfd_create("kvm-probe"), "wb") as file:
+        file.write(rom)
+        file.flush()
+        argv = [qemu, "-accel", "kvm", "-cpu", "host", "-machine", "q35", "-m", "16"]
+        argv += ["-nodefaults", "-no-user-config", "-display", "none"]
+        argv += ["-bios", f"/proc/self/fd/{file.fileno()}"]
+        argv += ["-device", f"isa-debug-exit,iobase={_EXIT_PORT},iosize=1"]
+        no_core = ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh"]
+        return subprocess.run(
+            dying_with_us([*no_core, *argv]),
+            capture_output=True,
+            timeout=_LONGEST_RUN,
+            check=False,
+            pass_fds=[file.fileno()],
+        )
 
 
 def _exit_of(said: int) -> int:

@@ -17,7 +17,7 @@ from pytest_kvm.plugin.markers import MARKER
 from pytest_kvm.plugin.options import add_options, settings_of
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
-from pytest_kvm.plugin.report import add_sections, guests_of, header_lines, is_infrastructure
+from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure
 from pytest_kvm.plugin.session import begin_session, existing_run, keeper_of, record_of, scopes_of
 from pytest_kvm.plugin.summary import Summary
 from pytest_kvm.plugin.tracebacks import without_machinery
@@ -34,17 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings = settings_of(config)
     begin_session(config, settings)
     if not hasattr(config, "workerinput"):  # one summary, by the process that reports
-        config.pluginmanager.register(Summary(settings), "kvm-summary")
+        config.pluginmanager.register(Summary(config, settings), "kvm-summary")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Remember where the terminal is, now that pytest has its reporter."""
     keep_screen(session.config)
-
-
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what the run stands on."""
-    return header_lines(config)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""What the plugin adds to pytest's report: header lines and sections of failed tests."""
+"""What the plugin adds to pytest's report: what the run stands on, and sections of failed tests."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 CONSOLE_LINES = 40
 
 
-def header_lines(config: pytest.Config) -> list[str]:
-    """Return what this run stands on: accelerator and why, connection, image, cache."""
+def stands_on(config: pytest.Config) -> list[str]:
+    """Return lines that say what this run stands on: accelerator and why, connection, image, cache."""
     settings = settings_stashed(config)
     return [
         f"kvm: accelerator {_accelerator(config, settings)}",

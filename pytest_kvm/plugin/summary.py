@@ -1,15 +1,17 @@
-"""The run's last lines: how guests were started and reset, and what it took."""
+"""What a run says of all its guests: what it stands on, how they were started and reset, what it took."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_kvm.plugin.collection import uses_guests
 from pytest_kvm.plugin.record import attached, told
+from pytest_kvm.plugin.report import stands_on
 from pytest_kvm.provision.events import WORDS
 
 if TYPE_CHECKING:
@@ -37,14 +39,26 @@ class _Told:
 class Summary:
     """A plugin of the process that reports: sums up what all tests' reports carry.
 
+    It says nothing, and looks at nothing, in a run without guests.
+
     Args:
+        config: The run's configuration.
         settings: The run's settings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config = config
         self._settings = settings
+        self._introduced = False
         self._began = time.time()
         self._told: list[_Told] = []
+
+    def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> list[str]:
+        """Say what the run stands on if a test uses a guest."""
+        if self._config.get_verbosity() < 0 or not any(map(uses_guests, items)):
+            return []
+        self._introduced = True
+        return stands_on(self._config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect a report's events."""
@@ -56,6 +70,9 @@ class Summary:
         verbosity = terminalreporter.verbosity
         if verbosity < 0 or not self._told:
             return
+        if not self._introduced:  # xdist's workers collect, and this process does not
+            for line in stands_on(self._config):
+                terminalreporter.write_line(line)
         if verbosity > 0:
             terminalreporter.write_sep("=", _TITLE)
             for line in self._details() if verbosity == 1 else self._everything():

@@ -234,10 +234,10 @@ def test_options_of_commands(words):
 # ---------------------------------------------------------------- what a run shows and makes
 
 
-def test_header_lines(pytester):
-    (pytester.path / "test_none.py").write_text("def test_nothing(): pass\n")
+def test_what_the_run_stands_on(pytester):
+    (pytester.path / "test_none.py").write_text("def test_nothing(kvm_guests): pass\n")
     shown = pytester.runpytest("--collect-only").stdout.str()
-    stated = table(section("report.md", "Header"))
+    stated = table(section("report.md", "What the run stands on"))
     assert len(stated) == len(re.findall(r"^kvm: ", shown, re.MULTILINE))
     for line in stated:
         pattern = re.sub(r"[A-Z]{3,}", "LINE", re.escape(line)).replace("LINE", ".+")

@@ -73,6 +73,9 @@ def run(pytester):
     return run
 
 
+STANDS_ON = ["kvm: accelerator *", "kvm: uri *"]
+
+
 def lines_of(output):
     return re.findall(r"^kvm: \d.*", output.str(), re.MULTILINE)
 
@@ -169,6 +172,7 @@ def test_quiet_runs_and_runs_without_guests_say_nothing(run, pytester):
 def test_workers_are_summed_up_once(run):
     output = run("-n", "2", "--dist", "each", "-v")
     assert lines_of(output) == [LINE_OF_TWO]
+    output.fnmatch_lines([*STANDS_ON, LINE_OF_TWO])  # this process has collected nothing
     output.fnmatch_lines_random(["[[]gw0[]] web: 2 load resets median 0.31 s"])
     output.fnmatch_lines_random(["[[]gw1[]] web: 2 load resets median 0.31 s"])
 
@@ -183,6 +187,16 @@ def test_what_is_not_ours_is_named_once(run, pytester):
         [LINE, f"kvm: not made by pytest-kvm and left alone: {foreign[0]}, {foreign[1]}"], consecutive=True
     )
     assert output.str().count("left alone") == 1
+
+
+def test_of_much_that_is_not_ours_some_is_named_and_all_is_plain(run, pytester):
+    entries = pytester.path / "templates" / "entries"
+    entries.mkdir(parents=True)
+    for number in range(12):
+        (entries / f"\033[2J\nkvm: {number:02d}").touch()
+    (line,) = re.findall("^kvm: not made by.*", run().str(), re.MULTILINE)
+    assert f"{entries}/?kvm: 09, 2 more" in line
+    assert "\033" not in line
 
 
 def test_a_folder_that_cannot_be_looked_at_is_named(run, pytester):

@@ -60,6 +60,11 @@ class Option:
     choices: tuple[str, ...] = ()
 
     @property
+    def is_path(self) -> bool:
+        """Say whether its value is a file or folder; a relative one begins at its source's folder."""
+        return self.parse is _path
+
+    @property
     def flag(self) -> str:
         """The command line's spelling."""
         return "--kvm-" + self.name.replace("_", "-")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pytest_kvm.errors import SpecError
@@ -31,7 +33,12 @@ def settings_of(config: pytest.Config) -> Settings:
         return option.flag, config.getoption(option.ini)
 
     def ini(option: Option) -> tuple[str, str | None]:
-        return f"ini key {option.ini}", config.getini(option.ini)
+        text: str | None = config.getini(option.ini)
+        if text and option.is_path:
+            # As pytest does with its own: from the folder of the ini file.
+            folder = config.inipath.parent if config.inipath else config.invocation_params.dir
+            text = str(folder / Path(text).expanduser())
+        return f"ini key {option.ini}", text
 
     try:
         return settings_from([command_line, from_environment, ini])

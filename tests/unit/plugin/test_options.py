@@ -7,27 +7,53 @@ import pytest
 from pytest_kvm.options import OPTIONS
 
 
-def header(pytester, *arguments):
-    pytester.makepyfile("def test(): pass")
+def stands_on(pytester, *arguments):
+    pytester.makepyfile("def test(kvm_guests): pass")
     return pytester.runpytest("--collect-only", *arguments).stdout
 
 
-def test_the_header_says_what_the_run_stands_on(pytester, tmp_path):
-    lines = header(pytester, f"--kvm-cache-dir={tmp_path}", "--kvm-accel=tcg")
+def test_a_run_says_what_it_stands_on_once_it_knows_of_guests(pytester, tmp_path):
+    lines = stands_on(pytester, f"--kvm-cache-dir={tmp_path}", "--kvm-accel=tcg")
     lines.fnmatch_lines(
         [
+            "collected 1 item",
             "kvm: accelerator tcg*",
             f"kvm: uri qemu:///embed, image debian-13, cache {tmp_path}",
         ]
     )
+    lines = stands_on(pytester, "-q")
+    lines.no_fnmatch_line("kvm: *")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-k", "alone"], ["-n1"]], ids=["none", "deselected", "xdist"])
+def test_a_run_without_guests_says_and_looks_at_nothing(pytester, tmp_path, monkeypatch, arguments):
+    monkeypatch.setenv("PYTEST_KVM_CACHE_DIR", str(tmp_path / "cache"))
+    uses = "def test_guest(kvm_guests): pass" if "-k" in arguments else ""
+    pytester.makepyfile(f"def test_alone(): pass\n{uses}")
+    result = pytester.runpytest_subprocess(*arguments)
+    result.assert_outcomes(passed=1, deselected=1 if uses else 0)
+    result.stdout.no_fnmatch_line("*kvm: *")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_precedence(pytester, monkeypatch):
     pytester.makeini("[pytest]\nkvm_image = from-ini\nkvm_uri = test:///default\n")
-    header(pytester).fnmatch_lines(["kvm: uri test:///default, image from-ini, *"])
+    stands_on(pytester).fnmatch_lines(["kvm: uri test:///default, image from-ini, *"])
     monkeypatch.setenv("PYTEST_KVM_IMAGE", "from-environment")
-    header(pytester).fnmatch_lines(["kvm: uri test:///default, image from-environment, *"])
-    header(pytester, "--kvm-image=from-flag").fnmatch_lines(["kvm: uri test:///default, image from-flag, *"])
+    stands_on(pytester).fnmatch_lines(["kvm: uri test:///default, image from-environment, *"])
+    lines = stands_on(pytester, "--kvm-image=from-flag")
+    lines.fnmatch_lines(["kvm: uri test:///default, image from-flag, *"])
+
+
+@pytest.mark.parametrize("how", ["ini", "override"])
+def test_a_folder_in_the_ini_file_begins_where_the_file_is(pytester, monkeypatch, how):
+    pytester.makeini("[pytest]\n" + ("kvm_cache_dir = below/cache\n" if how == "ini" else ""))
+    below = pytester.mkdir("sub")
+    (below / "test_it.py").write_text("def test(kvm_guests): pass\n")
+    monkeypatch.chdir(below)
+    override = ["-o", "kvm_cache_dir=below/cache"] if how == "override" else []
+    lines = pytester.runpytest("--collect-only", *override).stdout
+    lines.fnmatch_lines([f"kvm: uri *, cache {pytester.path}/below/cache"])
 
 
 @pytest.mark.parametrize(

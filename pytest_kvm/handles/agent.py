@@ -20,6 +20,8 @@ from pytest_kvm.waiting import NotYet, wait_until
 READ_LIMIT = 1024 * 1024
 """Bytes of a file that :meth:`GuestAgent.read_text` returns at most."""
 _LOOK_EVERY = 0.05
+_TOO_LONG = "No complete agent response"
+"""What libvirt says of an answer above ``QEMU_AGENT_MAX_RESPONSE`` (src/qemu/qemu_agent.c)."""
 
 
 class GuestAgent:
@@ -87,9 +89,11 @@ class GuestAgent:
     ) -> CommandResult:
         """Run a program as root and return what it did.
 
-        The agent keeps at most 16 MiB of each stream and hands them over when
-        the program has ended; a program that runs out of time goes on in the
-        guest, since the agent has no command to end it.
+        The agent hands the output over when the program has ended: some 7 MiB,
+        as libvirt takes no answer that is longer than 10 MiB and talks no more
+        to an agent that sends one, until that agent's service is restarted. A
+        program that runs out of time goes on in the guest, since the agent has
+        no command to end it.
 
         Args:
             argv: The program and its arguments; no shell takes part.
@@ -158,12 +162,26 @@ class GuestAgent:
         """
 
         def ended() -> CommandResult:
-            status: dict[str, Any] = self.call("guest-exec-status", {"pid": pid})
+            try:
+                status: dict[str, Any] = self.call("guest-exec-status", {"pid": pid})
+            except AgentError as error:
+                if _TOO_LONG in error.brief:
+                    raise self._too_much(argv) from error
+                raise
             if not status["exited"]:
                 raise NotYet("still running")
+            if status.get("out-truncated") or status.get("err-truncated"):
+                raise self._too_much(argv)
             return _result(argv, status)
 
         return wait_until(ended, describe=argv[0], timeout=timeout, every=every, clock=self._domain.clock)
+
+    def _too_much(self, argv: Sequence[str]) -> AgentError:
+        return AgentError(
+            f"{self._domain.name}: {argv[0]} printed more than the guest agent passes on",
+            resolution="use guest.run(), or have it write to a file; "
+            "if the agent is silent now: systemctl restart qemu-guest-agent",
+        )
 
     def open(self, path: str) -> int:
         """Open a file, FIFO or device that is there for :meth:`write`, and return the agent's handle.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ GET_LIMIT = 8 * 1024**3
 _PIECE = 1024**2
 _TAR_WARNED = 1
 """GNU tar's exit code when a file changed while it was read."""
+_MODE = re.compile(r"[0-7]{1,5}")
 
 
 class Files:
@@ -209,7 +211,7 @@ def _header(transfer: Transfer) -> tuple[str, int]:
     while not line.endswith(b"\n") and len(line) < 32 and (byte := transfer.read(1)):
         line += byte
     kind, _, mode = line.decode(errors="replace").partition(" ")
-    if kind not in ("file", "tree") or not mode.strip().isdecimal():
+    if kind not in ("file", "tree") or not _MODE.fullmatch(mode.rstrip("\n")):
         transfer.finish()
         raise RemoteFileError(f"the guest announced neither file nor folder: {line!r}")
     return kind, int(mode, 8) & 0o777

@@ -35,6 +35,14 @@ def test_what_the_agent_refuses_is_an_error_of_its_own(guest):
         guest.agent.call("guest-nonsense")
 
 
+def test_output_that_is_too_long_is_told_and_the_agent_can_be_had_back(guest):
+    with pytest.raises(AgentError, match="head printed more than the guest agent passes on") as told:
+        guest.agent.exec(["head", "-c", "9000000", "/dev/zero"])
+    remedy = told.value.resolution.rpartition(": ")[2]
+    guest.run(remedy.split(), user="root")
+    guest.agent.wait(timeout=60)
+
+
 def test_files_and_facts_come_without_a_login(guest):
     assert guest.agent.read_text("/etc/hostname").strip() == guest.hostname
     assert guest.agent.call("guest-get-osinfo")["id"] == "debian"

@@ -49,6 +49,13 @@ def test_wait_runs_out(agent):
         agent.wait(timeout=0.1)
 
 
+@pytest.mark.parametrize("stream", ["out", "err"])
+def test_output_that_the_agent_has_cut_off_passes_for_no_result(agent, domain, stream):
+    replies(domain, {"exited": True, "exitcode": 0, f"{stream}-data": "", f"{stream}-truncated": True})
+    with pytest.raises(AgentError, match="web: yes printed more than the guest agent passes on"):
+        agent.exec(["yes"])
+
+
 def test_exec_hands_over_everything_and_brings_everything_back(agent, domain):
     seen = replies(
         domain,

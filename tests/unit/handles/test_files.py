@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -15,7 +16,7 @@ from pytest_kvm.errors import (
     RemoteFileMissing,
     SshUnavailable,
 )
-from pytest_kvm.handles.files import Files
+from pytest_kvm.handles.files import Files, _header
 from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.handles.transfer import Transfer
 from pytest_kvm.settings import Timeouts
@@ -127,6 +128,34 @@ def test_what_is_no_path_is_refused(files, path):
 
 
 # ---------------------------------------------------------------- put and get
+
+
+class Announcing:
+    """A transfer of a guest that announces whatever it likes."""
+
+    def __init__(self, said):
+        self._said = io.BytesIO(said)
+
+    def read(self, size):
+        return self._said.read(size)
+
+    def finish(self):
+        pass
+
+
+def test_what_a_guest_announces_is_read_with_care():
+    assert _header(Announcing(b"file 644\nfile 999\n")) == ("file", 0o644)
+    for said in (
+        b"",
+        b"file\n",
+        b"file 999\n",
+        b"file 7777777\n",
+        b"tree \xd9\xa3\n",
+        b"pipe 644\n",
+        b"f" * 64,
+    ):
+        with pytest.raises(RemoteFileError, match="neither file nor folder"):
+            _header(Announcing(said))
 
 
 def test_a_large_file_goes_there_and_back_with_its_mode(files, there, tmp_path):

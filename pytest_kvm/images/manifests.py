@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from pytest_kvm.errors import ImageError
 from pytest_kvm.images.image import Manifest
@@ -68,6 +67,10 @@ class Manifests:
             with suppress(FileNotFoundError, ImageError):
                 yield self.read(name)
 
+    def strangers(self) -> list[Path]:
+        """Return what lies among the manifests and is none."""
+        return [path for path in self._folder.glob("[!.]*") if path.suffix != ".json"]
+
     def damaged(self, *, also: Iterable[Path]) -> tuple[ImageError, ...]:
         """Return what is wrong with those that are, and with further files."""
         reads = [partial(self.read, name) for name in self.names()]
@@ -101,11 +104,13 @@ def read(path: Path) -> Manifest:
 
 
 def write(manifest: Manifest, path: Path) -> None:
-    """Write a manifest at once and to the disk."""
+    """Write a manifest at once and to the disk; one process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+    beside = path.with_name(f".{path.name}")
+    beside.unlink(missing_ok=True)  # of a process that was killed
+    with beside.open("x") as file:
         file.write(manifest.to_json())
         file.flush()
         os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    beside.chmod(0o644)
+    beside.replace(path)

@@ -257,7 +257,7 @@ class Store:
         return {blob for manifest in (*self._named_images.all(), *retired) for blob in manifest.blobs}
 
     def strangers(self) -> tuple[Path, ...]:
-        """Return what lies among blobs and work folders and is not known to be the store's.
+        """Return what lies in the store's folders and is not known to be its own.
 
         Raises:
             ImageError: A manifest is damaged.
@@ -267,6 +267,8 @@ class Store:
         # Only now: a blob is named before it is there.
         found -= {self._blobs / blob for blob in self._named() if BLOB.fullmatch(blob)}
         found -= set(_works_in(works))
+        found |= {each for each in self._retired.glob("[!.]*") if not _is_file(each, _RETIRED_FILE)}
+        found |= set(self._named_images.strangers())
         return tuple(sorted(path for path in found if os.path.lexists(path)))
 
 

@@ -224,21 +224,30 @@ def test_files_of_others_are_left_alone_and_named(store, publish, precious):
         store.folder / "work" / "mine",
         store.folder / "work" / "mine.5ca1ab1e",
         store.folder / "work" / "link.5ca1ab1e",
+        store.folder / "retired" / "list.json",
+        store.folder / "names" / "notes.txt",
     ]
-    for path in foreign[:2]:
+    for path in (*foreign[:2], *foreign[5:]):
         path.write_text("kept")
     for path in foreign[2:4]:
         path.mkdir()
         (path / "file").write_text("kept")
     foreign[4].symlink_to(precious)
-    retired = store.folder / "retired" / "list.json"
-    retired.write_text("kept")
-    os.utime(retired, (0, 0))
+    os.utime(foreign[5], (0, 0))
     sweep(store, publish)
-    assert all(path.exists() for path in (*foreign, retired))
+    assert all(path.exists() for path in foreign)
     assert store.strangers() == tuple(sorted(foreign))
     assert (precious / "file").read_text() == "kept"
     assert {image.name for image in store.list()} == {"mine", "last"}
+
+
+def test_a_manifest_that_was_half_written_is_no_obstacle(store, publish):
+    names = store.folder / "names"
+    names.mkdir(parents=True)
+    (names / ".mine.json").write_text("{")
+    publish("mine", b"disk")
+    assert [path.name for path in names.iterdir()] == ["mine.json"]
+    assert store.strangers() == ()
 
 
 def test_a_link_in_the_place_of_the_blobs_leads_to_no_removal(store, publish, precious):

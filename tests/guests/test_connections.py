@@ -16,6 +16,9 @@ from scripts.folders import own_folder
 from tests import timings
 
 SUITE = """
+import os
+import signal
+
 import pytest_kvm as kvm
 
 
@@ -28,6 +31,8 @@ def test(machine):
     assert machine.run(["echo", "hello"]).stdout == "hello\\n"
     assert machine.agent.ping() is None
     assert machine.screenshot().startswith(b"\\x89PNG")
+    if "KILLED" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 NOBODY = 65534
 STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
@@ -43,8 +48,20 @@ until test -S /run/libvirt/libvirt-sock && test -S /run/libvirt/virtlogd-sock; d
     test "$(jobs -pr | wc -l)" = 2 || {{ cat /run/libvirt/*.out >&2; exit 1; }}
     sleep 0.1
 done
-"$@"; exit $?
+"$@"
+python=$1
+domains() {{ "$python" -c 'import libvirt; print(*libvirt.open("qemu:///system").listAllDomains())'; }}
+there=$(domains)
+test -z "$there"
+KILLED=1 "$@" && exit 1
+for _ in $(seq 100); do
+    there=$(domains)
+    test -n "$there" || exit 0
+    sleep 0.1
+done
+echo "still there: $there" >&2; exit 1
 """
+"""A run, and another that is killed while its guest is up: the daemon has none soon after."""
 NAMESPACES = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
 """Daemons end with the test. The shell in front is their init and reaps what they
 leave behind: outside, this very process would be their reaper, and libvirt waits

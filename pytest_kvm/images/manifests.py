@@ -106,7 +106,7 @@ def read(path: Path) -> Manifest:
 def write(manifest: Manifest, path: Path) -> None:
     """Write a manifest at once and to the disk; one process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
+    beside = path.with_name(".new")
     beside.unlink(missing_ok=True)  # of a process that was killed
     with beside.open("x") as file:
         file.write(manifest.to_json())

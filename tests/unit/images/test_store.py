@@ -244,7 +244,8 @@ def test_files_of_others_are_left_alone_and_named(store, publish, precious):
 def test_a_manifest_that_was_half_written_is_no_obstacle(store, publish):
     names = store.folder / "names"
     names.mkdir(parents=True)
-    (names / ".mine.json").write_text("{")
+    (names / ".new").write_text("{")
+    assert store.list() == ()
     publish("mine", b"disk")
     assert [path.name for path in names.iterdir()] == ["mine.json"]
     assert store.strangers() == ()

@@ -21,7 +21,10 @@ Lookup = Callable[["Option"], tuple[str, str | None]]
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~ of an account that is not there, or has no home
+        raise ValueError(text) from error
 
 
 def _positive(text: str) -> float:
@@ -174,15 +177,16 @@ def settings_from(sources: Sequence[Lookup]) -> Settings:
     """Merge sources into the run's settings; the first that says something is heard.
 
     Raises:
-        SpecError: A value cannot be meant; the message says where it stands.
+        SpecError: A value cannot be meant, and the message says where it stands;
+            or no cache folder is named, and the account has no home.
     """
     given = {option.name: value for option in OPTIONS for value in _values(option, sources)}
     timeouts = Timeouts(boot=given.pop("boot_timeout")) if "boot_timeout" in given else Timeouts()
     if "image" in given:
         given["default_image"] = given.pop("image")
     places = {"cache_dir": default_cache_dir, "run_dir": default_run_dir}
-    for name, default in places.items():
-        given.setdefault(name, default())
+    for name in places.keys() - given.keys():
+        given[name] = places[name]()
     return Settings(timeouts=timeouts, **given)
 
 
@@ -192,10 +196,20 @@ def from_environment(option: Option) -> tuple[str, str | None]:
 
 
 def default_cache_dir() -> Path:
-    """Return ``$XDG_CACHE_HOME/pytest-kvm``, or ``~/.cache/pytest-kvm``."""
+    """Return ``$XDG_CACHE_HOME/pytest-kvm``, or ``~/.cache/pytest-kvm``.
+
+    Raises:
+        SpecError: The account has no home.
+    """
     import platformdirs  # noqa: PLC0415 - not needed where the folder is named
 
-    return platformdirs.user_cache_path("pytest-kvm", appauthor=False)
+    try:
+        return platformdirs.user_cache_path("pytest-kvm", appauthor=False)
+    except RuntimeError:
+        raise SpecError(
+            "no home folder for the cache: HOME is not set, and the account has none",
+            resolution="name a folder: --kvm-cache-dir, PYTEST_KVM_CACHE_DIR or XDG_CACHE_HOME",
+        ) from None
 
 
 def default_run_dir() -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pytest_kvm.errors import SpecError
@@ -34,10 +32,10 @@ def settings_of(config: pytest.Config) -> Settings:
 
     def ini(option: Option) -> tuple[str, str | None]:
         text: str | None = config.getini(option.ini)
-        if text and option.is_path:
+        if text and option.is_path and not text.startswith("~"):
             # As pytest does with its own: from the folder of the ini file.
             folder = config.inipath.parent if config.inipath else config.invocation_params.dir
-            text = str(folder / Path(text).expanduser())
+            text = str(folder / text)
         return f"ini key {option.ini}", text
 
     try:

@@ -62,6 +62,8 @@ def test_a_folder_in_the_ini_file_begins_where_the_file_is(pytester, monkeypatch
         (["--kvm-accel=fast"], "", None, "--kvm-accel: 'fast' is not one of auto, kvm, tcg"),
         ([], "kvm_timeout_factor = -1", None, "ini key kvm_timeout_factor: '-1' does not fit"),
         ([], "", ("PYTEST_KVM_BOOT_TIMEOUT", "soon"), "environment variable PYTEST_KVM_BOOT_TIMEOUT: 'soon'"),
+        (["--kvm-cache-dir=~nobody-here/x"], "", None, "--kvm-cache-dir: '~nobody-here/x' does not fit"),
+        ([], "kvm_run_dir = ~nobody-here", None, "ini key kvm_run_dir: '~nobody-here' does not fit"),
     ],
 )
 def test_a_wrong_value_names_its_source(pytester, monkeypatch, arguments, ini, variable, message):
@@ -72,6 +74,17 @@ def test_a_wrong_value_names_its_source(pytester, monkeypatch, arguments, ini, v
     result = pytester.runpytest(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*{message}*"])
+
+
+def test_an_account_without_a_home_is_told_what_to_name(pytester, monkeypatch):
+    def no_home(*_, **__):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", no_home)
+    result = pytester.runpytest_inprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*no home folder*", "*PYTEST_KVM_CACHE_DIR*"])
+    assert pytester.runpytest_inprocess("--kvm-cache-dir=there").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 def test_every_option_is_in_the_help_with_its_other_spellings(pytester):

@@ -15,11 +15,11 @@ from typing import Any, cast
 
 import yaml
 
-from pytest_kvm.errors import SpecError
 from pytest_kvm.render.plan import NicPlan
 from pytest_kvm.spec.cloudinit import CloudInit, File, User
 from pytest_kvm.spec.control import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
 from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.spec.user_data import CLOUD_CONFIG, header_of, parsed
 
 _HEADER = "#cloud-config\n"
 
@@ -44,16 +44,13 @@ def user_data(spec: GuestSpec, identity: Identity, *, packages: Sequence[str]) -
         spec: The guest as its user wants it.
         identity: Who this guest is.
         packages: What is left for cloud-init to install.
-
-    Raises:
-        SpecError: The raw user-data is broken YAML.
     """
     config = _generated(spec, identity, packages)
     raw = spec.cloud_init.user_data
-    if isinstance(raw, str) and not raw.startswith(_HEADER.strip()):
+    if isinstance(raw, str) and header_of(raw) != CLOUD_CONFIG:
         return _archive(_dump(config), raw)
     if raw is not None:
-        config = merge(config, _parsed(raw) if isinstance(raw, str) else raw)
+        config = merge(config, parsed(raw, field="CloudInit.user_data") if isinstance(raw, str) else raw)
     return _dump(config)
 
 
@@ -179,16 +176,6 @@ def _file(file: File) -> dict[str, Any]:
     else:
         entry["content"] = file.content
     return entry if file.owner.startswith("root") else entry | {"defer": True}
-
-
-def _parsed(text: str) -> Mapping[str, Any]:
-    try:
-        parsed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError("CloudInit.user_data: the cloud-config is not YAML", details=str(error)) from None
-    if not isinstance(parsed, Mapping):
-        raise SpecError("CloudInit.user_data: the cloud-config is not a mapping")
-    return cast("Mapping[str, Any]", parsed)
 
 
 def _dump(config: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import field
 from typing import Any, Literal, cast
 
 from pytest_kvm.errors import SpecError
+from pytest_kvm.spec.user_data import check_config, check_text
 from pytest_kvm.spec.value import check_choice, check_words, put, spec_value
 
 Datasource = Literal["nocloud", "configdrive"]
@@ -80,7 +81,8 @@ class CloudInit:
     user_data: Mapping[str, Any] | str | None = None
     """Merged over what the plugin generates: mappings by key, lists appended,
     scalars replaced. A text that is no ``#cloud-config`` (a script, an include)
-    becomes a further part of a MIME multi-part archive."""
+    becomes a further part of a MIME multi-part archive. Checked when the spec is
+    made: texts that cloud-init would ignore, YAML, and types of keys."""
     network_config: Mapping[str, Any] | None = None
     """Netplan version 2 keys (``ethernets``, ``bridges``, …) merged over the generated ones."""
     vendor_data: Mapping[str, Any] | None = None
@@ -95,8 +97,12 @@ class CloudInit:
             value: object = getattr(self, name)
             if isinstance(value, Mapping):
                 put(self, name, deepcopy(dict(cast("Mapping[str, Any]", value))))
+                if name != "network_config":
+                    check_config(getattr(self, name), field=f"CloudInit.{name}")
             elif value is not None and not (name == "user_data" and isinstance(value, str)):
                 raise SpecError(f"CloudInit.{name}: {type(value).__name__} is not a mapping")
+        if isinstance(self.user_data, str):
+            check_text(self.user_data, field="CloudInit.user_data")
         check_choice(self.datasource, Datasource, field="CloudInit.datasource")
         if self.datasource == "configdrive" and self.network_config is not None:
             raise SpecError(

@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
 from pytest_kvm.errors import SpecError
+from pytest_kvm.spec.types import misfit
 
 T = TypeVar("T")
 
@@ -18,7 +19,8 @@ def spec_value(cls: type[T]) -> type[T]:
     """Make a spec class: a frozen keyword-only dataclass whose mistakes are SpecErrors.
 
     A plain dataclass answers an unknown field with a ``TypeError`` that does
-    not say which fields there are; people meet that message daily.
+    not say which fields there are, and takes values of any type; people meet
+    what comes of it daily.
     """
     made: Any = dataclass(frozen=True, kw_only=True, repr=False)(cls)
     generated = made.__init__
@@ -27,7 +29,16 @@ def spec_value(cls: type[T]) -> type[T]:
     @functools.wraps(generated)
     def checked(self: T, *args: object, **given: object) -> None:
         _check_fields(cls.__name__, known, given, positional=len(args))
-        generated(self, *args, **given)
+        try:
+            generated(self, *args, **given)
+        except SpecError:
+            raise
+        except Exception:
+            # It stumbled over a value, most likely of a wrong type; else it is a bug of ours.
+            names = [each.name for each in known.values() if not each.kw_only]
+            _check_types(made, {**dict(zip(names, args, strict=False)), **given})
+            raise
+        _check_types(made, {name: getattr(self, name) for name in known})
 
     made.__init__ = checked
     made.__repr__ = _short_repr
@@ -52,6 +63,13 @@ def _check_fields(
     missing = required - set(given) - set(takes[:positional])
     if missing:
         raise SpecError(f"{owner} needs {', '.join(sorted(missing))}")
+
+
+def _check_types(owner: type[Any], values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        problem = misfit(owner, name, value=value)
+        if problem is not None:
+            raise SpecError(f"{owner.__name__}.{name}: {problem}")
 
 
 def suggest(word: str, known: Iterable[str], *, what: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.sizes import parse_kib
+from pytest_kvm.spec.types import misfit
 
 MISTAKES = {
     "unknown field": (
@@ -176,6 +177,52 @@ MISTAKES = {
     ),
     "identity": (lambda: kvm.GuestSpec(identity="own"), "GuestSpec.identity: 'own' is not one of", "unique"),
     "reset": (lambda: kvm.GuestSpec(reset=False), "GuestSpec.reset: False is not one of", "never"),
+    "a number as a string": (
+        lambda: kvm.GuestSpec(boot_timeout="60"),
+        "GuestSpec.boot_timeout: '60' is not a number or None",
+        "",
+    ),
+    "a word for a switch": (lambda: kvm.User("a", sudo="yes"), "User.sudo: 'yes' is not True or False", ""),
+    "a mapping for a part": (
+        lambda: kvm.GuestSpec(cloud_init={"users": []}),
+        "GuestSpec.cloud_init: {'users': []} is not a CloudInit",
+        "",
+    ),
+    "user-data that is no YAML": (
+        lambda: kvm.CloudInit(user_data="#cloud-config\npackages: [nginx"),
+        "CloudInit.user_data: the cloud-config is no YAML (line 2, column",
+        "expected",
+    ),
+    "user-data that is a list": (
+        lambda: kvm.CloudInit(user_data="#cloud-config\n- a\n"),
+        "CloudInit.user_data: the cloud-config is a list, a mapping is wanted",
+        "one key a line",
+    ),
+    "user-data that is a text": (
+        lambda: kvm.CloudInit(user_data="#cloud-config\nruncmd"),
+        "CloudInit.user_data: the cloud-config is the text 'runcmd'",
+        "",
+    ),
+    "user-data with a number for a list": (
+        lambda: kvm.CloudInit(user_data="#cloud-config\npackages: [x]\nruncmd:   5\n"),
+        "CloudInit.user_data: runcmd is the number 5 (line 3, column 11), cloud-init wants a list",
+        "examples",
+    ),
+    "user-data with a list for a mapping": (
+        lambda: kvm.CloudInit(user_data={"power_state": ["reboot"]}),
+        "CloudInit.user_data: power_state is a list, cloud-init wants a mapping",
+        "",
+    ),
+    "vendor-data with a text for a list": (
+        lambda: kvm.CloudInit(vendor_data={"runcmd": "ls"}),
+        "CloudInit.vendor_data: runcmd is the text 'ls', cloud-init wants a list",
+        "",
+    ),
+    "user-data without a header": (
+        lambda: kvm.CloudInit(user_data="runcmd: [ls]\n"),
+        "CloudInit.user_data: cloud-init ignores a text that begins with 'runcmd: [ls]'",
+        "begin with #cloud-config",
+    ),
     "network config": (lambda: kvm.CloudInit(network_config="x"), "CloudInit.network_config: str is not", ""),
 }
 
@@ -187,6 +234,44 @@ def test_a_mistake_names_field_and_remedy(mistake):
         make()
     assert caught.value.brief.startswith(brief) or brief in caught.value.brief
     assert remedy in str(caught.value)
+
+
+ODD = [7, -1, 1.5, True, None, "60", "", b"x", Path("x"), [], [1], ["a"], [None], ("a",), {}, {"a": 1}, {1}]
+ODD += [object(), kvm.Nic(), kvm.Disk(size="1GiB"), len, float("nan"), 10**30, "a\0b", "ü"]
+NEEDED = {
+    kvm.CloudInit: {},
+    kvm.Disk: {"size": "1GiB"},
+    kvm.File: {"path": "/x"},
+    kvm.GuestSpec: {},
+    kvm.HostFile: {"source": "x", "path": "/x"},
+    kvm.ImageRef: {"name": "x"},
+    kvm.Nic: {},
+    kvm.Script: {"content": "x"},
+    kvm.User: {"name": "x"},
+}
+
+
+def told(kind, name, value):
+    """Return the mistake that a value is said to be, "" if it is none, None if something else was raised."""
+    try:
+        made = kind(**{**NEEDED[kind], name: value})
+    except kvm.SpecError as mistake:
+        return mistake.brief
+    except Exception:  # noqa: BLE001 - that is what the test is about
+        return None
+    return "" if misfit(kind, name, value=getattr(made, name)) is None else None
+
+
+def test_whatever_a_field_is_given_it_takes_or_names_as_a_mistake():
+    offenders = []
+    for kind in NEEDED:
+        for name in (field.name for field in dataclasses.fields(kind)):
+            for value in ODD:
+                said = told(kind, name, value)
+                # Image names are told by the ImageRef that GuestSpec.image makes.
+                if said is None or (said and name not in said and not said.startswith("ImageRef.name")):
+                    offenders.append(f"{kind.__name__}.{name} = {value!r}: {said}")
+    assert offenders == []
 
 
 def test_sizes_are_binary():
@@ -214,6 +299,25 @@ def test_raw_user_data_is_copied():
     config = kvm.CloudInit(user_data=raw)
     raw["a"]["b"].append(2)
     assert config.user_data == {"a": {"b": [1]}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#cloud-config\n",
+        "#Cloud-Config\nruncmd:\n",
+        "\n#cloud-config\nusers: default\nmystery: 5\n",
+        "#!/bin/sh\n",
+        "## template: jinja\n#cloud-config\nruncmd: {{ x }}\n",
+        "#include\nhttp://localhost/\n",
+        "#cloud-config-archive\n- type: text/cloud-config\n",
+        "#cloud-boothook\n",
+        "#part-handler\n",
+        "Content-Type: multipart/mixed\nMIME-Version: 1.0\n",
+    ],
+)
+def test_user_data_that_cloud_init_knows_is_taken_as_it_is(text):
+    assert kvm.CloudInit(user_data=text).user_data == text
 
 
 def test_steps_are_frozen_and_host_paths_are_paths():

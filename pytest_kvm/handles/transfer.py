@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import threading
 from types import TracebackType
 from typing import Protocol, Self
@@ -22,6 +23,8 @@ from pytest_kvm.handles.streams import GroupFinder
 
 _READ_BYTES = 16 * 1024**2
 _ERRORS_KEPT = 64 * 1024
+_PRINTED_BEFORE = 1024**2
+"""Bytes that start-up files may print."""
 _EXIT_WITHIN = 30.0
 _REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
     (re.compile(rb"No such file or directory"), RemoteFileMissing),
@@ -54,7 +57,12 @@ class Transfer:
     """
 
     def __init__(self, opener: Opener, script: str, *, path: str, user: str | None = None) -> None:
-        self._channel, self._host = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
+        # Start-up files of the shell may print: what comes before this line is not the script's.
+        mark = secrets.token_hex(8)
+        self._mark: bytes | None = f"{mark}\n".encode()
+        self._channel, self._host = opener.channel(
+            f"LC_ALL=C; export LC_ALL; echo {mark}\n{script}", user=user
+        )
         # Data that flows has no time-out as a whole, but it has to flow.
         self._channel.settimeout(self._host.timeout)
         self._path = path
@@ -83,14 +91,10 @@ class Transfer:
         Raises:
             RemoteFileError: Nothing came for as long as a command may take.
         """
+        if self._mark is not None:
+            self._ahead, self._mark = memoryview(self._behind(self._mark)), None
         if not self._ahead:
-            # Taken as a whole: paramiko moves all that is left for every part.
-            try:
-                self._ahead = memoryview(self._channel.recv(_READ_BYTES))
-            except TimeoutError as error:
-                raise self._stalled() from error
-            except (OSError, EOFError):
-                return b""
+            self._ahead = memoryview(self._received())
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         return bytes(data)
 
@@ -126,6 +130,30 @@ class Transfer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.close()
+
+    def _received(self) -> bytes:
+        """Return what has come, as a whole: paramiko moves all that is left for every part."""
+        try:
+            return self._channel.recv(_READ_BYTES)
+        except TimeoutError as error:
+            raise self._stalled() from error
+        except (OSError, EOFError):
+            return b""
+
+    def _behind(self, mark: bytes) -> bytes:
+        """Return what has come behind a line that the script prints first."""
+        seen = bytearray()
+        while mark not in seen:
+            if len(seen) > _PRINTED_BEFORE:
+                raise RemoteFileError(
+                    f"{self._where()}: the shell's start-up files print without end",
+                    details=tail(bytes(seen[:_ERRORS_KEPT]))[0],
+                )
+            piece = self._received()
+            if not piece:
+                return b""
+            seen += piece
+        return bytes(seen.partition(mark)[2])
 
     def _listen(self) -> None:
         finder = GroupFinder()

@@ -72,6 +72,33 @@ def test_what_a_guest_cannot_send_is_left_out(guest, there, tmp_path, caplog):
     assert caplog.text.count("left out") == 4
 
 
+@pytest.fixture
+def noisy(guest):
+    """A guest whose shells print when they start, for the length of one test."""
+    with guest.savepoint():
+        guest.run(
+            "{ echo 'echo HELLO; echo HELLO >&2'; cat /root/.bashrc; } >/root/new; mv /root/new /root/.bashrc"
+        )
+        guest.run("echo BASH_ENV=/etc/noise >>/etc/environment; echo 'echo NOISE' >/etc/noise")
+        guest.run("cp /etc/noise /etc/profile.d/noise.sh; cp /etc/noise /etc/bash.bashrc")
+        guest.machine.shell.close()  # who logs in finds all of that
+        yield guest
+
+
+def test_start_up_files_that_print_change_no_file(there, noisy, tmp_path):
+    assert "NOISE" in noisy.run("true", user="nobody").stdout
+    assert "HELLO" in noisy.run("true").stdout
+    for owner in (None, "nobody", "nobody:daemon"):
+        noisy.write_text(f"{there}/file", "payload", owner=owner)
+        assert noisy.read_text(f"{there}/file") == "payload"
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a").write_bytes(b"\0\xff")
+    noisy.put(tree, f"{there}/tree", owner="nobody")
+    noisy.get(f"{there}/tree", tmp_path / "back")
+    assert (tmp_path / "back" / "a").read_bytes() == b"\0\xff"
+
+
 def test_failures_say_what_and_where(guest, there, tmp_path):
     with pytest.raises(RemoteFileError, match="No such file or directory"):
         guest.get(f"{there}/nothing", tmp_path / "x")

@@ -276,3 +276,31 @@ def test_a_connection_that_breaks_is_no_short_file(files, server, there, tmp_pat
         files.get(str(there / "slow"), tmp_path / "back")
     os.close(held)
     assert not (tmp_path / "back").exists()
+
+
+# ---------------------------------------------------------------- start-up files that print
+
+
+class Printing:
+    """A shell whose start-up files print."""
+
+    def __init__(self, shell, start_up):
+        self._shell, self._start_up = shell, start_up
+
+    def channel(self, command, *, user=None):
+        return self._shell.channel(f"{self._start_up}\n{command}", user=user)
+
+
+@pytest.mark.parametrize("printed", ["printf 'no line end'", "yes NOISE | head -c 1000000"])
+def test_what_start_up_files_print_is_not_the_files(shell, there, printed):
+    content = os.urandom(3 * 1024**2)
+    (there / "f").write_bytes(content)
+    files = Files(Printing(shell, printed), log=logging.getLogger("pytest_kvm.web"))
+    assert files.read_bytes(str(there / "f")) == content
+
+
+def test_start_up_files_that_print_without_end_are_told(shell, there):
+    files = Files(Printing(shell, "yes NOISE"), log=logging.getLogger("pytest_kvm.web"))
+    with pytest.raises(RemoteFileError, match="start-up files print without end") as told:
+        files.read_bytes(str(there / "f"))
+    assert "NOISE" in told.value.details

@@ -22,6 +22,9 @@ class WaitVerbs(Booted):
     def wait_for_unit(self, unit: str, *, timeout: float | None = None) -> None:
         """Wait until a systemd unit is active.
 
+        A service that counts as active once its process is there must have been
+        active for a second, one that has been restarted for three.
+
         Raises:
             UnitFailed: It failed, does not exist, or nothing will start it;
                 with its status and journal.

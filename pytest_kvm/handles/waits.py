@@ -44,12 +44,24 @@ PROBE
 done
 """
 _UNIT = r"""
-    state=$(systemctl show --property=LoadState,ActiveState,SubState,Result,Job -- "$1") ||
+    state=$(systemctl show --property=LoadState,ActiveState,SubState,Result,Job \
+        --property=Type,NRestarts,ExecMainStatus,ActiveEnterTimestampMonotonic -- "$1") ||
         { say "$state"; exit 76; }
-    say "$(echo $state)"
+    number() { number=${state##*"$1="}; number=${number%%[!0-9]*}; }
+    # What systemd calls active as soon as it has started it has to stay so for a
+    # second, what has been restarted for three.
+    stays=0
+    case $state in *Type=simple* | *Type=exec* | *Type=idle*) stays=1 ;; esac
+    case $state in
+        *NRestarts=[1-9]*) stays=3; number NRestarts; again="restarted $number times"; number ExecMainStatus
+            [ "$number" = 0 ] || last=$number  # while it runs it has none
+            say "$again, last exit status ${last:-0}: $(echo $state)" ;;
+        *) say "$(echo $state)" ;;
+    esac
     case $state in
         *LoadState=not-found* | *LoadState=masked* | *LoadState=bad-setting* | *LoadState=error*) exit 76 ;;
-        *ActiveState=active*) exit 0 ;;
+        *ActiveState=active*) number ActiveEnterTimestampMonotonic; read -r now _ </proc/uptime
+            [ $((${now%.*}${now#*.}0000 - ${number:-0})) -lt ${stays}000000 ] || exit 0 ;;
         *ActiveState=failed*) exit 76 ;;
         *ActiveState=inactive*) case $state in *Job=[1-9]*) idle=0 ;; *) idle=$((${idle:-0} + 1)) ;; esac
             # Looked at twice: between two of its starts a unit is idle for a moment.
@@ -74,6 +86,9 @@ _FILE = r"""
 
 def wait_for_unit(machine: Machine, unit: str, *, timeout: float) -> None:
     """Wait until a systemd unit is active.
+
+    A service that counts as active once its process is there must have been
+    active for a second, one that has been restarted for three.
 
     Raises:
         UnitFailed: It failed, cannot be loaded, or is inactive with nothing

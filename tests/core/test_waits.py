@@ -31,6 +31,30 @@ def test_a_unit_that_fails_is_told_with_its_status_and_journal(guest):
         guest.run("systemctl reset-failed broken", check=False)
 
 
+LOOP = """
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/usr/bin/tail -f /run/%i
+Restart=always
+RestartSec=0.5
+"""
+
+
+def test_a_unit_that_is_restarted_is_not_active_before_it_stays(guest):
+    guest.write_text("/run/systemd/system/loop@.service", LOOP)
+    try:
+        guest.run("systemctl daemon-reload; systemctl start --no-block loop@it")
+        guest.wait_until("systemctl show --property=NRestarts loop@it | grep =[1-9]")
+        with pytest.raises(WaitTimeout, match=r"loop@it.service; .*restarted \d+ times, last exit status 1:"):
+            guest.wait_for_unit("loop@it.service", timeout=5)
+        guest.run("touch /run/it")
+        guest.wait_for_unit("loop@it.service")
+        assert guest.run("systemctl is-active loop@it").stdout == "active\n"
+    finally:
+        guest.run("systemctl stop loop@it; rm -f /run/systemd/system/loop@.service /run/it")
+
+
 def test_a_unit_that_does_not_exist_is_told(guest):
     with pytest.raises(UnitFailed, match="not-found"):
         guest.wait_for_unit("no-such-thing.service")

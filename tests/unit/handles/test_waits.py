@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,24 @@ def test_an_active_unit_ends_the_wait(local):
 def test_a_unit_on_its_way_is_waited_for(local, tmp_path):
     states = in_turn(tmp_path, "inactive", "activating", "activating", "active")
     waits.wait_for_unit(local(systemctl(states)), "nginx", timeout=20)
+
+
+def test_a_service_has_to_stay_active_for_a_second(local, tmp_path):
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    since = int(uptime * 1e6)
+    states = f'echo "ActiveState=active"; echo "ActiveEnterTimestampMonotonic={since}"; echo "Type=simple"'
+    waits.wait_for_unit(local(systemctl(states)), "app.service", timeout=30)
+    assert float(Path("/proc/uptime").read_text().split()[0]) - uptime >= 0.98
+
+
+def test_a_service_in_a_restart_loop_is_told_by_its_last_exit_status(local):
+    ever = 10**12
+    states = f'echo "ActiveState=active"; echo "ActiveEnterTimestampMonotonic={ever}"; '
+    states += 'echo "NRestarts=12"; echo "ExecMainStatus=203"'
+    with pytest.raises(
+        WaitTimeout, match=r"unit app.service; last seen: restarted 12 times, last exit status 203"
+    ):
+        waits.wait_for_unit(local(systemctl(states)), "app.service", timeout=1)
 
 
 def test_a_failed_unit_ends_the_wait_with_its_journal(local):

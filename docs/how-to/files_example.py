@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import RemoteFileMissing
 
 
 def test_text_is_written_and_read(machine: kvm.Guest) -> None:
@@ -38,5 +37,5 @@ def test_a_folder_goes_in_and_comes_out(machine: kvm.Guest, tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_named(machine: kvm.Guest) -> None:
-    with pytest.raises(RemoteFileMissing, match="/etc/nothing"):
+    with pytest.raises(kvm.RemoteFileMissing, match="/etc/nothing"):
         machine.read_text("/etc/nothing")

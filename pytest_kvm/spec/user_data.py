@@ -87,10 +87,19 @@ def parsed(text: str, *, field: str) -> Mapping[str, Any]:
     """
     import yaml  # noqa: PLC0415 - most specs have no such text
 
+    class Loader(yaml.SafeLoader):
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> object:  # noqa: FBT001, FBT002 - as its base
+            try:
+                made: object = super().construct_object(node, deep)  # pyright: ignore[reportUnknownMemberType]
+                return made
+            except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
+                # PyYAML's makers of numbers and dates do not say where they stumbled.
+                raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
+
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content: object = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content: object = Loader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
         raise SpecError(f"{field}: the cloud-config is no YAML{_at(error)}", details=str(error)) from None
     if content is None:
         return {}
@@ -129,7 +138,7 @@ def _marks(root: yaml.Node | None) -> dict[str, Mark]:
     return {str(key.value): value.start_mark for key, value in pairs if value.start_mark is not None}
 
 
-def _at(error: yaml.YAMLError) -> str:
+def _at(error: Exception) -> str:
     return _place(getattr(error, "problem_mark", None))
 
 

@@ -302,6 +302,19 @@ def test_raw_user_data_is_copied():
 
 
 @pytest.mark.parametrize(
+    "value", ["2020-13-45", "!!int abc", "!!int ''", "!!float q", "!!timestamp t", "!!bool maybe", "a\tb: ["]
+)
+def test_values_that_are_no_yaml_are_told_with_their_place(value):
+    with pytest.raises(kvm.SpecError, match=r"CloudInit.user_data: the .* no YAML \(line 3, column \d+\)"):
+        kvm.CloudInit(user_data=f"#cloud-config\nlocale: C\nntp: {value}")
+
+
+def test_user_data_nested_beyond_measure_is_told():
+    with pytest.raises(kvm.SpecError, match="no YAML"):
+        kvm.CloudInit(user_data="#cloud-config\nntp: " + "[" * 5000)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "#cloud-config\n",

@@ -12,7 +12,7 @@ from dataclasses import field
 from typing import Any, Literal, cast
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.user_data import check_config, check_text
+from pytest_kvm.spec.user_data import check_config, check_text, check_values
 from pytest_kvm.spec.value import check_choice, check_words, put, spec_value
 
 Datasource = Literal["nocloud", "configdrive"]
@@ -97,6 +97,7 @@ class CloudInit:
             value: object = getattr(self, name)
             if isinstance(value, Mapping):
                 put(self, name, deepcopy(dict(cast("Mapping[str, Any]", value))))
+                check_values(getattr(self, name), field=f"CloudInit.{name}")
                 if name != "network_config":
                     check_config(getattr(self, name), field=f"CloudInit.{name}")
             elif value is not None and not (name == "user_data" and isinstance(value, str)):

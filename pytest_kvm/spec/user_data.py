@@ -112,6 +112,23 @@ def parsed(text: str, *, field: str) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", content)
 
 
+def check_values(config: Mapping[str, Any], *, field: str) -> None:
+    """Check that all values of a mapping can be written as YAML.
+
+    Raises:
+        SpecError: One cannot: a path, an object of the test's.
+    """
+    import yaml  # noqa: PLC0415 - most specs have no such mapping
+
+    try:
+        yaml.safe_dump(dict(config))
+    except yaml.representer.RepresenterError as error:
+        raise SpecError(
+            f"{field}: {error.args[-1]!r} cannot be written as YAML",
+            resolution="give strings, numbers, lists and mappings, `str(path)` for a path",
+        ) from None
+
+
 def check_config(config: Mapping[str, Any], *, field: str, marks: Mapping[str, Mark] | None = None) -> None:
     """Check the types of a cloud-config's keys.
 

@@ -218,6 +218,16 @@ MISTAKES = {
         "CloudInit.vendor_data: runcmd is the text 'ls', cloud-init wants a list",
         "",
     ),
+    "user-data with a value that is none of YAML's": (
+        lambda: kvm.CloudInit(user_data={"write_files": [{"path": Path("/x")}]}),
+        "CloudInit.user_data: PosixPath('/x') cannot be written as YAML",
+        "`str(path)`",
+    ),
+    "a network config with a value that is none of YAML's": (
+        lambda: kvm.CloudInit(network_config={"ethernets": {"kvm-nic1": {"mtu": kvm.Nic()}}}),
+        "CloudInit.network_config: Nic() cannot be written as YAML",
+        "",
+    ),
     "user-data without a header": (
         lambda: kvm.CloudInit(user_data="runcmd: [ls]\n"),
         "CloudInit.user_data: cloud-init ignores a text that begins with 'runcmd: [ls]'",

@@ -261,7 +261,7 @@ class _CommandError(GuestError):
 
 
 class CommandFailed(_CommandError):
-    """A command in the guest exited non-zero and the caller asked to check."""
+    """A command in the guest exited non-zero and the caller asked to check, or was never run."""
 
 
 class CommandTimeout(_CommandError):

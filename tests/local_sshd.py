@@ -31,6 +31,8 @@ class LocalSshd:
         self.max_sessions = max_sessions
         self.logins = 0
         self.commands: list[str] = []
+        self.start_up = ""
+        """Stands for the start-up files of its shell."""
         self._host, self._user = new_key_pair(), new_key_pair()
         self.key_file = write_private(folder / "key", self._user.private)
         self._running = threading.Event()
@@ -88,7 +90,7 @@ class LocalSshd:
     def start(self, channel: paramiko.Channel, line: str) -> None:
         self.commands.append(line)
         child = subprocess.Popen(
-            ["/bin/sh", "-c", line],
+            ["/bin/sh", "-c", f"{self.start_up}\n{line}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

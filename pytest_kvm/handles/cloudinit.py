@@ -18,6 +18,7 @@ from pytest_kvm.errors import (
     AgentError,
     CloudInitFailed,
     CloudInitTimeout,
+    CommandFailed,
     CommandTimeout,
     DomainFailed,
     GuestError,
@@ -114,16 +115,13 @@ def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
             waited = climb.attended(lambda: shell.run(["sh", "-c", _WAIT], timeout=left, check=False))
         except SshUnavailable as lost:  # user-data may restart the network
             raise NotYet(lost.brief) from lost
+        except CommandFailed as never_run:
+            raise _not_waited(climb, never_run.brief, details=never_run.details) from never_run
         if waited.exit_code not in _OF_ITS_OWN:  # or the guest: its shutdown ended the wait
             shell.close()
             raise NotYet("the guest's shutdown ended the wait")
         if waited.stdout.count(_CUT) < 2:
-            raise climb.failure(
-                CloudInitFailed,
-                f"could not wait for cloud-init: sh exited with {waited.exit_code}",
-                details=streams_of(waited),
-                resolution="see that the guest's login shell runs the commands it is given",
-            )
+            raise _not_waited(climb, f"sh exited with {waited.exit_code}", details=streams_of(waited))
         return waited.stdout
 
     try:
@@ -140,6 +138,15 @@ def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
         ) from late
     progress, status, result = said.split(_CUT, 2)
     return progress.split()[-1], Status.parse(status).or_else(Status.parse(result))
+
+
+def _not_waited(climb: Climb, why: str, *, details: str) -> GuestError:
+    return climb.failure(
+        CloudInitFailed,
+        f"could not wait for cloud-init: {why}",
+        details=details,
+        resolution="see that the guest's login shell runs the commands it is given",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

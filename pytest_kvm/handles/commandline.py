@@ -15,7 +15,8 @@ Command = str | Sequence[str]
 """A list is quoted word by word; a string is for the guest's shell as it is."""
 
 GROUP_MARK = "pytest-kvm-group"
-"""First word of the line on stderr that tells the command's process group."""
+"""First word of the line that tells the command's process group, on both streams before its output."""
+_MARK = f'echo "{GROUP_MARK} $$"'
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
@@ -60,10 +61,13 @@ def command_line(
 ) -> str:
     """Return the script that runs a command.
 
-    Its first line reports the shell's process id, which is its process group
-    too (sshd starts every command in a session of its own), so that the
+    Its first line reports the shell's process id on stderr, which is its process
+    group too (sshd starts every command in a session of its own), so that the
     command can be signalled from a second one: sshd refuses SSH's own signal
-    request for root (``session_signal_req()`` in OpenSSH's ``session.c``).
+    request for root (``session_signal_req()`` in OpenSSH's ``session.c``). The
+    last shell before the command prints the same line on stdout. What comes
+    before these lines is from start-up files of a shell (``.bashrc``,
+    ``BASH_ENV``), which may print what they like.
 
     Args:
         command: From :func:`as_given`.
@@ -76,12 +80,14 @@ def command_line(
     for name, value in env.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise ValueError(f"no environment variable can be {name}={value!r}")
-    lines = [f'echo "{GROUP_MARK} $$" >&2']
+    lines = [f"{_MARK} >&2"]
     if user is None or user == login:
+        lines.append(_MARK)
         lines += [f"cd -- {shlex.quote(cwd)} || exit 125"] if cwd is not None else []
         lines += [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
         lines.append(command if isinstance(command, str) else quoted(command))
     else:
+        lines += [] if isinstance(command, str) else [_MARK]
         lines.append(_folder_of(user, cwd))
         lines.append(_as_user(command, env=env, user=user, login=login))
     return "\n".join(lines)
@@ -104,7 +110,8 @@ def _as_user(command: tuple[str, ...] | str, *, env: Mapping[str, str], user: st
     if isinstance(command, str):
         # The login user's own shell, so that naming a user does not change the
         # language that the string is written in.
-        return f'{quoted(change)} "${{SHELL:-/bin/sh}}" -c {shlex.quote(command)}'
+        script = shlex.quote(f"{_MARK}\n{command}")
+        return f'{quoted(change)} "${{SHELL:-/bin/sh}}" -c {script}'
     return quoted([*change, *command])
 
 

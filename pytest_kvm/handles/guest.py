@@ -79,7 +79,8 @@ class Guest(FileVerbs, WaitVerbs, PowerVerbs, ViewVerbs, SavepointVerbs):
             check: Raise if it exits non-zero.
 
         Raises:
-            CommandFailed: It exited non-zero and ``check`` is true.
+            CommandFailed: It exited non-zero and ``check`` is true; or the login
+                shell ended before it, with exit code 0.
             CommandTimeout: It ran out of time; carries what it wrote.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.

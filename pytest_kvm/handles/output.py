@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from pytest_kvm.handles.channel import Channel
-from pytest_kvm.handles.streams import GroupFinder, LineLog, Stream
+from pytest_kvm.handles.streams import LineLog, Stream
 
 _READ_BYTES = 16 * 1024**2
 _QUIET = 0.2
@@ -29,14 +29,18 @@ class Output:
         """Notified whenever something came or a stream ended."""
         self.out = Stream(self.changed, LineLog(log, f"[{name}] out: "), limit=limit)
         self.err = Stream(self.changed, LineLog(log, f"[{name}] err: "), limit=limit)
-        self._finder = GroupFinder()
         for work in (self._read_out, self._read_err):
             threading.Thread(target=work, name=f"{log.name}: {name}", daemon=True).start()
 
     @property
     def group(self) -> int | None:
         """The command's process group in the guest, once it was told."""
-        return self._finder.group
+        return self.err.start.group
+
+    @property
+    def begun(self) -> bool:
+        """Say whether the shell has come as far as the command."""
+        return self.err.start.happened
 
     @property
     def ended(self) -> bool:
@@ -86,8 +90,7 @@ class Output:
         self.out.finish()
 
     def _read_err(self) -> None:
-        self._read(self._channel.recv_stderr, lambda data: self.err.feed(self._finder.feed(data)))
-        self.err.feed(self._finder.finish())
+        self._read(self._channel.recv_stderr, self.err.feed)
         self.err.finish()
 
     @staticmethod

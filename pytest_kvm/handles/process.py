@@ -112,7 +112,8 @@ class Process:
 
         Raises:
             CommandTimeout: It still runs. It is left alone and can be waited for again.
-            CommandFailed: It wrote more than can be kept, and was killed.
+            CommandFailed: It wrote more than can be kept, and was killed; or
+                the login shell ended with exit code 0 and did not run it.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
@@ -122,6 +123,8 @@ class Process:
             self._took = self._elapsed()
         self._output.drain(self._host.round_trip)
         self._check_alive()
+        if self.poll() == 0 and not self._output.begun:
+            raise self._never_run()
         return self.so_far()
 
     # ------------------------------------------------------------ what it is told
@@ -243,6 +246,15 @@ class Process:
         if (self.running or self._channel.exit_status == -1) and (lost := self._host.lost()):
             lost.details = "\n".join(filter(None, (lost.details, streams_of(self.so_far()))))
             raise lost
+
+    def _never_run(self) -> CommandFailed:
+        result = self.so_far()
+        return CommandFailed(
+            f"{self._where()}: the login shell ended with exit code 0 and did not run it",
+            details=streams_of(result),
+            resolution="look for an `exit` or `exec` in the shell's start-up files",
+            result=result,
+        )
 
     def _timed_out(self) -> CommandTimeout:
         so_far = self.so_far()

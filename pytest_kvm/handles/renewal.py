@@ -270,8 +270,7 @@ def _renewed_over_ssh(machine: Machine, wish: Renewal) -> str:
 
         def ask() -> int:
             process.write("time\n")
-            # The shell's start-up files may print something before.
-            return int(next(line for line in lines if line.isdecimal()))
+            return int(next(lines))
 
         process.write(_orders(wish, clock=-_clock_error(ask)))
         result = process.wait()

@@ -58,7 +58,8 @@ class Shell(Protocol):
         """Run a command to its end.
 
         Raises:
-            CommandFailed: It exited non-zero and ``check`` is true.
+            CommandFailed: It exited non-zero and ``check`` is true; or the login
+                shell ended before it, with exit code 0.
             CommandTimeout: It ran longer than ``timeout`` seconds.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.

@@ -108,7 +108,8 @@ class SshShell:
             check: Raise if it exits with anything but 0.
 
         Raises:
-            CommandFailed: It exited non-zero and ``check`` is true.
+            CommandFailed: It exited non-zero and ``check`` is true; or the login
+                shell ended before it, with exit code 0.
             CommandTimeout: It ran longer than ``timeout``; carries what it wrote until then.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.

@@ -15,9 +15,9 @@ OUTPUT_LIMIT = 256 * 1024**2
 
 _LINE_BYTES = 500
 _LINES_PER_SECOND = 200
-_MARK = re.compile(rb"^%s (\d{1,10})\r?\n" % GROUP_MARK.encode(), re.MULTILINE)
-_MARK_WITHIN = 64 * 1024
-"""Bytes of stderr in which the mark must come: a login's greeting is shorter."""
+START_UP_LIMIT = 1024**2
+"""Bytes that the login shell's start-up files may print before a command begins."""
+_MARK = re.compile(rb"%s (\d{1,10})\r?\n" % GROUP_MARK.encode())
 
 
 class LineLog:
@@ -69,6 +69,46 @@ class LineLog:
             self._skipped = 0
 
 
+class CommandStart:
+    """Drop what the login shell's start-up files print before a command begins.
+
+    The first line that a command's script prints, on either stream, is the mark
+    of :func:`~pytest_kvm.handles.commandline.command_line`.
+    """
+
+    def __init__(self) -> None:
+        self.before = b""
+        """What has come while the mark has not."""
+        self.group: int | None = None
+        """The number beside the mark: on stderr the command's process group."""
+        self.overrun = False
+        """More than :data:`START_UP_LIMIT` came without the mark."""
+        self._ended = False
+
+    @property
+    def happened(self) -> bool:
+        """Say whether the shell came as far as the command, or printed too much to tell."""
+        return self.group is not None or self.overrun
+
+    def feed(self, data: bytes) -> bytes:
+        """Take a stream's next bytes and return those that are the command's own."""
+        if self.group is not None or self._ended:
+            return data
+        self.before += data
+        if found := _MARK.search(self.before):
+            self.group = int(found[1])
+            own, self.before = self.before[found.end() :], b""
+            return own
+        self.overrun = len(self.before) > START_UP_LIMIT
+        return self.finish() if self.overrun else b""
+
+    def finish(self) -> bytes:
+        """Return what came, if the mark never did: why the command was not run."""
+        self._ended = True
+        held, self.before = self.before, b""
+        return held
+
+
 class Stream:
     """One of a command's two output streams; fed by one thread, read by any."""
 
@@ -77,35 +117,36 @@ class Stream:
         self._log = log
         self._limit = limit
         self._data = bytearray()
+        self.start = CommandStart()
         self.received = 0
         """Bytes that came, kept or not."""
+        self.overflowed = False
+        """The command wrote more than is kept."""
         self.finished = False
         """Nothing more will come."""
 
     def feed(self, data: bytes) -> None:
         """Take the stream's next bytes."""
         with self._changed:
-            self._data += data[: max(0, self._limit - len(self._data))]
             self.received += len(data)
+            own = self._keep(self.start.feed(data))
             self._changed.notify_all()
-        self._log.feed(data)
+        self._log.feed(own)
 
     def finish(self) -> None:
         """Say that nothing more will come."""
+        with self._changed:
+            own = self._keep(self.start.finish())
+        self._log.feed(own)
         self._log.finish()
         with self._changed:
             self.finished = True
             self._changed.notify_all()
 
-    @property
-    def overflowed(self) -> bool:
-        """Say whether more came than is kept."""
-        return self.received > self._limit
-
     def value(self) -> bytes:
-        """Return what has come until now."""
+        """Return what has come until now; while the command has not begun, from its shell."""
         with self._changed:
-            return bytes(self._data)
+            return bytes(self._data) or self.start.before
 
     def line_at(self, position: int) -> bytes | None:
         """Return the line that starts at a byte, with its end; None if it is not complete yet.
@@ -118,34 +159,8 @@ class Stream:
                 return bytes(self._data[position:end])
             return bytes(self._data[position:]) if self.finished else None
 
-
-class GroupFinder:
-    """Take the line out of stderr that tells the command's process group.
-
-    The login shell may print something before it, so it is looked for, not expected first.
-    """
-
-    def __init__(self) -> None:
-        self._held = b""
-        self._done = False
-        self.group: int | None = None
-        """The process group, once it has been told."""
-
-    def feed(self, data: bytes) -> bytes:
-        """Take the next bytes and return those that are the command's own."""
-        if self._done:
-            return data
-        self._held += data
-        found = _MARK.search(self._held)
-        if found:
-            self.group = int(found[1])
-            self._held = self._held[: found.start()] + self._held[found.end() :]
-        elif len(self._held) <= _MARK_WITHIN:
-            return b""
-        return self.finish()
-
-    def finish(self) -> bytes:
-        """Return what was held back."""
-        self._done = True
-        held, self._held = self._held, b""
-        return held
+    def _keep(self, data: bytes) -> bytes:
+        free = self._limit - len(self._data)
+        self._data += data[:free]
+        self.overflowed = self.overflowed or len(data) > free
+        return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import threading
 from types import TracebackType
 from typing import Protocol, Self
@@ -19,12 +18,10 @@ from pytest_kvm.handles.channel import Channel, send
 from pytest_kvm.handles.commandline import Command
 from pytest_kvm.handles.process import Host
 from pytest_kvm.handles.result import tail
-from pytest_kvm.handles.streams import GroupFinder
+from pytest_kvm.handles.streams import START_UP_LIMIT, CommandStart
 
 _READ_BYTES = 16 * 1024**2
 _ERRORS_KEPT = 64 * 1024
-_PRINTED_BEFORE = 1024**2
-"""Bytes that start-up files may print."""
 _EXIT_WITHIN = 30.0
 _REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
     (re.compile(rb"No such file or directory"), RemoteFileMissing),
@@ -57,15 +54,11 @@ class Transfer:
     """
 
     def __init__(self, opener: Opener, script: str, *, path: str, user: str | None = None) -> None:
-        # Start-up files of the shell may print: what comes before this line is not the script's.
-        mark = secrets.token_hex(8)
-        self._mark: bytes | None = f"{mark}\n".encode()
-        self._channel, self._host = opener.channel(
-            f"LC_ALL=C; export LC_ALL; echo {mark}\n{script}", user=user
-        )
+        self._channel, self._host = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
         # Data that flows has no time-out as a whole, but it has to flow.
         self._channel.settimeout(self._host.timeout)
         self._path = path
+        self._out_start, self._err_start = CommandStart(), CommandStart()
         self._ahead = memoryview(b"")
         self._errors = bytearray()
         self._listener = threading.Thread(
@@ -91,10 +84,10 @@ class Transfer:
         Raises:
             RemoteFileError: Nothing came for as long as a command may take.
         """
-        if self._mark is not None:
-            self._ahead, self._mark = memoryview(self._behind(self._mark)), None
-        if not self._ahead:
-            self._ahead = memoryview(self._received())
+        while not self._ahead and (received := self._received()):
+            self._ahead = memoryview(self._out_start.feed(received))
+            if self._out_start.overrun:
+                raise self._drowned(bytes(self._ahead[:_ERRORS_KEPT]))
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         return bytes(data)
 
@@ -121,6 +114,12 @@ class Transfer:
             raise self._host.lost() or self._broken()
         if code not in (0, harmless):
             raise self._failed(code, said)
+        if not self._err_start.happened:
+            raise RemoteFileError(
+                f"{self._where()}: the login shell ended with exit code {code} and did nothing for it",
+                details=tail(said)[0],
+                resolution="look for an `exit` or `exec` in the shell's start-up files",
+            )
         return said
 
     def __enter__(self) -> Self:
@@ -140,23 +139,7 @@ class Transfer:
         except (OSError, EOFError):
             return b""
 
-    def _behind(self, mark: bytes) -> bytes:
-        """Return what has come behind a line that the script prints first."""
-        seen = bytearray()
-        while mark not in seen:
-            if len(seen) > _PRINTED_BEFORE:
-                raise RemoteFileError(
-                    f"{self._where()}: the shell's start-up files print without end",
-                    details=tail(bytes(seen[:_ERRORS_KEPT]))[0],
-                )
-            piece = self._received()
-            if not piece:
-                return b""
-            seen += piece
-        return bytes(seen.partition(mark)[2])
-
     def _listen(self) -> None:
-        finder = GroupFinder()
         while True:
             try:
                 data = self._channel.recv_stderr(_READ_BYTES)
@@ -166,8 +149,8 @@ class Transfer:
                 break
             if not data:
                 break
-            self._hear(finder.feed(data))
-        self._hear(finder.finish())
+            self._hear(self._err_start.feed(data))
+        self._hear(self._err_start.finish())
 
     def _hear(self, data: bytes) -> None:
         self._errors += data[: _ERRORS_KEPT - len(self._errors)]
@@ -180,6 +163,13 @@ class Transfer:
         lines = said.decode(errors="replace").strip().splitlines()
         last = lines[-1][-200:] if lines else f"exit code {code}"
         return kind(f"{self._where()}: {last}", details=tail(said)[0] if len(lines) > 1 else "")
+
+    def _drowned(self, printed: bytes) -> RemoteFileError:
+        return RemoteFileError(
+            f"{self._where()}: the shell's start-up files print more than {START_UP_LIMIT} bytes",
+            details=tail(printed)[0],
+            resolution="have them print nothing where the shell is not interactive",
+        )
 
     def _stalled(self) -> RemoteFileError:
         return RemoteFileError(

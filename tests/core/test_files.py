@@ -85,9 +85,21 @@ def noisy(guest):
         yield guest
 
 
+def test_start_up_files_that_print_are_not_what_a_command_says(noisy):
+    assert noisy.run(". /root/.bashrc").stdout.startswith("HELLO\n")
+    for user in (None, "nobody"):
+        said = noisy.run("echo out; echo err >&2", user=user)
+        assert said.stdout == "out\n"
+        assert said.stderr.endswith("err\n")
+        assert noisy.run(["echo", "out"], user=user).stdout == "out\n"
+    assert noisy.kernel == noisy.read_text("/proc/sys/kernel/osrelease").strip()
+    with noisy.start("echo ready; sleep 60") as process:
+        assert next(process.lines()) == "ready"
+    noisy.wait_for_unit("ssh.service")
+
+
 def test_start_up_files_that_print_change_no_file(there, noisy, tmp_path):
-    assert "NOISE" in noisy.run("true", user="nobody").stdout
-    assert "HELLO" in noisy.run("true").stdout
+    assert {"HELLO", "NOISE"} <= set(noisy.run(["bash", "-c", "true"]).stdout.split())
     for owner in (None, "nobody", "nobody:daemon"):
         noisy.write_text(f"{there}/file", "payload", owner=owner)
         assert noisy.read_text(f"{there}/file") == "payload"

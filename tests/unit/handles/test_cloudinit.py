@@ -8,6 +8,7 @@ import pytest
 from pytest_kvm.errors import (
     CloudInitFailed,
     CloudInitTimeout,
+    CommandFailed,
     CommandTimeout,
     DomainFailed,
     KernelPanicked,
@@ -114,6 +115,16 @@ def test_a_wait_that_ends_by_itself_without_a_word_fails_the_boot(climb, shell, 
     with pytest.raises(CloudInitFailed, match=f"could not wait for .*: sh exited with {exit_code}") as failed:
         wait_for_cloud_init(climb, timeout=60)
     assert "This account is not available." in failed.value.details
+
+
+def test_a_shell_that_never_runs_the_wait_fails_the_boot(climb, shell):
+    never = CommandFailed("web: the login shell ended", details="bye", result=output(""))
+    shell.expect("result.json ]", never)
+    with pytest.raises(
+        CloudInitFailed, match="could not wait for cloud-init: web: the login shell"
+    ) as failed:
+        wait_for_cloud_init(climb, timeout=60)
+    assert "bye" in failed.value.details
 
 
 def test_output_that_cannot_be_read_hides_no_error(climb, shell):

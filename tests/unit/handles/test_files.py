@@ -281,26 +281,30 @@ def test_a_connection_that_breaks_is_no_short_file(files, server, there, tmp_pat
 # ---------------------------------------------------------------- start-up files that print
 
 
-class Printing:
-    """A shell whose start-up files print."""
-
-    def __init__(self, shell, start_up):
-        self._shell, self._start_up = shell, start_up
-
-    def channel(self, command, *, user=None):
-        return self._shell.channel(f"{self._start_up}\n{command}", user=user)
-
-
 @pytest.mark.parametrize("printed", ["printf 'no line end'", "yes NOISE | head -c 1000000"])
-def test_what_start_up_files_print_is_not_the_files(shell, there, printed):
+def test_what_start_up_files_print_is_not_the_files(files, server, there, printed):
     content = os.urandom(3 * 1024**2)
     (there / "f").write_bytes(content)
-    files = Files(Printing(shell, printed), log=logging.getLogger("pytest_kvm.web"))
+    server.start_up = f"{printed}; {{ {printed}; }} >&2"
     assert files.read_bytes(str(there / "f")) == content
 
 
-def test_start_up_files_that_print_without_end_are_told(shell, there):
-    files = Files(Printing(shell, "yes NOISE"), log=logging.getLogger("pytest_kvm.web"))
-    with pytest.raises(RemoteFileError, match="start-up files print without end") as told:
+def test_what_start_up_files_say_is_not_the_reason(files, server, there):
+    server.start_up = "echo 'No space left on device' >&2"
+    with pytest.raises(RemoteFileMissing):
+        files.read_bytes(str(there / "nothing"))
+
+
+def test_start_up_files_that_print_too_much_are_told(files, server, there):
+    server.start_up = "yes NOISE"
+    with pytest.raises(RemoteFileError, match="start-up files print more than 1048576 bytes") as told:
         files.read_bytes(str(there / "f"))
     assert "NOISE" in told.value.details
+
+
+def test_a_shell_that_ends_before_the_work_is_no_success(files, server, there):
+    server.start_up = "echo bye >&2; exit 0"
+    with pytest.raises(RemoteFileError, match="ended with exit code 0 and did nothing") as told:
+        files.write_bytes(str(there / "f"), b"x")
+    assert told.value.details == "bye"
+    assert not (there / "f").exists()

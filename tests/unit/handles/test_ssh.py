@@ -106,6 +106,36 @@ def test_a_failed_command_raises_with_both_streams(shell):
     assert e.value.result.exit_code == 2
 
 
+@pytest.mark.parametrize("printed", ["echo HELLO", "printf 'no line end'"])
+def test_what_start_up_files_print_is_not_the_commands(shell, server, printed):
+    server.start_up = f"{printed}; {{ {printed}; }} >&2"
+    result = shell.run("echo out; echo err >&2")
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+    with shell.start("echo ready; cat") as process:
+        lines = process.lines()
+        assert next(lines) == "ready"
+        process.write("more\n")
+        assert next(lines) == "more"
+
+
+def test_a_shell_that_hangs_in_its_start_up_files_tells_what_they_print(shell, server):
+    server.start_up = "echo HELLO; sleep 60"
+    with pytest.raises(CommandTimeout) as late:
+        shell.run(["true"], timeout=1)
+    assert late.value.result.stdout == "HELLO\n"
+
+
+def test_a_shell_that_ends_before_the_command_is_no_success(shell, server):
+    server.start_up = "echo bye; exit 0"
+    with pytest.raises(
+        CommandFailed, match="`true`: the login shell ended with exit code 0 and did not"
+    ) as told:
+        shell.run(["true"], check=False)
+    assert told.value.result.stdout == "bye\n"
+    server.start_up = "echo no; exit 3"
+    assert shell.run(["true"], check=False).exit_code == 3
+
+
 def test_much_output_on_both_streams_is_neither_lost_nor_stuck(shell):
     result = shell.run(f"head -c {8 * MIB} /dev/zero & head -c {8 * MIB} /dev/zero >&2; wait")
     assert (len(result.stdout_bytes), len(result.stderr_bytes)) == (8 * MIB, 8 * MIB)

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
-from pytest_kvm.handles.streams import GroupFinder, LineLog, Stream
+from pytest_kvm.handles.streams import START_UP_LIMIT, CommandStart, LineLog, Stream
+
+MARK = b"pytest-kvm-group 1\n"
 
 
 @pytest.fixture
@@ -16,8 +18,11 @@ def log(caplog):
     return logging.getLogger("pytest_kvm.web")
 
 
-def stream(log, limit=100):
-    return Stream(threading.Condition(), LineLog(log, "out: "), limit=limit)
+def stream(log, limit=100, *, begun=True):
+    made = Stream(threading.Condition(), LineLog(log, "out: "), limit=limit)
+    if begun:
+        made.feed(MARK)
+    return made
 
 
 def test_lines_are_told_whole_however_they_come(log, caplog):
@@ -64,23 +69,37 @@ def test_what_is_more_than_the_limit_is_counted_not_kept(log):
     output.feed(b"abc")
     assert not output.overflowed
     output.feed(b"def")
-    assert (output.value(), output.received, output.overflowed) == (b"abcd", 6, True)
+    assert (output.value(), output.received, output.overflowed) == (b"abcd", 6 + len(MARK), True)
 
 
-def test_the_group_is_taken_out_wherever_it_comes():
-    finder = GroupFinder()
-    pieces = [b"Welcome\npytest-kvm-", b"group 12", b"3\nreal", b"pytest-kvm-group 9\n"]
-    assert b"".join(map(finder.feed, pieces)) + finder.finish() == b"Welcome\nrealpytest-kvm-group 9\n"
-    assert finder.group == 123
+@pytest.mark.parametrize("before", [b"", b"Welcome\n", b"no line end"])
+def test_a_command_begins_behind_the_mark(before):
+    start = CommandStart()
+    pieces = [before + b"pytest-kvm-", b"group 12", b"3\nreal", b"pytest-kvm-group 9\n"]
+    assert b"".join(map(start.feed, pieces)) + start.finish() == b"realpytest-kvm-group 9\n"
+    assert start.group == 123
+    assert start.happened
 
 
 @pytest.mark.parametrize("line", [b"pytest-kvm-group x\n", b"pytest-kvm-group 1234567890123\n", b""])
-def test_what_is_no_group_is_left_as_it_is(line):
-    finder = GroupFinder()
-    assert finder.feed(line) + finder.finish() == line
-    assert finder.group is None
+def test_what_a_shell_printed_that_ran_no_command_is_kept(line):
+    start = CommandStart()
+    assert start.feed(line) + start.finish() == line
+    assert start.group is None
+    assert not start.happened
 
 
-def test_a_stream_without_a_group_is_not_held_back_for_ever():
-    finder = GroupFinder()
-    assert finder.feed(b"x" * 100_000) == b"x" * 100_000
+def test_a_stream_without_a_mark_is_not_held_back_for_ever():
+    start = CommandStart()
+    printed = b"x" * (START_UP_LIMIT + 1)
+    assert start.feed(printed[:-1]) == b""
+    assert start.feed(printed[-1:]) == printed
+    assert start.overrun
+
+
+def test_what_a_shell_prints_that_hangs_is_told(log):
+    output = stream(log, limit=4, begun=False)
+    output.feed(b"hello")
+    assert output.value() == b"hello"
+    output.feed(MARK + b"mine")
+    assert (output.value(), output.overflowed) == (b"mine", False)

@@ -28,14 +28,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pytest_kvm.handles.files import Files
-from pytest_kvm.handles.machine import Access
-from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.options import from_environment, settings_from
 from pytest_kvm.provision.keeper import Keeper
 from pytest_kvm.provision.run import Run
 from pytest_kvm.settings import TCG_FACTOR, Timeouts
 from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.ssh.access import Access
+from pytest_kvm.ssh.files import Files
+from pytest_kvm.ssh.shell import Shell
 from pytest_kvm.waiting import NotYet, wait_until
 
 SPEC = GuestSpec(memory="1GiB", vcpus=2)
@@ -100,7 +100,7 @@ class OpenSsh:
 
 def measure(access: Access, *, rounds: int, mib: int, commands: int) -> dict[str, dict[str, list[float]]]:
     """Take turns and return the seconds of each side, by what was done."""
-    shell = SshShell(
+    shell = Shell(
         access,
         log=logging.getLogger("pytest_kvm.bench"),
         timeouts=Timeouts().scaled(TCG_FACTOR),

@@ -60,17 +60,17 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.handles.process import Process
-    from pytest_kvm.handles.result import CommandResult
     from pytest_kvm.handles.savepoint import Savepoint
     from pytest_kvm.plugin.declare import guest
     from pytest_kvm.plugin.fixtures import Guests
+    from pytest_kvm.results import CommandResult
     from pytest_kvm.spec.cloudinit import CloudInit, File, User
     from pytest_kvm.spec.disk import Disk
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.image import ImageRef
     from pytest_kvm.spec.network import Nic
     from pytest_kvm.spec.prepare import HostFile, Script
+    from pytest_kvm.ssh.process import Process
 
 _HOMES = {
     "errors": (
@@ -85,8 +85,8 @@ _HOMES = {
         *("UnitNotActive", "UnknownImage", "UnknownTemplate", "WaitTimeout"),
     ),
     "handles.guest": ("Guest",),
-    "handles.process": ("Process",),
-    "handles.result": ("CommandResult",),
+    "ssh.process": ("Process",),
+    "results": ("CommandResult",),
     "handles.savepoint": ("Savepoint",),
     "plugin.declare": ("guest",),
     "plugin.fixtures": ("Guests",),

@@ -63,7 +63,7 @@ from pytest_kvm.plaintext import plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_kvm.handles.result import CommandResult
+    from pytest_kvm.results import CommandResult
 
 
 class KvmError(Exception):

@@ -11,21 +11,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pytest_kvm.errors import AgentError, GuestGone
 from pytest_kvm.handles.console import Console
-from pytest_kvm.handles.machine import Access, Machine
-from pytest_kvm.handles.result import CommandResult
+from pytest_kvm.handles.machine import Machine
 from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.results import CommandResult
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.ssh.access import Access
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.channel import Channel
-    from pytest_kvm.handles.commandline import Command
-    from pytest_kvm.handles.process import Host, Process
-    from pytest_kvm.handles.shell import Shell
     from pytest_kvm.hypervisor.protocol import Domain
+    from pytest_kvm.ssh.channel import Channel
+    from pytest_kvm.ssh.command_line import Command
+    from pytest_kvm.ssh.process import Host, Process
+    from pytest_kvm.ssh.shell import Shell
 
 AgentReply = Callable[[Mapping[str, Any]], Any]
 
@@ -266,12 +267,11 @@ def fake_machine(
 ) -> Machine:
     """Return a machine of fakes whose console is a file that the test writes."""
     real_domain: Domain = domain  # the type checker compares fake and protocol here
-    real_shell: Shell = shell
     (folder / "console.log").touch()
     return Machine(
         name=domain.name,
         domain=real_domain,
-        shell=real_shell,
+        shell=cast("Shell", shell),
         console=Console(folder / "console.log", None, ended=domain.end_reason, clock=domain.clock),
         access=Access(
             port=port, key_file=folder / "key", host_key="ssh-ed25519 AAAA", known_hosts=folder / "kh"

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_kvm.errors import AgentError, CommandTimeout, WaitTimeout
-from pytest_kvm.handles.result import CommandResult
 from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.results import CommandResult
 from pytest_kvm.waiting import NotYet, wait_until
 
 READ_LIMIT = 1024 * 1024

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_kvm.errors import (
     AgentError,
@@ -26,9 +26,11 @@ from pytest_kvm.errors import (
 )
 from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.handles.climb import Climb
-from pytest_kvm.handles.result import streams_of
-from pytest_kvm.handles.shell import Shell
+from pytest_kvm.results import streams_of
 from pytest_kvm.waiting import NotYet, wait_until
+
+if TYPE_CHECKING:
+    from pytest_kvm.ssh.shell import Shell
 
 _STATUS = "/run/cloud-init/status.json"
 _OUTPUT = "/var/log/cloud-init-output.log"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvm.handles.booted import Booted
-from pytest_kvm.handles.files import GET_LIMIT, Files
-from pytest_kvm.handles.streams import OUTPUT_LIMIT
+from pytest_kvm.ssh.files import GET_LIMIT, Files
+from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.forward import Forward

@@ -17,9 +17,9 @@ from pytest_kvm.handles.view_verbs import ViewVerbs
 from pytest_kvm.handles.wait_verbs import WaitVerbs
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.commandline import Command
-    from pytest_kvm.handles.process import Process
-    from pytest_kvm.handles.result import CommandResult
+    from pytest_kvm.results import CommandResult
+    from pytest_kvm.ssh.command_line import Command
+    from pytest_kvm.ssh.process import Process
 
 
 class Guest(FileVerbs, WaitVerbs, PowerVerbs, ViewVerbs, SavepointVerbs):

@@ -9,8 +9,8 @@ from pytest_kvm.handles import waits
 from pytest_kvm.handles.booted import Booted
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.commandline import Command
-    from pytest_kvm.handles.result import CommandResult
+    from pytest_kvm.results import CommandResult
+    from pytest_kvm.ssh.command_line import Command
 
 
 class WaitVerbs(Booted):

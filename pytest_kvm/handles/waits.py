@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import CommandTimeout, UnitFailed, WaitTimeout
 from pytest_kvm.handles.attended import while_alive
-from pytest_kvm.handles.commandline import Command
 from pytest_kvm.handles.machine import Machine
-from pytest_kvm.handles.result import streams_of
+from pytest_kvm.results import streams_of
+from pytest_kvm.ssh.command_line import Command
 from pytest_kvm.waiting import NotYet, time_left, wait_until
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.result import CommandResult
+    from pytest_kvm.results import CommandResult
 
 _ONE_LOOK = 1.0
 """Seconds that a command gets at least, though no time is left."""

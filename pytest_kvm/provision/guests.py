@@ -16,8 +16,7 @@ import psutil
 from pytest_kvm.errors import DomainFailed, SpecError
 from pytest_kvm.handles.console import Console
 from pytest_kvm.handles.forward import forwarded_ports
-from pytest_kvm.handles.machine import Access, Machine
-from pytest_kvm.handles.ssh import SshShell
+from pytest_kvm.handles.machine import Machine
 from pytest_kvm.host.keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.images.image import Image
@@ -30,6 +29,8 @@ from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan, RamFile
 from pytest_kvm.render.qemu_args import card_id, lone_netdev
 from pytest_kvm.render.seed import seed_bytes
 from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.ssh.access import Access
+from pytest_kvm.ssh.shell import Shell
 
 _SSH_PORT = 22
 
@@ -228,7 +229,7 @@ def assembled(
     access = Access(
         port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=order.spec.login
     )
-    shell = SshShell(
+    shell = Shell(
         access,
         log=order.log,
         timeouts=host.timeouts,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
 from pytest_kvm.handles.attended import while_alive
-from pytest_kvm.handles.files import Files
 from pytest_kvm.handles.machine import Machine
-from pytest_kvm.handles.result import CommandResult, label, streams_of
+from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
+from pytest_kvm.ssh.files import Files
 
 OnStep = Callable[[str], None]
 """Told, before each step, which it is."""

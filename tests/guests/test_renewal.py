@@ -10,8 +10,8 @@ import pytest
 import pytest_kvm as kvm
 from pytest_kvm.errors import LoginRefused
 from pytest_kvm.handles.renewal import Renewal, park, renew
-from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.host.keys import new_key_pair
+from pytest_kvm.ssh.shell import Shell
 from tests.guest_clock import clock_error
 from tests.guest_specs import FULL, SMALL
 
@@ -74,7 +74,7 @@ def test_a_card_changes_its_address_and_keeps_its_settings(own):
 
 
 def logged_in_with(machine, host_key: str) -> str:
-    shell = SshShell(
+    shell = Shell(
         replace(machine.access, host_key=host_key),
         log=machine.log,
         timeouts=machine.timeouts,

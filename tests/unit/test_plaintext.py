@@ -7,8 +7,8 @@ import inspect
 import pytest
 
 from pytest_kvm import errors
-from pytest_kvm.handles.result import CommandResult
 from pytest_kvm.plaintext import guest_log
+from pytest_kvm.results import CommandResult
 from pytest_kvm.waiting import NotYet, wait_until
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jfine\x9b31m\u202e\x08"

@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from pytest_kvm.errors import RemoteFileError
-from pytest_kvm.handles.archive import Owner, pack, unpack
+from pytest_kvm.ssh.archive import Owner, pack, unpack
 
 LOG = logging.getLogger("pytest_kvm.web")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvm.handles.commandline import GROUP_MARK, as_given, command_line, quoted, signal_line
+from pytest_kvm.ssh.command_line import GROUP_MARK, as_given, command_line, quoted, signal_line
 
 MARK = f'echo "{GROUP_MARK} $$"'
 NASTY = ["a b", "it's", '"', "$HOME", "`id`", "*", "\n", "", "-n", "\\", "ü", "#", ";", "!", "~", "a\tb"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_kvm.errors import CommandFailed
-from pytest_kvm.handles.result import CommandResult, label, tail
+from pytest_kvm.results import CommandResult, label, tail
 
 
 def test_text_is_decoded_with_replacement_and_bytes_stay():

@@ -12,10 +12,9 @@ from types import TracebackType
 from typing import Self
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestError, GuestGone, SshUnavailable
-from pytest_kvm.handles.channel import Channel, send
-from pytest_kvm.handles.output import Output
-from pytest_kvm.handles.result import CommandResult, label, streams_of
-from pytest_kvm.handles.streams import OUTPUT_LIMIT
+from pytest_kvm.results import CommandResult, label, streams_of
+from pytest_kvm.ssh.channel import Channel, send
+from pytest_kvm.ssh.output import OUTPUT_LIMIT, Output
 from pytest_kvm.waiting import Clock
 
 _LOOK_EVERY = 0.5

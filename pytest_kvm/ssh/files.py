@@ -18,11 +18,11 @@ from shlex import quote
 from typing import IO
 
 from pytest_kvm.errors import RemoteFileError
-from pytest_kvm.handles import archive, filescripts
-from pytest_kvm.handles.archive import Owner
-from pytest_kvm.handles.filescripts import Target
-from pytest_kvm.handles.streams import OUTPUT_LIMIT
-from pytest_kvm.handles.transfer import Ended, Opener, Transfer
+from pytest_kvm.ssh import archive, file_scripts
+from pytest_kvm.ssh.archive import Owner
+from pytest_kvm.ssh.file_scripts import Target
+from pytest_kvm.ssh.output import OUTPUT_LIMIT
+from pytest_kvm.ssh.transfer import Ended, Opener, Transfer
 
 GET_LIMIT = 8 * 1024**3
 """Bytes that :meth:`Files.get` takes from a guest unless it is told otherwise."""
@@ -76,7 +76,7 @@ class Files:
         if not source.is_dir():
             with source.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                script = filescripts.file_in(
+                script = file_scripts.file_in(
                     target, size=size, mode=bits if mode is None else mode, owner=owner
                 )
                 self._send(file, script, path=target.final, owner=owner)
@@ -84,7 +84,7 @@ class Files:
         if mode is not None:
             raise ValueError("mode= is for a single file: a folder's entries keep theirs")
         whom = self._owner(owner)
-        script = filescripts.tree_in(target, mode=bits, owner=whom)
+        script = file_scripts.tree_in(target, mode=bits, owner=whom)
         with Transfer(self._shell, script, path=target.final, user=_who(owner)) as transfer:
             try:
                 archive.pack(source, transfer, owner=whom, log=self._log)
@@ -110,7 +110,7 @@ class Files:
             RemoteFileError: The guest could not read, or sent too much.
         """
         target = Path(local)
-        with Transfer(self._shell, filescripts.out(remote), path=remote) as transfer:
+        with Transfer(self._shell, file_scripts.out(remote), path=remote) as transfer:
             kind, mode = _header(transfer)
             if kind == "tree":
                 target.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class Files:
                     self._log.warning("%s: %s", remote, said)
                 return target
             if target.is_dir():
-                target /= Path(filescripts.plain(remote)).name
+                target /= Path(file_scripts.plain(remote)).name
             target.parent.mkdir(parents=True, exist_ok=True)
             with _replaced(target, mode) as file:
                 _copy(transfer, file, most=max_bytes)
@@ -143,9 +143,9 @@ class Files:
         """
         target = _target(path, name="")
         script = (
-            filescripts.file_append(target, mode=mode, owner=owner)
+            file_scripts.file_append(target, mode=mode, owner=owner)
             if append
-            else filescripts.file_in(target, size=len(data), mode=mode, owner=owner)
+            else file_scripts.file_in(target, size=len(data), mode=mode, owner=owner)
         )
         self._send(io.BytesIO(data), script, path=target.final, owner=owner)
 
@@ -162,7 +162,7 @@ class Files:
             RemoteFileError: It is a folder, cannot be read, or is larger than ``max_bytes``.
         """
         content = io.BytesIO()
-        with Transfer(self._shell, filescripts.out(path), path=path) as transfer:
+        with Transfer(self._shell, file_scripts.out(path), path=path) as transfer:
             if _header(transfer)[0] != "file":
                 raise RemoteFileError(f"{path}: is a folder", resolution="get() copies folders")
             _copy(transfer, content, most=max_bytes)

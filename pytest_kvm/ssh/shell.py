@@ -15,21 +15,20 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable
-from pytest_kvm.handles.channel import Channel
-from pytest_kvm.handles.commandline import Command, as_given, command_line, signal_line
-from pytest_kvm.handles.connections import Connections
-from pytest_kvm.handles.farewell import goes_down
-from pytest_kvm.handles.link import Link
-from pytest_kvm.handles.machine import Access
-from pytest_kvm.handles.process import Host, Process
-from pytest_kvm.handles.result import CommandResult, label
+from pytest_kvm.results import CommandResult, label
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.ssh.access import Access
+from pytest_kvm.ssh.channel import Channel
+from pytest_kvm.ssh.command_line import Command, as_given, command_line, signal_line
+from pytest_kvm.ssh.connection import Connection
+from pytest_kvm.ssh.connections import Connections, goes_down
+from pytest_kvm.ssh.process import Host, Process
 from pytest_kvm.waiting import Clock
 
 _SIGNAL_WITHIN = 10.0
 
 
-class SshShell:
+class Shell:
     """A guest's shell.
 
     Args:
@@ -181,17 +180,17 @@ class SshShell:
         within = login if within is None else min(within, login)
         given = as_given(command)
         line = command_line(given, env=env or {}, cwd=cwd, user=user, login=self._access.user)
-        link, channel = self._connections.session(within=within)
+        connection, channel = self._connections.session(within=within)
         self._log.info("$ %s", label(given))
         try:
-            link.execute(channel, line, within=within)
+            connection.execute(channel, line, within=within)
         except SshUnavailable as error:
-            raise self._lost(link) or error from None
+            raise self._lost(connection) or error from None
         return channel, Host(
             guest=self._guest,
             log=self._log,
-            lost=partial(self._lost, link),
-            round_trip=link.round_trip,
+            lost=partial(self._lost, connection),
+            round_trip=connection.round_trip,
             send_signal=partial(self._send_signal, as_root=user is not None and self._access.user != "root"),
             timeout=self._timeouts.command,
             clock=self._clock,
@@ -228,9 +227,9 @@ class SshShell:
     def _gone(self) -> GuestGone:
         return GuestGone(f"{self._guest}: the guest has ended: {self._end_reason()}")
 
-    def _lost(self, link: Link) -> GuestError | None:
+    def _lost(self, connection: Connection) -> GuestError | None:
         """Say why nothing can come over a connection any more."""
-        if self._is_alive() and link.alive:
+        if self._is_alive() and connection.alive:
             return None
         if goes_down(self._access, is_alive=self._is_alive, log=self._log):
             return self._gone()

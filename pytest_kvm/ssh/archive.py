@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from pytest_kvm.errors import RemoteFileError
-from pytest_kvm.handles.result import shown
+from pytest_kvm.results import shown
 
 _PIECE = 1024**2
 _STEP = 4 * _PIECE

@@ -15,8 +15,8 @@ import paramiko
 from paramiko.packet import Packetizer
 
 from pytest_kvm.errors import LoginRefused, SshUnavailable
-from pytest_kvm.handles.channel import Channel
-from pytest_kvm.handles.machine import Access
+from pytest_kvm.ssh.access import Access
+from pytest_kvm.ssh.channel import Channel
 
 _WINDOW = 8 * 1024**2
 """Bytes that a guest may send unasked for each command: what a slow reader keeps in memory."""
@@ -40,7 +40,7 @@ _MACS: Final = ("hmac-sha2-512-etm@openssh.com", "hmac-sha2-512")
 _BROKEN: Final = (paramiko.SSHException, EOFError, OSError)
 
 
-class Link:
+class Connection:
     """A connection to sshd; once it is lost it is never reopened, only replaced."""
 
     def __init__(self, transport: paramiko.Transport, sock: socket.socket, *, guest: str) -> None:
@@ -52,7 +52,7 @@ class Link:
     @classmethod
     def opened(
         cls, access: Access, sock: socket.socket | None, *, within: float, log: logging.Logger, guest: str
-    ) -> Link:
+    ) -> Connection:
         """Connect; nobody is logged in yet.
 
         Neither the caller's agent, nor configuration, nor known hosts are looked at.
@@ -123,7 +123,7 @@ class Link:
 
         Raises:
             SshUnavailable: The connection was lost, or no answer came in time
-                (only then the link is still alive). No command has been started.
+                (only then the connection is still alive). No command has been started.
         """
         begun = time.monotonic()
         try:
@@ -141,7 +141,7 @@ class Link:
             raise SshUnavailable(f"{self._guest}: the SSH connection was lost: {_why(error)}") from error
 
     def execute(self, channel: Channel, line: str, *, within: float) -> None:
-        """Have the login shell run a line on a channel of this link.
+        """Have the login shell run a line on a channel of this connection.
 
         Raises:
             SshUnavailable: sshd refused, or the connection was lost. The command may have started.

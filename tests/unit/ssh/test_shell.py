@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
-from pytest_kvm.handles import connections
 from pytest_kvm.handles.attended import attended
-from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.ssh import connections
+from pytest_kvm.ssh.shell import Shell
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.local_sshd import LocalSshd
 from tests.slirp import Slirp
@@ -54,7 +54,7 @@ def shell_to(life):
     shells = []
 
     def make(access, *, clock=time.monotonic, **timeouts):
-        shell = SshShell(
+        shell = Shell(
             access,
             log=logging.getLogger("pytest_kvm.web"),
             timeouts=Timeouts(**{"login": 5.0, "command": 20.0, **timeouts}),

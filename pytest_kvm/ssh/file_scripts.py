@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from shlex import quote
 
-from pytest_kvm.handles.archive import Owner
+from pytest_kvm.ssh.archive import Owner
 
 _KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
 """Where a file is a door to the kernel and cannot be replaced by another."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 
-from pytest_kvm.errors import SshUnavailable
-from pytest_kvm.handles.channel import Channel
-from pytest_kvm.handles.link import Link
-from pytest_kvm.handles.machine import Access
+from pytest_kvm.errors import SshUnavailable, WaitTimeout
+from pytest_kvm.ssh.access import Access
+from pytest_kvm.ssh.channel import Channel
+from pytest_kvm.ssh.connection import Connection
 from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _MOST = 8
 """Connections to one guest; each carries as many commands as sshd's MaxSessions (10) allows."""
+_A_MOMENT = 1.0
+"""Seconds from a lost connection until an sshd that answers says that the guest runs on."""
+_GOES_DOWN_WITHIN = 15.0
+"""Seconds from a lost connection to the end of a guest that powers off."""
+_BANNER_WITHIN = 1.0
 
 
 class Connections:
@@ -53,7 +59,7 @@ class Connections:
         """Held during a login."""
         self._lock = threading.Lock()
         """Guards what follows."""
-        self._links: list[Link] = []
+        self._connections: list[Connection] = []
         self._closed = False
 
     @property
@@ -75,11 +81,11 @@ class Connections:
         """Drop every connection, for good; a login that is under way ends with SshUnavailable."""
         with self._lock:
             self._closed = True
-            links, self._links = self._links, []
-        for link in links:
-            link.close()
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
 
-    def session(self, *, within: float) -> tuple[Link, Channel]:
+    def session(self, *, within: float) -> tuple[Connection, Channel]:
         """Open a session on the newest connection that takes one, or on another.
 
         Args:
@@ -99,10 +105,10 @@ class Connections:
             if taken := self._on_those_there_are(within):
                 return taken
             if len(self._alive()) < _MOST:
-                link = self._reconnected(within)
-                channel = link.session(within=within)
+                connection = self._reconnected(within)
+                channel = connection.session(within=within)
                 if channel is not None:
-                    return link, channel
+                    return connection, channel
         finally:
             self._turn.release()
         raise SshUnavailable(
@@ -110,24 +116,24 @@ class Connections:
             resolution="end processes that were started, or raise MaxSessions in the guest",
         )
 
-    def _alive(self) -> list[Link]:
-        return [link for link in self._links if link.alive]
+    def _alive(self) -> list[Connection]:
+        return [connection for connection in self._connections if connection.alive]
 
-    def _on_those_there_are(self, within: float) -> tuple[Link, Channel] | None:
-        for link in reversed(self._alive()):
+    def _on_those_there_are(self, within: float) -> tuple[Connection, Channel] | None:
+        for connection in reversed(self._alive()):
             try:
-                channel = link.session(within=within)
+                channel = connection.session(within=within)
             except SshUnavailable as lost:
-                if link.alive:
+                if connection.alive:
                     raise
                 # Nothing has been started over it: another may take its place.
                 self._log.debug("%s", lost.brief)
                 continue
             if channel is not None:
-                return link, channel
+                return connection, channel
         return None
 
-    def _reconnected(self, within: float) -> Link:
+    def _reconnected(self, within: float) -> Connection:
         return wait_until(
             self._try_login,
             describe=f"SSH of {self._guest}",
@@ -137,7 +143,7 @@ class Connections:
             clock=self._clock,
         )
 
-    def _try_login(self) -> Link:
+    def _try_login(self) -> Connection:
         self._check_alive()
         try:
             return self._log_in(None)
@@ -146,18 +152,52 @@ class Connections:
                 raise
             raise NotYet(error.brief) from error
 
-    def _log_in(self, sock: socket.socket | None) -> Link:
-        link = Link.opened(self._access, sock, within=self._login_within, log=self._log, guest=self._guest)
+    def _log_in(self, sock: socket.socket | None) -> Connection:
+        connection = Connection.opened(
+            self._access, sock, within=self._login_within, log=self._log, guest=self._guest
+        )
         with self._lock:
             if self._closed:
-                link.close()
+                connection.close()
                 raise SshUnavailable(f"{self._guest}: the connections were closed meanwhile")
             # From now on close() ends it.
-            self._links = [*self._alive(), link]
+            self._connections = [*self._alive(), connection]
         try:
-            link.log_in(self._access)
+            connection.log_in(self._access)
         except BaseException:
             with self._lock:
-                self._links = [each for each in self._links if each is not link]
+                self._connections = [each for each in self._connections if each is not connection]
             raise
-        return link
+        return connection
+
+
+def goes_down(access: Access, *, is_alive: Callable[[], bool], log: logging.Logger) -> bool:
+    """Wait until a guest has ended, or has an sshd that answers; say whether it has ended.
+
+    QEMU's end closes a connection a moment before libvirt tells of it; a guest
+    that powers off closes it seconds before its end, and its sshd with it.
+    """
+    lost_at = time.monotonic()
+
+    def has_ended() -> bool:
+        if not is_alive():
+            return True
+        if time.monotonic() - lost_at > _A_MOMENT and _answers(access):
+            return False
+        raise NotYet("it runs, and its sshd does not answer")
+
+    try:
+        return wait_until(
+            has_ended, describe="the guest's end", timeout=_GOES_DOWN_WITHIN, every=0.05, log=log
+        )
+    except WaitTimeout:
+        return False
+
+
+def _answers(access: Access) -> bool:
+    """Say whether sshd does; a forwarded port accepts whether or not one is there."""
+    try:
+        with socket.create_connection((access.host, access.port), timeout=_BANNER_WITHIN) as probe:
+            return probe.recv(4) == b"SSH-"
+    except OSError:
+        return False

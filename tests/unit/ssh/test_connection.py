@@ -5,7 +5,7 @@ from __future__ import annotations
 import paramiko
 import pytest
 
-from pytest_kvm.handles.link import _with_exit_status
+from pytest_kvm.ssh.connection import _with_exit_status
 
 
 def request(kind: str, *rest: bytes) -> paramiko.Message:

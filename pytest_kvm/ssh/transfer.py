@@ -14,11 +14,11 @@ from pytest_kvm.errors import (
     RemoteFileMissing,
     SshUnavailable,
 )
-from pytest_kvm.handles.channel import Channel, send
-from pytest_kvm.handles.commandline import Command
-from pytest_kvm.handles.process import Host
-from pytest_kvm.handles.result import tail
-from pytest_kvm.handles.streams import START_UP_LIMIT, CommandStart
+from pytest_kvm.results import tail
+from pytest_kvm.ssh.channel import Channel, send
+from pytest_kvm.ssh.command_line import Command
+from pytest_kvm.ssh.output import START_UP_LIMIT, CommandStart
+from pytest_kvm.ssh.process import Host
 
 _READ_BYTES = 16 * 1024**2
 _ERRORS_KEPT = 64 * 1024
@@ -32,7 +32,7 @@ _REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
 
 
 class Opener(Protocol):
-    """Whoever starts a command and hands over its channel: :class:`~pytest_kvm.handles.ssh.SshShell`."""
+    """Whoever starts a command and hands over its channel: :class:`~pytest_kvm.ssh.shell.Shell`."""
 
     def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, Host]:
         """Start a command."""

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, SshUnavailable
-from pytest_kvm.handles.process import Process
-from pytest_kvm.handles.ssh import SshShell
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.ssh.process import Process
+from pytest_kvm.ssh.shell import Shell
 from tests.local_sshd import LocalSshd
 
 
 @pytest.fixture
 def shell(tmp_path):
     server = LocalSshd(tmp_path)
-    shell = SshShell(
+    shell = Shell(
         server.access(),
         log=logging.getLogger("pytest_kvm.web"),
         timeouts=Timeouts(login=5.0, command=20.0),

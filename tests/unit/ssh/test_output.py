@@ -7,15 +7,15 @@ import threading
 
 import pytest
 
-from pytest_kvm.handles.streams import START_UP_LIMIT, CommandStart, LineLog, Stream
+from pytest_kvm.ssh.output import START_UP_LIMIT, CommandStart, LineLog, Stream
 
 MARK = b"pytest-kvm-group 1\n"
 
 
 @pytest.fixture
 def log(caplog):
-    caplog.set_level(logging.INFO, "pytest_kvm.web")
-    return logging.getLogger("pytest_kvm.web")
+    caplog.set_level(logging.INFO, "pytest_kvm.output")
+    return logging.getLogger("pytest_kvm.output")
 
 
 def stream(log, limit=100, *, begun=True):

@@ -16,10 +16,10 @@ from pytest_kvm.errors import (
     RemoteFileMissing,
     SshUnavailable,
 )
-from pytest_kvm.handles.files import Files, _header
-from pytest_kvm.handles.ssh import SshShell
-from pytest_kvm.handles.transfer import Transfer
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.ssh.files import Files, _header
+from pytest_kvm.ssh.shell import Shell
+from pytest_kvm.ssh.transfer import Transfer
 from tests.local_sshd import LocalSshd
 
 
@@ -32,7 +32,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def shell(server):
-    shell = SshShell(
+    shell = Shell(
         server.access(),
         log=logging.getLogger("pytest_kvm.web"),
         timeouts=Timeouts(login=5.0, command=20.0),
@@ -196,7 +196,7 @@ def test_a_file_that_arrives_short_does_not_take_the_place_of_the_old(files, the
 
     here = tmp_path / "here"
     here.write_text("new!")
-    monkeypatch.setattr("pytest_kvm.handles.files.Transfer", Shrinking)
+    monkeypatch.setattr("pytest_kvm.ssh.files.Transfer", Shrinking)
     with pytest.raises(RemoteFileError):
         files.put(here, str(there / "f"))
     assert (there / "f").read_text() == "old"
@@ -271,7 +271,7 @@ def test_a_connection_that_breaks_is_no_short_file(files, server, there, tmp_pat
                 server.drop()
             return data
 
-    monkeypatch.setattr("pytest_kvm.handles.files.Transfer", Dropping)
+    monkeypatch.setattr("pytest_kvm.ssh.files.Transfer", Dropping)
     with pytest.raises(SshUnavailable):
         files.get(str(there / "slow"), tmp_path / "back")
     os.close(held)

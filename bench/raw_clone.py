@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.boot import listening_port, succeeds
-from pytest_kvm.handles.machine import Machine
 from pytest_kvm.images.qemu_img import create_overlay
+from pytest_kvm.machine.machine import Machine
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.waiting import NotYet, wait_until
 

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.handles.savepoint import Savepoint
+    from pytest_kvm.machine.savepoints import Savepoint
     from pytest_kvm.plugin.declare import guest
     from pytest_kvm.plugin.fixtures import Guests
     from pytest_kvm.results import CommandResult
@@ -87,7 +87,7 @@ _HOMES = {
     "handles.guest": ("Guest",),
     "ssh.process": ("Process",),
     "results": ("CommandResult",),
-    "handles.savepoint": ("Savepoint",),
+    "machine.savepoints": ("Savepoint",),
     "plugin.declare": ("guest",),
     "plugin.fixtures": ("Guests",),
     "spec.cloudinit": ("CloudInit", "File", "User"),

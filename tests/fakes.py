@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pytest_kvm.errors import AgentError, GuestGone
-from pytest_kvm.handles.console import Console
-from pytest_kvm.handles.machine import Machine
 from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.machine import Machine
 from pytest_kvm.results import CommandResult
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access

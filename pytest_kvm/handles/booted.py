@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.machine import Machine
+    from pytest_kvm.machine.machine import Machine
 
 State = Literal["booting", "running", "ended", "failed"]
 

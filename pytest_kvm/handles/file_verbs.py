@@ -11,7 +11,7 @@ from pytest_kvm.ssh.files import GET_LIMIT, Files
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.forward import Forward
+    from pytest_kvm.machine.port_forwards import Forward
 
 
 class FileVerbs(Booted):

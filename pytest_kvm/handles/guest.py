@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.handles.file_verbs import FileVerbs
 from pytest_kvm.handles.power_verbs import PowerVerbs
 from pytest_kvm.handles.savepoint_verbs import SavepointVerbs
 from pytest_kvm.handles.view_verbs import ViewVerbs
 from pytest_kvm.handles.wait_verbs import WaitVerbs
+from pytest_kvm.machine.agent import GuestAgent
 
 if TYPE_CHECKING:
     from pytest_kvm.results import CommandResult

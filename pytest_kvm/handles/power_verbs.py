@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from pytest_kvm.handles import power
 from pytest_kvm.handles.booted import Booted
-from pytest_kvm.handles.savepoint import renew_if_due
+from pytest_kvm.machine import power
+from pytest_kvm.machine.savepoints import renew_if_due
 
 
 class PowerVerbs(Booted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from pytest_kvm.handles.booted import Booted
-from pytest_kvm.handles.savepoint import Savepoint, take
+from pytest_kvm.machine.savepoints import Savepoint, take
 
 _numbers = itertools.count(1)
 

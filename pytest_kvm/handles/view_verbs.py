@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvm.handles import keys
+from pytest_kvm.handles import keyboard
 from pytest_kvm.handles.booted import Booted
 from pytest_kvm.handles.screen import to_png
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.console import Console
+    from pytest_kvm.machine.console import Console
 
 
 class ViewVerbs(Booted):
@@ -45,7 +45,7 @@ class ViewVerbs(Booted):
         Raises:
             SpecError: No key has that name.
         """
-        for codes in [keys.chord(chord) for chord in chords]:
+        for codes in [keyboard.chord(chord) for chord in chords]:
             self.machine.domain.send_keys(codes)
 
     def type_text(self, text: str) -> None:
@@ -54,7 +54,7 @@ class ViewVerbs(Booted):
         Raises:
             SpecError: A character is not on that keyboard.
         """
-        for codes in keys.typed(text):
+        for codes in keyboard.typed(text):
             self.machine.domain.send_keys(codes)
 
     def journal(self, unit: str | None = None, *, since: str | None = None, lines: int | None = None) -> str:

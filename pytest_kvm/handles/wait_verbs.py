@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_kvm.handles import waits
 from pytest_kvm.handles.booted import Booted
+from pytest_kvm.machine import waits
 
 if TYPE_CHECKING:
     from pytest_kvm.results import CommandResult

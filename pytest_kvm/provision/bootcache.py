@@ -13,9 +13,9 @@ from functools import partial
 from importlib.metadata import version
 
 from pytest_kvm.errors import SnapshotFailed
-from pytest_kvm.handles.machine import Machine
-from pytest_kvm.handles.phases import Phases
-from pytest_kvm.handles.readiness import climb_to_ready
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.readiness import climb_to_ready
 from pytest_kvm.provision.fingerprint import fingerprint, machine_facts
 from pytest_kvm.provision.gate import Gate
 from pytest_kvm.provision.guests import Order

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from pytest_kvm.handles.machine import Machine
-from pytest_kvm.handles.renewal import Parked, Renewal, renew
 from pytest_kvm.host.keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.renewal import Parked, Renewal, renew
 from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
 from pytest_kvm.provision.guests import (
     Order,

@@ -35,10 +35,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_kvm.handles import renewal_script
 from pytest_kvm.host.stamps import firmware_stamps, kernel, processor, stamp
 from pytest_kvm.hypervisor.protocol import HostFacts
 from pytest_kvm.images.image import Image
+from pytest_kvm.machine import renewal_script
 from pytest_kvm.provision.contents import disk_digests, file_digest, source_digest
 from pytest_kvm.provision.guests import direct_boot
 from pytest_kvm.render.cloud_config import Identity

@@ -14,12 +14,12 @@ from uuid import uuid4
 import psutil
 
 from pytest_kvm.errors import DomainFailed, SpecError
-from pytest_kvm.handles.console import Console
-from pytest_kvm.handles.forward import forwarded_ports
-from pytest_kvm.handles.machine import Machine
 from pytest_kvm.host.keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.images.image import Image
+from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import made_disks
 from pytest_kvm.provision.host import Host
 from pytest_kvm.provision.identity import new_identity, new_mac

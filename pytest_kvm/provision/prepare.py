@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
-from pytest_kvm.handles.attended import while_alive
-from pytest_kvm.handles.machine import Machine
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.watchdog import while_alive
 from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files

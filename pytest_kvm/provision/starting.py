@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed, StateDamaged
-from pytest_kvm.handles import savepoint
-from pytest_kvm.handles.machine import Machine
-from pytest_kvm.handles.phases import Phases
+from pytest_kvm.machine import savepoints
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.phases import Phases
 from pytest_kvm.provision.bootcache import BootCache, Job, climb
 from pytest_kvm.provision.clone import Clone, restored
 from pytest_kvm.provision.events import Event, Tier
@@ -209,7 +209,7 @@ def _boot(order: Order, *, seconds: float, why: str) -> Event:
 def _saved(machine: Machine) -> str | None:
     """Take the savepoint that resets go back to; without one each costs a boot."""
     try:
-        savepoint.take(machine, _BASE)
+        savepoints.take(machine, _BASE)
     except SnapshotFailed as failure:
         _log.warning("%s: every reset will be a boot: %s", machine.name, failure)
         return None

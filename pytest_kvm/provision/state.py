@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import GuestError, SnapshotFailed
-from pytest_kvm.handles import savepoint
 from pytest_kvm.handles.booted import hand_over
-from pytest_kvm.handles.phases import Phases
+from pytest_kvm.machine import savepoints
+from pytest_kvm.machine.phases import Phases
 from pytest_kvm.provision.bootcache import Job
 from pytest_kvm.provision.events import Tier
 from pytest_kvm.provision.ledger import Point
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.handles.machine import Machine
+    from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.birth import Birth, LazyStarting
     from pytest_kvm.provision.starting import Started
 
@@ -59,7 +59,7 @@ class GuestState:
         """Take a savepoint of memory and all writable disks, in place."""
         machine = self._started().machine
         name = f"kvm-{next(self._numbers)}"
-        savepoint.take(machine, name)
+        savepoints.take(machine, name)
         return _Taken(machine=machine, name=name)
 
     def restore(self, point: Point) -> Tier:
@@ -68,7 +68,7 @@ class GuestState:
             return self._back_to_base()
         if not isinstance(point, _Taken) or point.machine is not self._started().machine:
             raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
-        savepoint.restore(point.machine, point.name)
+        savepoints.restore(point.machine, point.name)
         return "load"
 
     def reaches(self, point: Point) -> bool:
@@ -80,7 +80,7 @@ class GuestState:
     def drop(self, point: Point) -> None:
         """Forget a point; one of a former machine went with it."""
         if isinstance(point, _Taken) and point.machine is self._started().machine:
-            savepoint.drop(point.machine, point.name)
+            savepoints.drop(point.machine, point.name)
 
     def _started(self) -> Started:
         if self._current is None:
@@ -92,7 +92,7 @@ class GuestState:
         if current.base is None or not current.machine.domain.alive():
             return self._begin_anew()
         try:
-            savepoint.restore(current.machine, current.base)
+            savepoints.restore(current.machine, current.base)
         except (SnapshotFailed, GuestError) as failure:
             # The next reset would fail as well: the machine is of no use any more.
             current.order.log.warning(

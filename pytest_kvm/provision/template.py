@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_kvm.errors import CommandTimeout, DomainFailed
-from pytest_kvm.handles.forward import guest_connections
-from pytest_kvm.handles.machine import Machine
-from pytest_kvm.handles.renewal import Parked, park
 from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.port_forwards import guest_connections
+from pytest_kvm.machine.renewal import Parked, park
 from pytest_kvm.provision.guests import Order, Outfit, Powered, powered_on
 from pytest_kvm.provision.host import Host
 from pytest_kvm.render.plan import DiskPlan
@@ -55,7 +55,7 @@ class TemplateFacts:
     disks: tuple[tuple[str, DiskFormat], ...]
     """File name and format of each frozen disk, the root disk first."""
     parked: tuple[Parked, ...]
-    """Programs that wait in each clone to renew it (:func:`~pytest_kvm.handles.renewal.park`):
+    """Programs that wait in each clone to renew it (:func:`~pytest_kvm.machine.renewal.park`):
     one for its start, one for when it was paused in the pool."""
     boot_seconds: float
     """What its cold boot took, from power on to ready."""

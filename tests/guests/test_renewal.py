@@ -9,8 +9,8 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import LoginRefused
-from pytest_kvm.handles.renewal import Renewal, park, renew
 from pytest_kvm.host.keys import new_key_pair
+from pytest_kvm.machine.renewal import Renewal, park, renew
 from pytest_kvm.ssh.shell import Shell
 from tests.guest_clock import clock_error
 from tests.guest_specs import FULL, SMALL

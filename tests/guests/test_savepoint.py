@@ -13,9 +13,9 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import SavepointGone, SavepointRefused, SshUnavailable
-from pytest_kvm.handles.agent import GuestAgent
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.machine.agent import GuestAgent
 from pytest_kvm.render.qemu_args import QEMU_NAMESPACE
 from tests.guest_specs import FULL, SECOND_DISK
 

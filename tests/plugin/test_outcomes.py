@@ -173,7 +173,7 @@ def test_failures_show_command_streams_and_console(pytester):
     result.assert_outcomes(passed=1, failed=2, errors=1)
     result.stdout.fnmatch_lines(["*CommandFailed*exit code 3*", "*out*", "*err*"])
     result.stdout.fnmatch_lines(["*console of machine*", "*last words*"])
-    result.stdout.no_fnmatch_line("*pytest_kvm/handles/*")
+    result.stdout.no_fnmatch_line("*pytest_kvm/*.py:*")
 
 
 @pytest.mark.parametrize("option", [["--collect-only", "-q"], ["--setup-plan"]])

@@ -155,7 +155,7 @@ def test_what_verbs_return_is_documented_whole():
     """Autodoc takes every member but where the page lists them."""
     text = (REFERENCE / "results.md").read_text()
     (listed,) = re.findall(r"Console\n   :members: (.*)", text)
-    from pytest_kvm.handles.console import Console
+    from pytest_kvm.machine.console import Console
 
     public = {name for name in dir(Console) if not name.startswith("_")}
     # How waits read it piece by piece is theirs alone.

@@ -38,7 +38,7 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     first.set_result(started(removed))
     birth: Any = SimpleNamespace(started=first, gate=None)
     starting: Any = SimpleNamespace(get=lambda: SimpleNamespace(again=lambda former, job: fresh))
-    monkeypatch.setattr(state_module.savepoint, "restore", refuse)
+    monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())
     state = GuestState(guest, birth, starting)
     assert state.restore(state.base) == "cold"

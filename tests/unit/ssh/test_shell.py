@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
-from pytest_kvm.handles.attended import attended
 from pytest_kvm.host.keys import new_key_pair, write_private
+from pytest_kvm.machine.watchdog import attended
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh import connections
 from pytest_kvm.ssh.shell import Shell

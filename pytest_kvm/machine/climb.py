@@ -1,0 +1,93 @@
+"""One climb of the readiness ladder: what every rung needs to fail by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pytest_kvm.errors import BootFailed, QemuDied
+from pytest_kvm.machine.console_errors import ConsoleWatch
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.watchdog import attended
+
+T = TypeVar("T")
+_TAIL_LINES = 40
+_LINES_AROUND = (30, 10)
+"""Lines that a report shows before and after the one that says what is wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """A boot in progress.
+
+    Args:
+        machine: The guest that boots.
+        phases: Its stop watch.
+        watch: Reads its console from this boot's first byte.
+    """
+
+    machine: Machine
+    phases: Phases
+    watch: ConsoleWatch
+
+    def check(self) -> None:
+        """Return if the guest may still become ready.
+
+        Raises:
+            QemuDied: QEMU ended.
+            BootFailed: The console shows one of the known symptoms.
+        """
+        found = self.watch.look()
+        if found is not None:
+            symptom = found.symptom
+            what = f"{symptom.says}: {found.line}"
+            raise self.failure(symptom.error, what, resolution=symptom.resolution, around=found.last_line)
+        if not self.machine.domain.alive():
+            raise self.failure(
+                QemuDied,
+                f"QEMU ended while the guest was booting: {self.machine.domain.end_reason()}",
+                resolution="a guest that powers itself off while booting looks the same: see the console",
+            )
+
+    def failure(
+        self, error: type[BootFailed], what: str, *, details: str = "", resolution: str = "", around: str = ""
+    ) -> BootFailed:
+        """Return the error to raise.
+
+        Args:
+            error: Its class.
+            what: What is wrong, on one line.
+            details: Facts to show between the phases and the console.
+            resolution: What the reader can do about it.
+            around: A line of the console that must be shown; else its last lines are.
+        """
+        name = self.machine.name
+        parts = [self.phases.describe(), self._held_up(), details.rstrip("\n"), self._console(around)]
+        return error(
+            f"{name}: {what.removeprefix(f'{name}: ')}",
+            details="\n".join(part for part in parts if part),
+            resolution=resolution,
+        )
+
+    def _held_up(self) -> str:
+        """Say how long the host kept the guest waiting, if it is worth a line."""
+        seconds = time.monotonic() - self.machine.domain.clock()
+        return f"for {seconds:.0f} s in all, the host had no processor for the guest" if seconds >= 1 else ""
+
+    def _console(self, around: str) -> str:
+        lines = [line for line in self.machine.console.text().splitlines() if line.strip()]
+        found = [number for number, line in enumerate(lines) if around and around in line]
+        if not found:
+            return "\n".join(
+                [f"console, last {_TAIL_LINES} lines:", *(lines[-_TAIL_LINES:] or ["(nothing)"])]
+            )
+        before, after = _LINES_AROUND
+        shown = lines[max(0, found[-1] - before) : found[-1] + after + 1]
+        return "\n".join([f"console, line {found[-1] + 1} of {len(lines)} and those around it:", *shown])
+
+    def attended(self, call: Callable[[], T]) -> T:
+        """Run a blocking call, and end it as soon as the boot has failed."""
+        return attended(call, check=self.check, abandon=self.machine.shell.close)

@@ -1,0 +1,164 @@
+"""Switching a guest off and on: from within, by button, by cable."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+from pytest_kvm.errors import CommandTimeout, GuestGone, HypervisorError, SshUnavailable, WaitTimeout
+from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.console_errors import ConsoleWatch
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.readiness import log_in
+from pytest_kvm.machine.watchdog import attended
+from pytest_kvm.waiting import NotYet, time_left, wait_until
+
+_ASK_TIMEOUT = 30.0
+_RESTARTED = r"reboot: (?:Restarting system|machine restart)|SeaBIOS \(version|Linux version \d"
+_PANIC_TIMEOUT = 30.0
+
+
+def boot_id(machine: Machine) -> str:
+    """Return the kernel's random name for this boot (random(4), ``boot_id``)."""
+    return machine.shell.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout.strip()
+
+
+def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
+    """Restart the guest and log in again.
+
+    Args:
+        machine: The guest.
+        hard: Press the reset button instead of asking systemd: nothing is
+            stopped or written back first.
+        timeout: Seconds until the login.
+
+    Raises:
+        BootFailed: The guest did not come back; its subclass says where it stuck.
+        WaitTimeout: It still runs the same kernel as before.
+    """
+    begun = machine.domain.clock()
+    # Nothing of the old system survives a reset: whoever answers then is new.
+    before = "" if hard else boot_id(machine)
+    if hard:
+        # A panic that is still being printed must not pass for the new system's.
+        machine.domain.suspend()
+    offset = machine.console.offset()
+    phases = Phases(machine.log)
+    watch = ConsoleWatch(machine.console, since=offset, clock=machine.domain.clock)
+    climb = Climb(machine=machine, phases=phases, watch=watch)
+    if hard:
+        machine.domain.reset()
+        machine.domain.resume()
+    else:
+        _ask_and_wait_until_down(climb, offset, timeout=timeout)
+    machine.shell.close()
+
+    def another_boot() -> None:
+        left = max(1.0, timeout - (machine.domain.clock() - begun))
+        log_in(climb, boot=left, login=min(left, machine.timeouts.login))
+        if boot_id(machine) == before:
+            machine.shell.close()  # the old system was still shutting down
+            raise NotYet("still the boot from before")
+
+    wait_until(
+        another_boot,
+        describe=f"{machine.name} to restart",
+        timeout=timeout,
+        every=1.0,
+        log=machine.log,
+        clock=machine.domain.clock,
+    )
+
+
+def _ask_and_wait_until_down(climb: Climb, offset: int, *, timeout: float) -> None:
+    """Ask systemd for a restart and return when it has ended our session.
+
+    The command goes on until the shutdown kills it; the kernel's last words
+    on the console say the same where the connection's end gets lost.
+    """
+    machine = climb.machine
+    reader = machine.console.follow(since=offset)
+
+    def check() -> None:
+        climb.check()
+        if any(re.search(_RESTARTED, window) for window in reader.windows()):
+            raise _Down
+
+    def ask() -> None:
+        command = "systemctl reboot && sleep 3600"
+        result = machine.shell.run(command, user="root", timeout=timeout, check=False)
+        if result.exit_code == 1:  # systemctl's own refusal; a signal's or sleep's code means "going down"
+            result.check()
+
+    with contextlib.suppress(_Down, SshUnavailable, GuestGone):
+        attended(ask, check=check, abandon=machine.shell.close)
+
+
+class _Down(Exception):  # noqa: N818 - it is what was hoped for
+    """The old system is gone."""
+
+
+def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
+    """Switch the guest off in good order and return when QEMU has ended.
+
+    Args:
+        machine: The guest.
+        button: Press the power button (ACPI) instead of asking systemd by SSH.
+        timeout: Seconds.
+
+    Raises:
+        WaitTimeout: It still runs; with the console's tail.
+    """
+    if button or not _asked_to_power_off(machine):
+        machine.domain.shutdown()
+    ended = any(map(machine.domain.wait_end, time_left(timeout, clock=machine.domain.clock)))
+    machine.shell.close()
+    if not ended:
+        raise WaitTimeout(
+            f"{machine.name} did not shut down within {timeout:.0f} s",
+            details=machine.console.tail(),
+            resolution="power_off() pulls the cable",
+        )
+
+
+def _asked_to_power_off(machine: Machine) -> bool:
+    """Ask systemd over SSH; a connection that breaks off is the answer hoped for."""
+    try:
+        return machine.shell.run(["systemctl", "poweroff"], user="root", timeout=_ASK_TIMEOUT, check=False).ok
+    except (SshUnavailable, GuestGone):
+        return True
+    except CommandTimeout:
+        return False
+
+
+def power_off(machine: Machine) -> None:
+    """Pull the cable: nothing is stopped or written back; QEMU is gone on return."""
+    machine.domain.destroy()
+    machine.shell.close()
+
+
+def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> str:
+    """Make the kernel panic and return the line in which it says so.
+
+    Args:
+        machine: The guest.
+        nmi: Inject a non-maskable interrupt; the kernel panics on it only with
+            ``kernel.unknown_nmi_panic=1``. Else use SysRq c
+            (https://docs.kernel.org/admin-guide/sysrq.html).
+        timeout: Seconds.
+
+    Raises:
+        WaitTimeout: It did not panic.
+    """
+    offset = machine.console.offset()
+    if nmi:
+        machine.domain.inject_nmi()
+    else:
+        # In the background, and late enough for sshd to say that it was started.
+        trigger = "(sleep 0.5; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"
+        machine.shell.run(f"echo 1 >/proc/sys/kernel/sysrq; {trigger}", user="root", timeout=_ASK_TIMEOUT)
+    panic = machine.console.wait(r"^.*Kernel panic - not syncing.*$", timeout=timeout, since=offset)
+    with contextlib.suppress(HypervisorError):
+        machine.shell.close()
+    return panic[0].strip()

@@ -1,0 +1,164 @@
+"""The readiness ladder: from power on to a guest that a test can use.
+
+::
+
+    power on → console speaks → SSH banner → login → cloud-init done → units active
+
+Each rung has named failures (:mod:`pytest_kvm.errors`), and a guest that is
+broken ends the climb when it says so, not at the deadline.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from pytest_kvm.errors import (
+    GuestGone,
+    LoginRefused,
+    SshNeverAnswered,
+    SshUnavailable,
+    UnitFailed,
+    UnitNotActive,
+    WaitTimeout,
+)
+from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.cloud_init import keys_are_written, wait_for_cloud_init
+from pytest_kvm.machine.console_errors import ConsoleWatch
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.ssh_wait import wait_for_banner
+from pytest_kvm.machine.suspicion import Suspicion
+from pytest_kvm.machine.waits import wait_for_unit
+from pytest_kvm.waiting import NotYet, wait_until
+
+_LOGIN_PAUSE = 0.5
+
+
+def climb_to_ready(
+    machine: Machine, *, phases: Phases, units: Sequence[str] = (), boot_timeout: float | None = None
+) -> None:
+    """Return when the guest is ready.
+
+    Args:
+        machine: The guest, powered on; its shell is logged in afterwards.
+        phases: The boot's stop watch, started at power on.
+        units: systemd units that must be active.
+        boot_timeout: Seconds for all rungs together; None: each rung has its own
+            (:class:`~pytest_kvm.settings.Timeouts`).
+
+    Raises:
+        BootFailed: Its subclass names the rung.
+    """
+    clock = machine.domain.clock
+    begun = clock() - phases.elapsed()
+    climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, clock=clock))
+
+    def left(own: float) -> float:
+        return own if boot_timeout is None else max(0.0, boot_timeout - (clock() - begun))
+
+    log_in(climb, boot=left(machine.timeouts.boot), login=left(machine.timeouts.login))
+    wait_for_cloud_init(climb, timeout=left(machine.timeouts.cloud_init))
+    phases.reached("cloud_init")
+    for unit in units:
+        _wait_for_wanted(climb, unit, timeout=left(machine.timeouts.command))
+    phases.reached("ready")
+
+
+def log_in(climb: Climb, *, boot: float, login: float) -> None:
+    """Climb to a login: the shell is connected afterwards.
+
+    A refused key is final once cloud-init has written the users' keys; before
+    that, sshd is merely early.
+
+    Args:
+        climb: The boot.
+        boot: Seconds until a banner.
+        login: Seconds from the banner to a login.
+
+    Raises:
+        SshNeverAnswered: No banner came.
+        LoginRefused: sshd refused the key, or showed a foreign host key.
+        BootFailed: The guest died on the way.
+    """
+    clock = climb.machine.domain.clock
+    line = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb, clock=clock))
+    climb.phases.reached("banner")
+    attempts = _Attempts(climb, line, until=clock() + login)
+    try:
+        wait_until(
+            attempts.make,
+            describe="a login",
+            timeout=login,
+            every=_LOGIN_PAUSE,
+            error=LoginRefused,
+            log=climb.machine.log,
+            clock=clock,
+        )
+    except (LoginRefused, SshNeverAnswered) as error:
+        last = attempts.refusal or error
+        if isinstance(last, SshNeverAnswered):
+            raise
+        raise climb.failure(
+            LoginRefused, last.brief, details=last.details, resolution=last.resolution or _WHY_REFUSED
+        ) from error
+    climb.phases.reached("login")
+
+
+class _Attempts:
+    """Logins, tried until one works.
+
+    Args:
+        climb: The boot.
+        line: Where sshd's banner waits for the first of them.
+        until: When the last has to be over, by the guest's clock.
+    """
+
+    def __init__(self, climb: Climb, line: socket.socket, *, until: float) -> None:
+        self._climb = climb
+        self._line: socket.socket | None = line
+        self._until = until
+        self.refusal: LoginRefused | None = None
+        """The last refusal of the key."""
+
+    def make(self) -> None:
+        """Try once; raise NotYet while another attempt may do better."""
+        shell = self._climb.machine.shell
+        line, self._line = self._line or self._next_line(), None
+        is_final = self.refusal is not None and keys_are_written(self._climb)
+        try:
+            self._climb.attended(lambda: shell.connect(line))
+        except LoginRefused as error:
+            self.refusal = error
+            if is_final:
+                raise
+            raise NotYet(error.brief) from error
+        except SshUnavailable as error:
+            raise NotYet(error.brief) from error
+        finally:
+            if not shell.connected:
+                line.close()
+
+    def _next_line(self) -> socket.socket:
+        return wait_for_banner(
+            self._climb, timeout=self._until - self._climb.machine.domain.clock(), known=True
+        )
+
+
+_WHY_REFUSED = (
+    "the seed's key never reached the user's authorized_keys: does the image run cloud-init, "
+    "and does the spec's user-data replace 'users' or 'ssh_authorized_keys'?"
+)
+
+
+def _wait_for_wanted(climb: Climb, unit: str, *, timeout: float) -> None:
+    try:
+        wait_for_unit(climb.machine, unit, timeout=timeout)
+    except GuestGone:
+        climb.check()  # it knows the rung's name for it
+        raise
+    except (UnitFailed, WaitTimeout) as error:
+        raise climb.failure(
+            UnitNotActive, error.brief, details=error.details, resolution=error.resolution
+        ) from error
+    climb.phases.reached(unit)

@@ -1,0 +1,225 @@
+"""Find the moment at which sshd answers, as early as it can be seen.
+
+The host's side of a forwarded port always accepts: QEMU's user-mode network
+(libslirp) completes the connection itself and only then dials the guest. A
+guest without a running network card loses that packet, and libslirp repeats it
+after 3, 6, 12… seconds. So one patient connection notices sshd seconds late,
+and a new one has to start every now and then until one hears a banner.
+
+Each attempt that reaches sshd costs the guest a process, heard or not: libslirp
+repeats what we have given up, too. Fifty that were made before the guest had a
+network took a translated guest ten seconds of its boot, and more than ten at a
+time make sshd turn everybody away (``MaxStartups``). So one attempt is made until
+the guest has taken its card into use, which QEMU knows, and the pauses grow.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Self
+
+from pytest_kvm.errors import KvmError, SshNeverAnswered
+from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.render.qemu_args import card_id
+from pytest_kvm.spec.control import CONTROL_NETDEV
+
+_CARD_PAUSE = 0.1
+"""Seconds between two looks at the card."""
+_REFUSED_PAUSE = 0.1
+"""Seconds from a refusal to the next attempt: the network is up, sshd is due."""
+_SILENT_PAUSE, _HEARD_PAUSE = 0.3, 3.0
+"""Seconds from one attempt to the next, to begin with: while the guest says nothing;
+once it has answered in any way, so that silence means that sshd is starting a process
+for us, and an answer that is no banner means that it has enough."""
+_LONGEST_PAUSE = 10.0
+_GROWTH = 1.4
+_MOST_OPEN = 4
+_LOOK_EVERY = 0.25
+_TURNED_AWAY = (b"Not allowed at this time", b"Exceeded MaxStartups")
+"""What sshd says instead of a banner when it has enough (``drop_connection`` in its ``sshd.c``)."""
+
+
+def wait_for_banner(
+    climb: Climb,
+    *,
+    timeout: float,
+    suspect: Callable[[str], None] = lambda _seen: None,
+    known: bool = False,
+) -> socket.socket:
+    """Return a connection on which sshd has sent its banner, still unread.
+
+    Args:
+        climb: The boot; its checks end the wait early.
+        timeout: Seconds.
+        suspect: Called a few times per second with what was seen so far;
+            raises when SSH cannot be expected to answer any more.
+        known: sshd has answered before, so it is given the time it needs.
+
+    Raises:
+        SshNeverAnswered: No banner came in time.
+        BootFailed: The guest died on the way.
+    """
+    clock = climb.machine.domain.clock
+    deadline = clock() + timeout
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        hunt = stack.enter_context(_Hunt(climb.machine, selector, known=known))
+        wake = stack.enter_context(_Wake())
+        selector.register(wake.reader, selectors.EVENT_READ)
+        climb.machine.domain.on_end(wake)
+        while True:
+            if climb.machine.console.offset():
+                climb.phases.reached("console")
+            hunt.dial_when_due()
+            for key, _ in selector.select(hunt.pause()):
+                if line := hunt.answered(key.fileobj):
+                    return line
+            climb.check()
+            suspect(hunt.seen)
+            if clock() > deadline:
+                raise climb.failure(
+                    SshNeverAnswered,
+                    f"no SSH banner within {timeout:.0f} s: {hunt.seen}",
+                    resolution="raise boot_timeout if the guest was still making progress",
+                )
+
+
+class _Wake:
+    """Turns the end of a domain, which another thread reports, into a readable socket."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = socket.socketpair()
+        self._lock = threading.Lock()
+
+    def __call__(self, _reason: str) -> None:
+        with self._lock:  # it may report long after this wait is over
+            if self._writer.fileno() >= 0:
+                self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self("over")
+        self.reader.close()
+
+
+class _Hunt:
+    """The attempts that are open, oldest first."""
+
+    def __init__(self, machine: Machine, selector: selectors.BaseSelector, *, known: bool) -> None:
+        self._address = (machine.access.host, machine.access.port)
+        self._domain = machine.domain
+        self._card_is_up = known
+        self._selector = selector
+        self._open: list[socket.socket] = []
+        self._refused = False
+        self._next = time.monotonic()
+        self._pause = _HEARD_PAUSE if known else _SILENT_PAUSE
+        self._strange = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._drop(self._open[0])
+
+    @property
+    def seen(self) -> str:
+        """What happened to the attempts so far."""
+        if self._strange.startswith(_TURNED_AWAY):
+            return (
+                f"sshd turns connections away with {self._strange.strip().decode()!r} "
+                "(MaxStartups and PerSourcePenalties in sshd_config(5))"
+            )
+        if self._strange:
+            return f"port 22 answered with {self._strange!r} instead of a banner"
+        if self._refused:
+            return "the guest's network is up but nothing listens on port 22"
+        return "the guest's network never answered"
+
+    def pause(self) -> float:
+        """Return how long there is nothing to do but to listen."""
+        return max(0.0, min(_LOOK_EVERY, self._next - time.monotonic()))
+
+    def dial_when_due(self) -> None:
+        """Start another attempt if it is time to."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        if self._open and not self._guest_has_network():
+            self._next = now + _CARD_PAUSE
+            return
+        if len(self._open) >= _MOST_OPEN:
+            self._drop(self._open[0])
+        line = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Readable means: enough to tell a banner by, or closed.
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(b"SSH-"))
+        line.connect_ex(self._address)  # its outcome shows as readable, like everything else
+        self._selector.register(line, selectors.EVENT_READ)
+        self._open.append(line)
+        self._next = now + self._pause
+        self._pause = min(self._pause * _GROWTH, _LONGEST_PAUSE)
+
+    def _guest_has_network(self) -> bool:
+        """Say whether the guest uses its card; True if QEMU does not tell.
+
+        A card of QEMU's lets everything in until the guest's driver sets the
+        filter for what it receives, which it does when it takes the card up
+        (QMP ``query-rx-filter``; ``virtio_net_reset`` in ``hw/net/virtio-net.c``).
+        """
+        if not self._card_is_up:
+            try:
+                (card,) = self._domain.qmp("query-rx-filter", {"name": card_id(CONTROL_NETDEV)})
+                self._card_is_up = not card["promiscuous"]
+            except KvmError:
+                self._card_is_up = True
+        return self._card_is_up
+
+    def answered(self, line: object) -> socket.socket | None:
+        """Return a readable attempt that has a banner; forget it if it has not."""
+        attempt = next((each for each in self._open if each is line), None)
+        if attempt is None:  # dropped while its event was on the way
+            return None
+        try:
+            data = attempt.recv(64, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if data.startswith(b"SSH-"):
+            return self._claim(attempt)
+        if data:
+            self._strange = data
+            self._start_afresh(pause=max(self._pause, _HEARD_PAUSE))
+        else:
+            self._refused = True
+            self._start_afresh(pause=_REFUSED_PAUSE)
+        return None
+
+    def _claim(self, attempt: socket.socket) -> socket.socket:
+        self._open.remove(attempt)
+        self._selector.unregister(attempt)
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        attempt.setblocking(True)  # noqa: FBT003 - socket's own signature
+        return attempt
+
+    def _start_afresh(self, *, pause: float) -> None:
+        """The guest answers: what was sent to it before is lost, or one too many."""
+        while self._open:
+            self._drop(self._open[0])
+        self._card_is_up = True
+        self._pause = max(self._pause, _HEARD_PAUSE)
+        self._next = time.monotonic() + pause
+
+    def _drop(self, attempt: socket.socket) -> None:
+        self._open.remove(attempt)
+        self._selector.unregister(attempt)
+        attempt.close()

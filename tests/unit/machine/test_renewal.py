@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import base64
+import io
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_kvm.errors import AgentError, GuestError
+from pytest_kvm.machine import renewal
+from pytest_kvm.machine import renewal_script as script
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.renewal import Parked, Renewal, park, renew
+from pytest_kvm.settings import Timeouts
+from tests.fakes import FakeDomain
+
+MINUTE = 60_000_000_000
+
+
+class FakeGuest:
+    """A guest's clock, and the orders that its programs were given."""
+
+    def __init__(self, domain: FakeDomain) -> None:
+        self.ahead = -10 * MINUTE
+        self.parked: list[str] = []
+        self.started: list[str] = []
+        self.exit_code = 0
+        self.stderr = ""
+        domain.agent_replies |= {
+            "guest-get-time": lambda _arguments: time.time_ns() + self.ahead,
+            "guest-file-write": self._write,
+            "guest-file-flush": lambda _arguments: {},
+            "guest-exec": self._start,
+            "guest-exec-status": self._status,
+        }
+
+    def _write(self, arguments: Mapping[str, Any]) -> dict[str, int]:
+        self.parked += self._obeyed(arguments["buf-b64"])
+        return {}
+
+    def _start(self, arguments: Mapping[str, Any]) -> dict[str, int]:
+        self.started += self._obeyed(arguments["input-data"])
+        return {"pid": 2}
+
+    def _status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        ended = {"exited": True, "exitcode": self.exit_code}
+        return ended | {"err-data": base64.b64encode(self.stderr.encode()).decode()}
+
+    def _obeyed(self, data: str) -> list[str]:
+        orders = base64.b64decode(data).decode().splitlines()
+        moved = next(int(order.split()[1]) for order in orders if order.startswith("clock"))
+        if not self.exit_code:
+            self.ahead += moved
+        return [order.split()[0] for order in orders]
+
+
+@pytest.fixture
+def inside(domain: FakeDomain) -> FakeGuest:
+    return FakeGuest(domain)
+
+
+@pytest.fixture
+def hasty(machine: Machine) -> Machine:
+    """Wait for nothing for long."""
+    return replace(machine, timeouts=Timeouts(agent=1.0, command=1.0))
+
+
+def test_the_clock_is_moved_by_what_it_is_off(inside, machine):
+    renew(machine)
+    assert abs(inside.ahead) < MINUTE // 600
+    assert inside.started == ["seed", "clock", "end"]
+
+
+def test_a_parked_program_is_told_and_no_other_started(inside, machine):
+    renew(machine, Renewal(hostname="web"), parked=Parked(1, 1000))
+    assert inside.parked == ["seed", "hostname", "clock", "end"]
+    assert inside.started == []
+
+
+def test_a_parked_program_that_is_gone_is_replaced(inside, machine, domain):
+    def refuse(_arguments: Mapping[str, Any]) -> None:
+        raise AgentError("handle '1000' has not been found")
+
+    domain.agent_replies["guest-file-write"] = refuse
+    renew(machine, parked=Parked(1, 1000))
+    assert inside.started == ["seed", "clock", "end"]
+
+
+def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine):
+    renew(machine, Renewal(hostname="a", machine_id="0" * 32, macs=[("old", "new")]))
+    assert inside.started == ["seed", "hostname", "machine-id", "mac", "leases", "clock", "end"]
+
+
+def test_a_guest_that_cannot_be_renewed_says_why(inside, hasty, monkeypatch):
+    monkeypatch.setattr(renewal, "_MOVED_WITHIN", 0.05)
+    inside.exit_code, inside.stderr = 127, "python3: not found"
+    with pytest.raises(GuestError, match="python3: not found"):
+        renew(hasty)
+
+
+def test_nothing_is_parked_where_no_agent_is(machine):
+    assert park(machine) is None
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ("127.0.1.1\told\told\n", "127.0.1.1\tnew\tnew\n"),
+        ("127.0.1.1 old.lan old\n", "127.0.1.1 old.lan old\n"),
+        ("10.0.0.1 old\n", "10.0.0.1 old\n"),
+        ("# old\n\n127.0.0.1 localhost\n", "# old\n\n127.0.0.1 localhost\n"),
+    ],
+)
+def test_only_loopback_lines_with_the_own_name_change(hosts, expected):
+    old = "old.lan.example" if "old.lan" in hosts else "old"
+    assert script.renamed_hosts(hosts, old=old, new="new") == expected
+
+
+def test_a_qualified_name_changes_with_its_short_form():
+    hosts = "127.0.1.1 old.lan old\n"
+    assert script.renamed_hosts(hosts, old="old.lan", new="new.lan") == "127.0.1.1\tnew.lan\tnew\n"
+
+
+def test_an_address_is_replaced_in_either_case_and_nowhere_else(tmp_path):
+    (tmp_path / "10.network").write_bytes(
+        b"[Match]\nMACAddress=52:54:00:AA:BB:CC\n# \xff 52:54:00:aa:bb:cc\n"
+    )
+    (tmp_path / "20.network").write_text("MACAddress=52:54:00:00:00:01\n")
+    (tmp_path / "link").symlink_to("20.network")
+    script.replace_in_files(str(tmp_path), old="52:54:00:aa:bb:cc", new="52:54:00:00:00:02")
+    assert (tmp_path / "10.network").read_bytes() == (
+        b"[Match]\nMACAddress=52:54:00:00:00:02\n# \xff 52:54:00:00:00:02\n"
+    )
+    assert (tmp_path / "20.network").read_text() == "MACAddress=52:54:00:00:00:01\n"
+
+
+def test_a_card_is_found_by_its_address(tmp_path):
+    for name, address in (("lo", "00:00:00:00:00:00"), ("ens3", "52:54:00:aa:bb:cc")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "address").write_text(f"{address}\n")
+    assert script.card_of("52:54:00:AA:BB:CC", str(tmp_path)) == "ens3"
+    with pytest.raises(LookupError, match="52:54:00:00:00:09"):
+        script.card_of("52:54:00:00:00:09", str(tmp_path))
+
+
+def test_orders_that_break_off_are_no_success(monkeypatch):
+    done: list[str] = []
+    monkeypatch.setitem(script.ORDERS, "note", done.append)
+    with pytest.raises(EOFError):
+        script.obey([b"note one\n"])
+    script.obey([b"note two\n", b"end\n", b"note three\n"])
+    assert done == ["one", "two"]
+
+
+def test_a_parked_program_waits_at_a_fifo_and_takes_it_away(monkeypatch, tmp_path):
+    done: list[str] = []
+    monkeypatch.setitem(script.ORDERS, "note", done.append)
+    path = tmp_path / "fifo"
+
+    def seeded(_data: str) -> None:
+        # Whoever opens the FIFO for writing needs the reader that is being prepared.
+        line = io.FileIO(os.open(f"{path}.new", os.O_RDWR), "w")
+        line.write(b"note told\nend\n")
+        kept.append(line)
+
+    kept: list[io.FileIO] = []
+    monkeypatch.setattr(script, "seed", seeded)
+    script.park(str(path))
+    kept.pop().close()
+    assert done == ["told"]
+    assert list(tmp_path.iterdir()) == []

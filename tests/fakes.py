@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_kvm.hypervisor.protocol import Domain
     from pytest_kvm.ssh.channel import Channel
     from pytest_kvm.ssh.command_line import Command
-    from pytest_kvm.ssh.process import Host, Process
+    from pytest_kvm.ssh.process import CommandContext, Process
     from pytest_kvm.ssh.shell import Shell
 
 AgentReply = Callable[[Mapping[str, Any]], Any]
@@ -251,7 +251,7 @@ class FakeShell:
     ) -> Process:
         raise AssertionError(f"no test prepared the background command {command!r}")
 
-    def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, Host]:
+    def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, CommandContext]:
         raise AssertionError(f"no test prepared the transfer {command!r}")
 
 

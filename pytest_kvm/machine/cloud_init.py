@@ -25,7 +25,7 @@ from pytest_kvm.errors import (
     SshUnavailable,
 )
 from pytest_kvm.machine.agent import GuestAgent
-from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.boot import Boot
 from pytest_kvm.results import streams_of
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -82,7 +82,7 @@ _STAGE = re.compile(r'^stage "([a-z-]+)"', re.MULTILINE)
 _NETWORK_STAGE_OVER = re.compile(r"running 'modules:(?:config|final)'|Cloud-init v\. \S+ finished")
 
 
-def wait_for_cloud_init(climb: Climb, *, timeout: float) -> None:
+def wait_for_cloud_init(boot: Boot, *, timeout: float) -> None:
     """Return when cloud-init has finished, or at once where there is none.
 
     Raises:
@@ -91,39 +91,39 @@ def wait_for_cloud_init(climb: Climb, *, timeout: float) -> None:
         CloudInitTimeout: It still runs; names the stage.
         BootFailed: The guest died on the way.
     """
-    verdict, status = _waited(climb, timeout=timeout)
+    verdict, status = _waited(boot, timeout=timeout)
     if verdict == "absent":
-        climb.machine.log.debug("no cloud-init in this image")
+        boot.machine.log.debug("no cloud-init in this image")
         return
     for warning in status.warnings:
-        climb.machine.log.warning("cloud-init: %s", warning)
+        boot.machine.log.warning("cloud-init: %s", warning)
     if status.errors or verdict == "ended":
-        raise climb.failure(
+        raise boot.failure(
             CloudInitFailed,
             f"cloud-init failed: {'; '.join(status.errors) or 'its last stage never ran to its end'}",
-            details=_output(climb.machine.shell),
+            details=_output(boot.machine.shell),
             resolution="the last lines of its output above usually name the command or module",
         )
 
 
-def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
+def _waited(boot: Boot, *, timeout: float) -> tuple[str, Status]:
     """Block until cloud-init ends, and return how that was seen and what it says of itself."""
-    shell, clock = climb.machine.shell, climb.machine.domain.clock
+    shell, clock = boot.machine.shell, boot.machine.domain.clock
     deadline = clock() + timeout
 
     def finished() -> str:
         try:
             left = max(1.0, deadline - clock())
-            waited = climb.attended(lambda: shell.run(["sh", "-c", _WAIT], timeout=left, check=False))
+            waited = boot.run_watched(lambda: shell.run(["sh", "-c", _WAIT], timeout=left, check=False))
         except SshUnavailable as lost:  # user-data may restart the network
             raise NotYet(lost.brief) from lost
         except CommandFailed as never_run:
-            raise _not_waited(climb, never_run.brief, details=never_run.details) from never_run
+            raise _not_waited(boot, never_run.brief, details=never_run.details) from never_run
         if waited.exit_code not in _OF_ITS_OWN:  # or the guest: its shutdown ended the wait
             shell.close()
             raise NotYet("the guest's shutdown ended the wait")
         if waited.stdout.count(_CUT) < 2:
-            raise _not_waited(climb, f"sh exited with {waited.exit_code}", details=streams_of(waited))
+            raise _not_waited(boot, f"sh exited with {waited.exit_code}", details=streams_of(waited))
         return waited.stdout
 
     try:
@@ -132,7 +132,7 @@ def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
         )
     except (CommandTimeout, CloudInitTimeout) as late:
         stages = _STAGE.findall(late.result.stdout) if isinstance(late, CommandTimeout) else []
-        raise climb.failure(
+        raise boot.failure(
             CloudInitTimeout,
             f"cloud-init still ran after {timeout:.0f} s, in its stage {stages[-1] if stages else 'unknown'}",
             details=_output(shell),
@@ -142,8 +142,8 @@ def _waited(climb: Climb, *, timeout: float) -> tuple[str, Status]:
     return progress.split()[-1], Status.parse(status).or_else(Status.parse(result))
 
 
-def _not_waited(climb: Climb, why: str, *, details: str) -> GuestError:
-    return climb.failure(
+def _not_waited(boot: Boot, why: str, *, details: str) -> GuestError:
+    return boot.failure(
         CloudInitFailed,
         f"could not wait for cloud-init: {why}",
         details=details,
@@ -181,16 +181,16 @@ class Status:
         return replace(self, errors=self.errors or other.errors, warnings=self.warnings or other.warnings)
 
 
-def keys_are_written(climb: Climb) -> bool:
+def keys_are_written(boot: Boot) -> bool:
     """Say whether cloud-init is past the stage that writes users and keys.
 
     Asks the guest agent, which needs no login; else takes the console's word.
     """
-    agent = GuestAgent(climb.machine.domain, timeout=5.0)
+    agent = GuestAgent(boot.machine.domain, timeout=5.0)
     try:
         return Status.parse(agent.read_text(_STATUS)).network_stage_over
     except (AgentError, DomainFailed):  # if QEMU has ended, the next check says so
-        return bool(_NETWORK_STAGE_OVER.search(climb.machine.console.text()))
+        return bool(_NETWORK_STAGE_OVER.search(boot.machine.console.text()))
 
 
 def _output(shell: Shell) -> str:

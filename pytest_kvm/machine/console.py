@@ -8,6 +8,7 @@ nobody is connected to the socket.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import re
@@ -19,12 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pytest_kvm.errors import GuestGone
-from pytest_kvm.machine.terminal import PlainDecoder
 from pytest_kvm.plaintext import plain
 from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _PIECE = 64 * 1024
 _SEND_TIMEOUT = 10.0
+_OPEN_END = re.compile(r"(?:\x1b(?:\[[ -?]{0,80}|[\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]{0,16})?|\r+)\Z")
+"""An escape sequence, or a line end, that may go on in the next piece."""
 TEXT_LIMIT = 1024 * 1024
 """Bytes of the log that :meth:`Console.text` returns at most."""
 
@@ -192,3 +194,21 @@ class ConsoleReader:
             self._offset += len(data)
             self._window = self._window[-_PIECE:] + self._decoder.feed(data)
             yield self._window
+
+
+class PlainDecoder:
+    """Decode and clean a stream that arrives in arbitrary pieces.
+
+    A sequence cut in two by a piece's end is held back until the rest comes.
+    """
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def feed(self, data: bytes) -> str:
+        """Return the clean text that ``data`` completes."""
+        text = self._held + self._utf8.decode(data)
+        tail = _OPEN_END.search(text, max(0, len(text) - 5000))
+        self._held = text[tail.start() :] if tail else ""
+        return plain(text[: len(text) - len(self._held)])

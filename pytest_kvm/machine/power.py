@@ -6,12 +6,11 @@ import contextlib
 import re
 
 from pytest_kvm.errors import CommandTimeout, GuestGone, HypervisorError, SshUnavailable, WaitTimeout
-from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.boot import Boot, Phases
 from pytest_kvm.machine.console_errors import ConsoleWatch
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
 from pytest_kvm.machine.readiness import log_in
-from pytest_kvm.machine.watchdog import attended
+from pytest_kvm.machine.watchdog import run_watched
 from pytest_kvm.waiting import NotYet, time_left, wait_until
 
 _ASK_TIMEOUT = 30.0
@@ -46,17 +45,17 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     offset = machine.console.offset()
     phases = Phases(machine.log)
     watch = ConsoleWatch(machine.console, since=offset, clock=machine.domain.clock)
-    climb = Climb(machine=machine, phases=phases, watch=watch)
+    boot = Boot(machine=machine, phases=phases, watch=watch)
     if hard:
         machine.domain.reset()
         machine.domain.resume()
     else:
-        _ask_and_wait_until_down(climb, offset, timeout=timeout)
+        _ask_and_wait_until_down(boot, offset, timeout=timeout)
     machine.shell.close()
 
     def another_boot() -> None:
         left = max(1.0, timeout - (machine.domain.clock() - begun))
-        log_in(climb, boot=left, login=min(left, machine.timeouts.login))
+        log_in(boot, banner=left, login=min(left, machine.timeouts.login))
         if boot_id(machine) == before:
             machine.shell.close()  # the old system was still shutting down
             raise NotYet("still the boot from before")
@@ -71,17 +70,17 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     )
 
 
-def _ask_and_wait_until_down(climb: Climb, offset: int, *, timeout: float) -> None:
+def _ask_and_wait_until_down(boot: Boot, offset: int, *, timeout: float) -> None:
     """Ask systemd for a restart and return when it has ended our session.
 
     The command goes on until the shutdown kills it; the kernel's last words
     on the console say the same where the connection's end gets lost.
     """
-    machine = climb.machine
+    machine = boot.machine
     reader = machine.console.follow(since=offset)
 
     def check() -> None:
-        climb.check()
+        boot.check()
         if any(re.search(_RESTARTED, window) for window in reader.windows()):
             raise _Down
 
@@ -92,7 +91,7 @@ def _ask_and_wait_until_down(climb: Climb, offset: int, *, timeout: float) -> No
             result.check()
 
     with contextlib.suppress(_Down, SshUnavailable, GuestGone):
-        attended(ask, check=check, abandon=machine.shell.close)
+        run_watched(ask, check=check, abandon=machine.shell.close)
 
 
 class _Down(Exception):  # noqa: N818 - it is what was hoped for

@@ -5,7 +5,7 @@
     power on → console speaks → SSH banner → login → cloud-init done → units active
 
 Each rung has named failures (:mod:`pytest_kvm.errors`), and a guest that is
-broken ends the climb when it says so, not at the deadline.
+broken ends the boot when it says so, not at the deadline.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ from pytest_kvm.errors import (
     UnitNotActive,
     WaitTimeout,
 )
-from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.boot import Boot, Phases
 from pytest_kvm.machine.cloud_init import keys_are_written, wait_for_cloud_init
 from pytest_kvm.machine.console_errors import ConsoleWatch
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
-from pytest_kvm.machine.ssh_wait import wait_for_banner
-from pytest_kvm.machine.suspicion import Suspicion
+from pytest_kvm.machine.ssh_wait import SshStuckDetector, wait_for_banner
 from pytest_kvm.machine.waits import wait_for_unit
 from pytest_kvm.waiting import NotYet, wait_until
 
 _LOGIN_PAUSE = 0.5
 
 
-def climb_to_ready(
+def wait_until_ready(
     machine: Machine, *, phases: Phases, units: Sequence[str] = (), boot_timeout: float | None = None
 ) -> None:
     """Return when the guest is ready.
@@ -52,28 +50,28 @@ def climb_to_ready(
     """
     clock = machine.domain.clock
     begun = clock() - phases.elapsed()
-    climb = Climb(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, clock=clock))
+    boot = Boot(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, clock=clock))
 
     def left(own: float) -> float:
         return own if boot_timeout is None else max(0.0, boot_timeout - (clock() - begun))
 
-    log_in(climb, boot=left(machine.timeouts.boot), login=left(machine.timeouts.login))
-    wait_for_cloud_init(climb, timeout=left(machine.timeouts.cloud_init))
+    log_in(boot, banner=left(machine.timeouts.boot), login=left(machine.timeouts.login))
+    wait_for_cloud_init(boot, timeout=left(machine.timeouts.cloud_init))
     phases.reached("cloud_init")
     for unit in units:
-        _wait_for_wanted(climb, unit, timeout=left(machine.timeouts.command))
+        _wait_for_wanted(boot, unit, timeout=left(machine.timeouts.command))
     phases.reached("ready")
 
 
-def log_in(climb: Climb, *, boot: float, login: float) -> None:
-    """Climb to a login: the shell is connected afterwards.
+def log_in(boot: Boot, *, banner: float, login: float) -> None:
+    """Boot to a login: the shell is connected afterwards.
 
     A refused key is final once cloud-init has written the users' keys; before
     that, sshd is merely early.
 
     Args:
-        climb: The boot.
-        boot: Seconds until a banner.
+        boot: The boot.
+        banner: Seconds until one comes.
         login: Seconds from the banner to a login.
 
     Raises:
@@ -81,10 +79,10 @@ def log_in(climb: Climb, *, boot: float, login: float) -> None:
         LoginRefused: sshd refused the key, or showed a foreign host key.
         BootFailed: The guest died on the way.
     """
-    clock = climb.machine.domain.clock
-    line = wait_for_banner(climb, timeout=boot, suspect=Suspicion(climb, clock=clock))
-    climb.phases.reached("banner")
-    attempts = _Attempts(climb, line, until=clock() + login)
+    clock = boot.machine.domain.clock
+    line = wait_for_banner(boot, timeout=banner, check_stuck=SshStuckDetector(boot, clock=clock))
+    boot.phases.reached("banner")
+    attempts = _LoginAttempts(boot, line, until=clock() + login)
     try:
         wait_until(
             attempts.make,
@@ -92,30 +90,30 @@ def log_in(climb: Climb, *, boot: float, login: float) -> None:
             timeout=login,
             every=_LOGIN_PAUSE,
             error=LoginRefused,
-            log=climb.machine.log,
+            log=boot.machine.log,
             clock=clock,
         )
     except (LoginRefused, SshNeverAnswered) as error:
         last = attempts.refusal or error
         if isinstance(last, SshNeverAnswered):
             raise
-        raise climb.failure(
+        raise boot.failure(
             LoginRefused, last.brief, details=last.details, resolution=last.resolution or _WHY_REFUSED
         ) from error
-    climb.phases.reached("login")
+    boot.phases.reached("login")
 
 
-class _Attempts:
+class _LoginAttempts:
     """Logins, tried until one works.
 
     Args:
-        climb: The boot.
+        boot: The boot.
         line: Where sshd's banner waits for the first of them.
         until: When the last has to be over, by the guest's clock.
     """
 
-    def __init__(self, climb: Climb, line: socket.socket, *, until: float) -> None:
-        self._climb = climb
+    def __init__(self, boot: Boot, line: socket.socket, *, until: float) -> None:
+        self._boot = boot
         self._line: socket.socket | None = line
         self._until = until
         self.refusal: LoginRefused | None = None
@@ -123,11 +121,11 @@ class _Attempts:
 
     def make(self) -> None:
         """Try once; raise NotYet while another attempt may do better."""
-        shell = self._climb.machine.shell
+        shell = self._boot.machine.shell
         line, self._line = self._line or self._next_line(), None
-        is_final = self.refusal is not None and keys_are_written(self._climb)
+        is_final = self.refusal is not None and keys_are_written(self._boot)
         try:
-            self._climb.attended(lambda: shell.connect(line))
+            self._boot.run_watched(lambda: shell.connect(line))
         except LoginRefused as error:
             self.refusal = error
             if is_final:
@@ -141,7 +139,7 @@ class _Attempts:
 
     def _next_line(self) -> socket.socket:
         return wait_for_banner(
-            self._climb, timeout=self._until - self._climb.machine.domain.clock(), known=True
+            self._boot, timeout=self._until - self._boot.machine.domain.clock(), known=True
         )
 
 
@@ -151,14 +149,14 @@ _WHY_REFUSED = (
 )
 
 
-def _wait_for_wanted(climb: Climb, unit: str, *, timeout: float) -> None:
+def _wait_for_wanted(boot: Boot, unit: str, *, timeout: float) -> None:
     try:
-        wait_for_unit(climb.machine, unit, timeout=timeout)
+        wait_for_unit(boot.machine, unit, timeout=timeout)
     except GuestGone:
-        climb.check()  # it knows the rung's name for it
+        boot.check()  # it knows the rung's name for it
         raise
     except (UnitFailed, WaitTimeout) as error:
-        raise climb.failure(
+        raise boot.failure(
             UnitNotActive, error.brief, details=error.details, resolution=error.resolution
         ) from error
-    climb.phases.reached(unit)
+    boot.phases.reached(unit)

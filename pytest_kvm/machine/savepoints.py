@@ -37,7 +37,7 @@ def take(machine: Machine, name: str) -> None:
     """
     if not machine.domain.alive():
         raise GuestGone(f"{machine.name} has ended: {machine.domain.end_reason()}")
-    at_work = [*machine.shell.processes, *machine.live.open()]
+    at_work = [*machine.shell.processes, *machine.open_resources.all()]
     if at_work:
         raise SavepointRefused(
             f"{machine.name}: no savepoint, for the test has something at work in the guest: "
@@ -81,7 +81,7 @@ def restore(machine: Machine, name: str) -> None:
             resolution="let the guest run on: a savepoint lasts as long as its QEMU",
         )
     machine.domain.load_snapshot(name)
-    for thing in machine.live.open():
+    for thing in machine.open_resources.all():
         thing.close()
     machine.shell.close()
     if machine.domain.state() is DomainState.PAUSED:

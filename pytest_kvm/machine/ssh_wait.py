@@ -23,8 +23,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
-from pytest_kvm.errors import KvmError, SshNeverAnswered
-from pytest_kvm.machine.climb import Climb
+from pytest_kvm.errors import (
+    AgentError,
+    CommandTimeout,
+    DomainFailed,
+    EmergencyMode,
+    KvmError,
+    SshNeverAnswered,
+)
+from pytest_kvm.machine.agent import GuestAgent
+from pytest_kvm.machine.boot import Boot
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.render.qemu_args import card_id
 from pytest_kvm.spec.control import CONTROL_NETDEV
@@ -43,21 +51,25 @@ _MOST_OPEN = 4
 _LOOK_EVERY = 0.25
 _TURNED_AWAY = (b"Not allowed at this time", b"Exceeded MaxStartups")
 """What sshd says instead of a banner when it has enough (``drop_connection`` in its ``sshd.c``)."""
+_ASK_AFTER = 15.0
+"""Seconds of silence after which the guest agent is asked what is going on."""
+_ASK_EVERY = 5.0
+_ASK_TIMEOUT = 5.0
 
 
 def wait_for_banner(
-    climb: Climb,
+    boot: Boot,
     *,
     timeout: float,
-    suspect: Callable[[str], None] = lambda _seen: None,
+    check_stuck: Callable[[str], None] = lambda _seen: None,
     known: bool = False,
 ) -> socket.socket:
     """Return a connection on which sshd has sent its banner, still unread.
 
     Args:
-        climb: The boot; its checks end the wait early.
+        boot: The boot; its checks end the wait early.
         timeout: Seconds.
-        suspect: Called a few times per second with what was seen so far;
+        check_stuck: Called a few times per second with what was seen so far;
             raises when SSH cannot be expected to answer any more.
         known: sshd has answered before, so it is given the time it needs.
 
@@ -65,29 +77,84 @@ def wait_for_banner(
         SshNeverAnswered: No banner came in time.
         BootFailed: The guest died on the way.
     """
-    clock = climb.machine.domain.clock
+    clock = boot.machine.domain.clock
     deadline = clock() + timeout
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
-        hunt = stack.enter_context(_Hunt(climb.machine, selector, known=known))
+        attempts = stack.enter_context(_BannerAttempts(boot.machine, selector, known=known))
         wake = stack.enter_context(_Wake())
         selector.register(wake.reader, selectors.EVENT_READ)
-        climb.machine.domain.on_end(wake)
+        boot.machine.domain.on_end(wake)
         while True:
-            if climb.machine.console.offset():
-                climb.phases.reached("console")
-            hunt.dial_when_due()
-            for key, _ in selector.select(hunt.pause()):
-                if line := hunt.answered(key.fileobj):
+            if boot.machine.console.offset():
+                boot.phases.reached("console")
+            attempts.dial_when_due()
+            for key, _ in selector.select(attempts.pause()):
+                if line := attempts.answered(key.fileobj):
                     return line
-            climb.check()
-            suspect(hunt.seen)
+            boot.check()
+            check_stuck(attempts.seen)
             if clock() > deadline:
-                raise climb.failure(
+                raise boot.failure(
                     SshNeverAnswered,
-                    f"no SSH banner within {timeout:.0f} s: {hunt.seen}",
+                    f"no SSH banner within {timeout:.0f} s: {attempts.seen}",
                     resolution="raise boot_timeout if the guest was still making progress",
                 )
+
+
+class SshStuckDetector:
+    """What the wait for a banner asks itself, a few times per second.
+
+    systemd says "running" or "degraded" when nothing is left to start
+    (systemctl(1), ``is-system-running``). Said twice in a row with sshd still
+    unreachable in between, SSH will not come.
+
+    Args:
+        boot: The boot.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, boot: Boot, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._boot = boot
+        self._clock = clock
+        self._agent = GuestAgent(boot.machine.domain, timeout=_ASK_TIMEOUT)
+        self._next = clock() + _ASK_AFTER
+        self._settled = False
+
+    def __call__(self, seen: str) -> None:
+        """Take what the wait for a banner has seen.
+
+        Raises:
+            SshNeverAnswered: The guest has finished booting without an sshd.
+            EmergencyMode: systemd says so.
+        """
+        if self._clock() < self._next:
+            return
+        state = self._ask(["systemctl", "is-system-running"])
+        self._next = self._clock() + _ASK_EVERY
+        if state == "maintenance":
+            raise self._boot.failure(
+                EmergencyMode, "init is in rescue or emergency mode", details=self._failed()
+            )
+        settled = state in {"running", "degraded"}
+        if settled and self._settled:
+            raise self._boot.failure(
+                SshNeverAnswered,
+                f"the guest has finished booting ({state}) and SSH does not answer: {seen}",
+                details=self._failed(),
+                resolution="sshd must be enabled and able to start, and the first NIC be configured by DHCP",
+            )
+        self._settled = settled
+
+    def _failed(self) -> str:
+        units = self._ask(["systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager"])
+        return f"failed units:\n{units}" if units else ""
+
+    def _ask(self, argv: list[str]) -> str:
+        try:
+            return self._agent.exec(argv, check=False).stdout.strip()[:4000]
+        except (AgentError, CommandTimeout, DomainFailed):  # if QEMU has ended, the next check says so
+            return ""
 
 
 class _Wake:
@@ -110,7 +177,7 @@ class _Wake:
         self.reader.close()
 
 
-class _Hunt:
+class _BannerAttempts:
     """The attempts that are open, oldest first."""
 
     def __init__(self, machine: Machine, selector: selectors.BaseSelector, *, known: bool) -> None:

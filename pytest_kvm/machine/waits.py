@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import CommandTimeout, UnitFailed, WaitTimeout
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.watchdog import while_alive
+from pytest_kvm.machine.watchdog import run_while_alive
 from pytest_kvm.results import streams_of
 from pytest_kvm.ssh.command_line import Command
 from pytest_kvm.waiting import NotYet, time_left, wait_until
@@ -178,7 +178,7 @@ def wait_until_succeeds(
             clock=clock,
         )
 
-    return while_alive(machine, waited, what=f"{command!r} to succeed")
+    return run_while_alive(machine, waited, what=f"{command!r} to succeed")
 
 
 def wait_for_log(
@@ -208,7 +208,7 @@ def wait_for_log(
         argv = ["timeout", str(limit), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
         with machine.shell.start(argv, user="root") as journal:
             lines = journal.lines(timeout=seconds + _SLACK)
-            return while_alive(machine, lambda: matching(lines), what=f"/{regex.pattern}/ in the journal")
+            return run_while_alive(machine, lambda: matching(lines), what=f"/{regex.pattern}/ in the journal")
 
     for left in time_left(timeout, clock=machine.domain.clock):
         if (line := looked(left)) is not None:
@@ -252,7 +252,9 @@ def _loop(probe: str, *, limit: float, every: float) -> str:
 
 def _run_loop(machine: Machine, argv: list[str], *, what: str, timeout: float) -> CommandResult:
     try:
-        return while_alive(machine, lambda: machine.shell.run(argv, timeout=timeout, check=False), what=what)
+        return run_while_alive(
+            machine, lambda: machine.shell.run(argv, timeout=timeout, check=False), what=what
+        )
     except CommandTimeout as late:
         raise WaitTimeout(
             f"{machine.name}: hangs: a wait for {what} did not even end at its own time-out",

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _LOOK_EVERY = 0.25
 
 
-def attended(call: Callable[[], T], *, check: Callable[[], None], abandon: Callable[[], None]) -> T:
+def run_watched(call: Callable[[], T], *, check: Callable[[], None], abandon: Callable[[], None]) -> T:
     """Return what ``call`` returns, unless the guest dies first.
 
     Args:
@@ -29,7 +29,7 @@ def attended(call: Callable[[], T], *, check: Callable[[], None], abandon: Calla
         abandon: Makes ``call`` return soon; used when ``check`` raised or the
             user pressed Ctrl-C.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvm-attended") as pool:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvm-watched") as pool:
         future = pool.submit(call)
         try:
             while not wait([future], timeout=_LOOK_EVERY).done:
@@ -44,7 +44,7 @@ def attended(call: Callable[[], T], *, check: Callable[[], None], abandon: Calla
         raise
 
 
-def while_alive(machine: Machine, call: Callable[[], T], *, what: str) -> T:
+def run_while_alive(machine: Machine, call: Callable[[], T], *, what: str) -> T:
     """Return what ``call`` returns; ``call`` waits for something in the guest.
 
     Args:
@@ -70,4 +70,4 @@ def while_alive(machine: Machine, call: Callable[[], T], *, what: str) -> T:
                 details=machine.console.tail(),
             )
 
-    return attended(call, check=check, abandon=machine.shell.close)
+    return run_watched(call, check=check, abandon=machine.shell.close)

@@ -12,8 +12,8 @@ from typing import Protocol
 from pytest_kvm.errors import BootFailed
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
+from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
 from pytest_kvm.plaintext import guest_log
 from pytest_kvm.provision.bootcache import Job
 from pytest_kvm.provision.events import Event, Listener

@@ -13,9 +13,9 @@ from functools import partial
 from importlib.metadata import version
 
 from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
-from pytest_kvm.machine.readiness import climb_to_ready
+from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.provision.fingerprint import fingerprint, machine_facts
 from pytest_kvm.provision.gate import Gate
 from pytest_kvm.provision.guests import Order
@@ -43,7 +43,7 @@ class Job:
     """Is told what comes besides."""
 
 
-def climb(machine: Machine, job: Job) -> None:
+def make_ready(machine: Machine, job: Job) -> None:
     """Wait until a guest that was switched on is ready, and prepare it.
 
     All that was done to it is on its disks then: a test that pulls the cable
@@ -53,7 +53,7 @@ def climb(machine: Machine, job: Job) -> None:
         BootFailed: It did not become ready, or a step failed.
     """
     spec = job.order.spec
-    climb_to_ready(machine, phases=job.phases, units=spec.units, boot_timeout=spec.boot_timeout)
+    wait_until_ready(machine, phases=job.phases, units=spec.units, boot_timeout=spec.boot_timeout)
     run_steps(machine, spec.prepare, on_step=job.tell)
     write_back(machine)
 
@@ -147,7 +147,7 @@ class BootCache:
         with job.gate.trying() as undo:
             powered = template_powered_on(self._host, order, building=building, tier=tier, stack=undo)
         with undo:
-            climb(powered.machine, job)
+            make_ready(powered.machine, job)
             boot_seconds = job.phases.elapsed()
             job.tell("freezing")
             facts = frozen(powered, order, building=building, tier=tier, boot_seconds=boot_seconds)

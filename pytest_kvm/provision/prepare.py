@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.watchdog import while_alive
+from pytest_kvm.machine.watchdog import run_while_alive
 from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files
@@ -54,7 +54,7 @@ def write_back(machine: Machine) -> None:
 def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:
     where = f"{machine.name}: {which} ({_title(step)})"
     try:
-        result = while_alive(machine, lambda: _done(machine, step), what=which)
+        result = run_while_alive(machine, lambda: _done(machine, step), what=which)
     except CommandTimeout as error:
         raise PrepareFailed(
             f"{where} did not end within {machine.timeouts.command:.0f} s",

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed, StateDamaged
 from pytest_kvm.machine import savepoints
+from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
-from pytest_kvm.provision.bootcache import BootCache, Job, climb
+from pytest_kvm.provision.bootcache import BootCache, Job, make_ready
 from pytest_kvm.provision.clone import Clone, restored
 from pytest_kvm.provision.events import Event, Tier
 from pytest_kvm.provision.gate import Gate
@@ -120,7 +120,7 @@ class Starting:
         with job.gate.holding() as stack:
             undo = stack.enter_context(ExitStack())
             machine = powered_on(self._host, order, stack=undo).machine
-        climb(machine, job)
+        make_ready(machine, job)
         return Started(
             machine=replace(machine, phases=phases.seconds()),
             order=order,

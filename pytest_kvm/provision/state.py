@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_kvm.errors import GuestError, SnapshotFailed
 from pytest_kvm.handles.booted import hand_over
 from pytest_kvm.machine import savepoints
-from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.boot import Phases
 from pytest_kvm.provision.bootcache import Job
 from pytest_kvm.provision.events import Tier
 from pytest_kvm.provision.ledger import Point

@@ -25,7 +25,7 @@ _SIGNAL = re.compile(r"(?:SIG)?([A-Z][A-Z0-9+-]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Host:
+class CommandContext:
     """What a process needs of the shell that started it."""
 
     guest: str
@@ -51,13 +51,13 @@ class Process:
     and told to the log, whether it is asked for or not.
     """
 
-    def __init__(self, channel: Channel, argv: tuple[str, ...] | str, *, host: Host) -> None:
+    def __init__(self, channel: Channel, argv: tuple[str, ...] | str, *, context: CommandContext) -> None:
         self.argv = argv
         self._channel = channel
-        self._host = host
+        self._context = context
         self._begun = time.monotonic()
         self._took: float | None = None
-        self._output = Output(channel, name=label(argv)[:24], log=host.log, limit=host.output_limit)
+        self._output = Output(channel, name=label(argv)[:24], log=context.log, limit=context.output_limit)
 
     # ------------------------------------------------------------ what it does
 
@@ -79,7 +79,7 @@ class Process:
             stdout_bytes=self._output.out.value(),
             stderr_bytes=self._output.err.value(),
             duration=self._took if self._took is not None else self._elapsed(),
-            guest=self._host.guest,
+            guest=self._context.guest,
         )
 
     def lines(self, *, timeout: float | None = None) -> Iterator[str]:
@@ -93,9 +93,9 @@ class Process:
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
-        seconds = self._host.timeout if timeout is None else timeout
+        seconds = self._context.timeout if timeout is None else timeout
         position = 0
-        while line := self._line(position, self._host.clock() + seconds):
+        while line := self._line(position, self._context.clock() + seconds):
             position += len(line)
             yield line.decode(errors="replace").removesuffix("\n").removesuffix("\r")
 
@@ -116,11 +116,11 @@ class Process:
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
-        if not self._ended_within(self._host.timeout if timeout is None else timeout):
+        if not self._ended_within(self._context.timeout if timeout is None else timeout):
             raise self._timed_out()
         if self._took is None:
             self._took = self._elapsed()
-        self._output.drain(self._host.round_trip)
+        self._output.drain(self._context.round_trip)
         self._check_alive()
         if self.poll() == 0 and not self._output.begun:
             raise self._never_run()
@@ -138,7 +138,7 @@ class Process:
         try:
             send(self._channel, data.encode() if isinstance(data, str) else data)
         except (OSError, EOFError) as error:
-            lost = self._host.lost() or SshUnavailable(f"{self._where()}: its standard input is closed")
+            lost = self._context.lost() or SshUnavailable(f"{self._where()}: its standard input is closed")
             raise lost from error
 
     def close_stdin(self) -> None:
@@ -146,7 +146,7 @@ class Process:
         try:
             self._channel.shutdown_write()
         except (OSError, EOFError):
-            self._host.log.debug("%s: the connection went before standard input did", self._where())
+            self._context.log.debug("%s: the connection went before standard input did", self._where())
 
     def signal(self, name: str | signals.Signals) -> None:
         """Signal the command and its children (its process group); nothing if it has ended.
@@ -160,7 +160,7 @@ class Process:
         output = self._output
         output.await_change(lambda: output.group is not None or output.ended, _SIGNAL_WITHIN)
         if self.running and output.group is not None:
-            self._host.send_signal(found[1], output.group)
+            self._context.send_signal(found[1], output.group)
 
     def kill(self) -> None:
         """Kill the command and its children."""
@@ -195,7 +195,7 @@ class Process:
         try:
             self.stop()
         except (GuestGone, SshUnavailable):
-            self._host.log.debug("%s: the guest was gone before it was stopped", self._where())
+            self._context.log.debug("%s: the guest was gone before it was stopped", self._where())
 
     def __repr__(self) -> str:
         code = self.poll()
@@ -204,10 +204,12 @@ class Process:
     # ------------------------------------------------------------ inside
 
     def _ended_within(self, seconds: float) -> bool:
-        deadline = self._host.clock() + seconds
-        while not self._channel.status_event.wait(min(_LOOK_EVERY, max(0.0, deadline - self._host.clock()))):
+        deadline = self._context.clock() + seconds
+        while not self._channel.status_event.wait(
+            min(_LOOK_EVERY, max(0.0, deadline - self._context.clock()))
+        ):
             self._check_alive()
-            if self._host.clock() >= deadline:
+            if self._context.clock() >= deadline:
                 return False
         return True
 
@@ -215,17 +217,17 @@ class Process:
         return time.monotonic() - self._begun
 
     def _where(self) -> str:
-        return f"{self._host.guest}: `{label(self.argv)}`"
+        return f"{self._context.guest}: `{label(self.argv)}`"
 
     def _line(self, position: int, deadline: float) -> bytes:
         """Return the line at a position, b"" at the end."""
         out = self._output.out
         while (line := out.line_at(position)) is None:
             if not self.running:
-                self._output.drain(self._host.round_trip)
+                self._output.drain(self._context.round_trip)
                 continue
             self._check_alive()
-            left = deadline - self._host.clock()
+            left = deadline - self._context.clock()
             if left <= 0:
                 raise self._timed_out()
             self._output.await_change(lambda: out.line_at(position) is not None, min(_LOOK_EVERY, left))
@@ -238,11 +240,11 @@ class Process:
         if self._output.overflowed:
             self.kill()
             raise CommandFailed(
-                f"{self._where()}: wrote more than {self._host.output_limit} bytes and was killed",
+                f"{self._where()}: wrote more than {self._context.output_limit} bytes and was killed",
                 resolution="redirect its output to a file in the guest and get() that",
                 result=self.so_far(),
             )
-        if (self.running or self._channel.exit_status == -1) and (lost := self._host.lost()):
+        if (self.running or self._channel.exit_status == -1) and (lost := self._context.lost()):
             lost.details = "\n".join(filter(None, (lost.details, streams_of(self.so_far()))))
             raise lost
 

@@ -22,7 +22,7 @@ from pytest_kvm.ssh.channel import Channel
 from pytest_kvm.ssh.command_line import Command, as_given, command_line, signal_line
 from pytest_kvm.ssh.connection import Connection
 from pytest_kvm.ssh.connections import Connections, goes_down
-from pytest_kvm.ssh.process import Host, Process
+from pytest_kvm.ssh.process import CommandContext, Process
 from pytest_kvm.waiting import Clock
 
 _SIGNAL_WITHIN = 10.0
@@ -161,7 +161,7 @@ class Shell:
         cwd: str | None = None,
         user: str | None = None,
         within: float | None = None,
-    ) -> tuple[Channel, Host]:
+    ) -> tuple[Channel, CommandContext]:
         """Start a command and hand over its raw channel, for whoever moves much data.
 
         Args:
@@ -186,7 +186,7 @@ class Shell:
             connection.execute(channel, line, within=within)
         except SshUnavailable as error:
             raise self._lost(connection) or error from None
-        return channel, Host(
+        return channel, CommandContext(
             guest=self._guest,
             log=self._log,
             lost=partial(self._lost, connection),
@@ -207,8 +207,8 @@ class Shell:
         user: str | None = None,
         within: float | None = None,
     ) -> Process:
-        channel, host = self.channel(command, env=env, cwd=cwd, user=user, within=within)
-        return Process(channel, as_given(command), host=host)
+        channel, context = self.channel(command, env=env, cwd=cwd, user=user, within=within)
+        return Process(channel, as_given(command), context=context)
 
     def _new_connections(self) -> Connections:
         return Connections(

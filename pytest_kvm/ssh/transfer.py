@@ -18,7 +18,7 @@ from pytest_kvm.results import tail
 from pytest_kvm.ssh.channel import Channel, send
 from pytest_kvm.ssh.command_line import Command
 from pytest_kvm.ssh.output import START_UP_LIMIT, CommandStart
-from pytest_kvm.ssh.process import Host
+from pytest_kvm.ssh.process import CommandContext
 
 _READ_BYTES = 16 * 1024**2
 _ERRORS_KEPT = 64 * 1024
@@ -34,7 +34,7 @@ _REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
 class Opener(Protocol):
     """Whoever starts a command and hands over its channel: :class:`~pytest_kvm.ssh.shell.Shell`."""
 
-    def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, Host]:
+    def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, CommandContext]:
         """Start a command."""
         ...
 
@@ -54,15 +54,15 @@ class Transfer:
     """
 
     def __init__(self, opener: Opener, script: str, *, path: str, user: str | None = None) -> None:
-        self._channel, self._host = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
+        self._channel, self._context = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
         # Data that flows has no time-out as a whole, but it has to flow.
-        self._channel.settimeout(self._host.timeout)
+        self._channel.settimeout(self._context.timeout)
         self._path = path
         self._out_start, self._err_start = CommandStart(), CommandStart()
         self._ahead = memoryview(b"")
         self._errors = bytearray()
         self._listener = threading.Thread(
-            target=self._listen, name=f"{self._host.guest}: {path}", daemon=True
+            target=self._listen, name=f"{self._context.guest}: {path}", daemon=True
         )
         self._listener.start()
 
@@ -105,13 +105,13 @@ class Transfer:
         try:
             self._channel.shutdown_write()
         except (OSError, EOFError) as error:
-            raise self._host.lost() or self._broken() from error
-        if not self._channel.status_event.wait(self._host.timeout):
+            raise self._context.lost() or self._broken() from error
+        if not self._channel.status_event.wait(self._context.timeout):
             raise self._stalled()
         self._listener.join(_EXIT_WITHIN)
         code, said = self._channel.exit_status, bytes(self._errors)
         if code == -1:
-            raise self._host.lost() or self._broken()
+            raise self._context.lost() or self._broken()
         if code not in (0, harmless):
             raise self._failed(code, said)
         if not self._err_start.happened:
@@ -156,7 +156,7 @@ class Transfer:
         self._errors += data[: _ERRORS_KEPT - len(self._errors)]
 
     def _where(self) -> str:
-        return f"{self._host.guest}:{self._path}"
+        return f"{self._context.guest}:{self._path}"
 
     def _failed(self, code: int, said: bytes) -> RemoteFileError:
         kind = next((kind for pattern, kind in _REASONS if pattern.search(said)), RemoteFileError)
@@ -173,7 +173,7 @@ class Transfer:
 
     def _stalled(self) -> RemoteFileError:
         return RemoteFileError(
-            f"{self._where()}: no progress for {self._host.timeout:.0f} s",
+            f"{self._where()}: no progress for {self._context.timeout:.0f} s",
             details=tail(bytes(self._errors))[0],
         )
 

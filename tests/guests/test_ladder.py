@@ -11,7 +11,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm import errors
-from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.boot import Phases
 
 MEMORY = {"memory": "512MiB", "vcpus": 1}
 

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_kvm.machine.climb import Climb
+from pytest_kvm.machine.boot import Boot, Phases
 from pytest_kvm.machine.console_errors import ConsoleWatch
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
 
 
 @pytest.fixture
-def climb(machine: Machine) -> Climb:
-    return Climb(machine=machine, phases=Phases(machine.log), watch=ConsoleWatch(machine.console))
+def boot(machine: Machine) -> Boot:
+    return Boot(machine=machine, phases=Phases(machine.log), watch=ConsoleWatch(machine.console))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 
 from pytest_kvm.errors import GuestGone, WaitTimeout
-from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.console import Console, PlainDecoder
+from pytest_kvm.plaintext import plain
 
 
 def test_a_console_that_has_no_log_yet_is_empty(tmp_path):
@@ -102,3 +103,39 @@ def test_send_types_everything_and_reads_what_is_echoed(tmp_path):
 def test_send_to_a_guest_that_is_gone_says_so(tmp_path):
     with pytest.raises(GuestGone, match="cannot type on the console"):
         Console(tmp_path / "log", tmp_path / "absent").send("x")
+
+
+# ---------------------------------------------------------------- without control functions
+
+SHOWN = [
+    ("\x1b[32m[  OK  ]\x1b[0m Started\r\n", "[  OK  ] Started\n"),
+    ("\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r\n", "SeaBIOS\n"),
+    ("\x1b]3008;start=1;type=boot\x1b\\Welcome\x1b]0;title\x07!", "Welcome!"),
+    ("10%\r20%\rdone\r\n", "10%\n20%\ndone\n"),
+    ("a\x00b\x08c\x9bd\x7fe\tf", "abcde\tf"),
+    ("\u202eevil\u2066", "evil"),
+    ("\x1b(Btext\x1b7", "text"),
+]
+
+
+@pytest.mark.parametrize(("raw", "shown"), SHOWN)
+def test_only_text_tabs_and_newlines_remain(raw, shown):
+    assert plain(raw) == shown
+
+
+@pytest.mark.parametrize(("raw", "shown"), SHOWN)
+def test_a_stream_cut_at_any_byte_reads_the_same(raw, shown):
+    data = raw.encode() + b"."
+    for cut in range(len(data) + 1):
+        decoder = PlainDecoder()
+        assert decoder.feed(data[:cut]) + decoder.feed(data[cut:]) == shown + ".", cut
+
+
+def test_bytes_that_are_not_utf8_are_replaced():
+    assert PlainDecoder().feed(b"\xff\xfeok\n") == "\ufffd\ufffdok\n"
+
+
+def test_an_escape_that_never_ends_is_not_held_for_ever():
+    decoder = PlainDecoder()
+    shown = "".join(decoder.feed(piece) for piece in [b"\x1b]", *[b"x" * 1000] * 10])
+    assert len(shown) >= 5000

@@ -9,8 +9,8 @@ import pytest
 
 from pytest_kvm.errors import SshNeverAnswered, WaitTimeout
 from pytest_kvm.machine import power, waits
-from pytest_kvm.machine.phases import Phases
-from pytest_kvm.machine.readiness import climb_to_ready
+from pytest_kvm.machine.boot import Phases
+from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.machine.ssh_wait import wait_for_banner
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.fakes import output
@@ -78,14 +78,14 @@ def test_it_is_not_once_the_time_is_over(machine, shell, clock):
     assert len(shell.ran) == 2
 
 
-def test_a_boot_that_fails_says_for_how_long_the_guest_was_held_up(climb, domain):
+def test_a_boot_that_fails_says_for_how_long_the_guest_was_held_up(boot, domain):
     domain.held_up = 41.0
     with pytest.raises(SshNeverAnswered) as failed:
-        wait_for_banner(climb, timeout=0.1)
+        wait_for_banner(boot, timeout=0.1)
     assert "for 41 s in all, the host had no processor for the guest" in failed.value.details
     domain.held_up = 0.2
     with pytest.raises(SshNeverAnswered) as failed:
-        wait_for_banner(climb, timeout=0.1)
+        wait_for_banner(boot, timeout=0.1)
     assert "no processor" not in failed.value.details
 
 
@@ -95,7 +95,7 @@ def test_the_time_out_of_a_whole_boot_is_in_the_guests_seconds_too(machine, shel
     shell.expect("systemctl show", "")
     hosts = chain([0.0, 5.0], count(900.0))  # five seconds until the ladder, then far too many
     phases = Phases(machine.log, clock=lambda: next(hosts))
-    climb_to_ready(machine, phases=phases, units=["nginx.service"], boot_timeout=100)
+    wait_until_ready(machine, phases=phases, units=["nginx.service"], boot_timeout=100)
     assert limits_of(shell) == ["55"]
 
 

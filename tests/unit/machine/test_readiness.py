@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.errors import LoginRefused, QemuDied, SshUnavailable, UnitNotActive
-from pytest_kvm.machine.phases import Phases
-from pytest_kvm.machine.readiness import climb_to_ready
+from pytest_kvm.machine.boot import Phases
+from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.settings import Timeouts
 from tests.fakes import output
 
@@ -22,17 +22,17 @@ def booting(machine, sshd):
     )
 
 
-def climbed(machine, units=()):
+def made_ready(machine, units=()):
     phases = Phases(machine.log)
-    climb_to_ready(machine, phases=phases, units=units)
+    wait_until_ready(machine, phases=phases, units=units)
     return phases.seconds()
 
 
-def test_the_ladder_is_climbed_rung_by_rung(booting, shell, printed):
+def test_the_rungs_are_reached_in_order(booting, shell, printed):
     shell.expect("result.json ]", ABSENT)
     shell.expect("systemctl show", "")
     printed("SeaBIOS\n")
-    phases = climbed(booting, units=["nginx.service"])
+    phases = made_ready(booting, units=["nginx.service"])
     assert list(phases) == ["power_on", "console", "banner", "login", "cloud_init", "nginx.service", "ready"]
     assert shell.connected
 
@@ -40,7 +40,7 @@ def test_the_ladder_is_climbed_rung_by_rung(booting, shell, printed):
 def test_an_early_refusal_is_retried_until_the_keys_are_written(booting, shell, domain):
     shell.logins = [LoginRefused("no key"), LoginRefused("no key"), SshUnavailable("dropped"), None]
     shell.expect("result.json ]", ABSENT)
-    assert "ready" in climbed(booting)
+    assert "ready" in made_ready(booting)
 
 
 def test_a_refusal_is_final_once_the_keys_are_written(booting, shell, domain):
@@ -48,14 +48,14 @@ def test_a_refusal_is_final_once_the_keys_are_written(booting, shell, domain):
     refusal = LoginRefused("web: sshd refused the key", details="as root")
     shell.logins = [refusal] * 3
     with pytest.raises(LoginRefused, match=r"web: sshd refused the key(.|\n)*as root(.|\n)*→ the seed's key"):
-        climbed(replace(booting, timeouts=Timeouts(login=600)))
+        made_ready(replace(booting, timeouts=Timeouts(login=600)))
     assert len(shell.logins) == 1
 
 
 def test_without_any_word_of_cloud_init_a_refusal_is_final_at_the_deadline(booting, shell):
     shell.logins = [LoginRefused("no key", resolution="use the right one")] * 99
     with pytest.raises(LoginRefused, match=r"no key(.|\n)*→ use the right one"):
-        climbed(replace(booting, timeouts=Timeouts(login=1)))
+        made_ready(replace(booting, timeouts=Timeouts(login=1)))
 
 
 def test_a_unit_that_failed_is_told_as_the_rung(booting, shell):
@@ -63,7 +63,7 @@ def test_a_unit_that_failed_is_told_as_the_rung(booting, shell):
     shell.expect("systemctl show", output("ActiveState=failed\n", exit_code=76))
     shell.expect("systemctl status", "nginx: bad config")
     with pytest.raises(UnitNotActive, match=r"nginx.service will not become active(.|\n)*bad config"):
-        climbed(booting, units=["nginx.service"])
+        made_ready(booting, units=["nginx.service"])
 
 
 def test_a_guest_that_dies_while_a_unit_starts_is_told_by_its_rung(booting, shell, domain):
@@ -74,4 +74,4 @@ def test_a_guest_that_dies_while_a_unit_starts_is_told_by_its_rung(booting, shel
     shell.expect("result.json ]", ABSENT)
     shell.expect("systemctl show", dies)
     with pytest.raises(QemuDied, match="killed by signal 9"):
-        climbed(booting, units=["nginx.service"])
+        made_ready(booting, units=["nginx.service"])

@@ -77,14 +77,14 @@ def test_a_helper_is_not_left_behind_where_nothing_was_taken(machine, events, mo
 def test_restoring_ends_what_came_later_and_renews(machine, events):
     savepoints.take(machine, "s")
     events.clear()
-    machine.live.ask(lambda: [Thing("one", events), Thing("two", events)])
+    machine.open_resources.register(lambda: [Thing("one", events), Thing("two", events)])
     savepoints.restore(machine, "s")
     assert events == ["load s", "close one", "close two", "hang up", "renew 7"]
 
 
 def test_what_is_at_work_is_named(machine, shell, events):
     shell.processes = (Thing("a process", events),)
-    machine.live.ask(lambda: [Thing("a port", events)])
+    machine.open_resources.register(lambda: [Thing("a port", events)])
     with pytest.raises(SavepointRefused, match="at work in the guest: <a process>, <a port>"):
         savepoints.take(machine, "s")
     assert events == []

@@ -5,12 +5,12 @@ import threading
 import pytest
 
 from pytest_kvm.errors import CommandFailed, GuestGone, SshUnavailable
-from pytest_kvm.machine.watchdog import attended, while_alive
+from pytest_kvm.machine.watchdog import run_watched, run_while_alive
 from tests.fakes import output
 
 
 def test_the_result_of_the_call_comes_back(machine, shell):
-    assert while_alive(machine, lambda: 5, what="nothing") == 5
+    assert run_while_alive(machine, lambda: 5, what="nothing") == 5
     assert not shell.closed.is_set()
 
 
@@ -19,21 +19,21 @@ def test_an_error_of_the_call_comes_back(machine):
         return output("", exit_code=1).check()
 
     with pytest.raises(CommandFailed):
-        while_alive(machine, fails, what="nothing")
+        run_while_alive(machine, fails, what="nothing")
 
 
 def test_a_panic_ends_a_call_that_hangs(machine, shell, printed):
     timer = threading.Timer(0.1, printed, ["Kernel panic - not syncing: Fatal exception\n"])
     timer.start()
     with pytest.raises(GuestGone, match=r"panicked while waiting for port 80: Kernel panic.*Fatal exception"):
-        while_alive(machine, shell.hang, what="port 80")
+        run_while_alive(machine, shell.hang, what="port 80")
     assert shell.closed.is_set()
 
 
 def test_the_end_of_the_domain_ends_a_call_that_hangs(machine, shell, domain):
     domain.end("guest shutdown")
     with pytest.raises(GuestGone, match=r"web ended \(guest shutdown\) while waiting for port 80"):
-        while_alive(machine, shell.hang, what="port 80")
+        run_while_alive(machine, shell.hang, what="port 80")
 
 
 def test_a_lost_connection_is_told_by_its_better_known_reason(machine, domain):
@@ -42,7 +42,7 @@ def test_a_lost_connection_is_told_by_its_better_known_reason(machine, domain):
         raise SshUnavailable("connection reset")
 
     with pytest.raises(GuestGone, match="QEMU died"):
-        while_alive(machine, lost, what="port 80")
+        run_while_alive(machine, lost, what="port 80")
 
 
 def test_ctrl_c_leaves_no_thread_behind(shell):
@@ -50,5 +50,5 @@ def test_ctrl_c_leaves_no_thread_behind(shell):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        attended(shell.hang, check=interrupted, abandon=shell.close)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kvm-attended")]
+        run_watched(shell.hang, check=interrupted, abandon=shell.close)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kvm-watched")]

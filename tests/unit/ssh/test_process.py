@@ -113,8 +113,8 @@ def test_writing_to_what_has_ended_says_so(shell):
 
 
 def test_more_output_than_can_be_kept_ends_it(shell):
-    channel, host = shell.channel("yes")
-    process = Process(channel, "yes", host=replace(host, output_limit=1000))
+    channel, context = shell.channel("yes")
+    process = Process(channel, "yes", context=replace(context, output_limit=1000))
     with pytest.raises(CommandFailed, match="wrote more than 1000 bytes") as caught:
         process.wait()
     assert len(caught.value.result.stdout_bytes) == 1000

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
 from pytest_kvm.host.keys import new_key_pair, write_private
-from pytest_kvm.machine.watchdog import attended
+from pytest_kvm.machine.watchdog import run_watched
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh import connections
 from pytest_kvm.ssh.shell import Shell
@@ -353,7 +353,7 @@ def test_a_panic_ends_a_login_that_hangs(silent, silenced, background):
         if silent.greeted.is_set():
             raise GuestGone("the kernel panicked")
 
-    call = background.submit(attended, silenced.connect, check=check, abandon=silenced.close)
+    call = background.submit(run_watched, silenced.connect, check=check, abandon=silenced.close)
     assert isinstance(call.exception(WITHIN), GuestGone)
 
 

@@ -1,7 +1,8 @@
-"""One climb of the readiness ladder: what every rung needs to fail by name."""
+"""One boot of the readiness ladder: what every rung needs to fail by name."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +11,62 @@ from typing import TypeVar
 from pytest_kvm.errors import BootFailed, QemuDied
 from pytest_kvm.machine.console_errors import ConsoleWatch
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.phases import Phases
-from pytest_kvm.machine.watchdog import attended
+from pytest_kvm.machine.watchdog import run_watched
 
 T = TypeVar("T")
 _TAIL_LINES = 40
 _LINES_AROUND = (30, 10)
 """Lines that a report shows before and after the one that says what is wrong."""
+Listener = Callable[[str, float], None]
+"""Told each phase as it is reached, with the seconds since power on."""
+
+
+class Phases:
+    """Stop watch of one boot; the first phase is ``power_on``, at zero.
+
+    Args:
+        log: Gets one line per phase.
+        listener: Gets the same as values; a terminal's live line.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        *,
+        listener: Listener = lambda _phase, _seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._listener = listener
+        self._clock = clock
+        self._start = clock()
+        self._reached: dict[str, float] = {"power_on": 0.0}
+
+    def reached(self, phase: str) -> None:
+        """Note that ``phase`` was reached now; only the first time counts."""
+        if phase in self._reached:
+            return
+        seconds = self._reached[phase] = self.elapsed()
+        self._log.info("%s after %.1f s", phase.replace("_", " "), seconds)
+        self._listener(phase, seconds)
+
+    def elapsed(self) -> float:
+        """Return the seconds since power on."""
+        return self._clock() - self._start
+
+    def seconds(self) -> dict[str, float]:
+        """Return each phase with its seconds since power on, in order."""
+        return dict(self._reached)
+
+    def describe(self) -> str:
+        """Return the phases on one line, the running time last."""
+        parts = [f"{name.replace('_', ' ')} {at:.1f} s" for name, at in self._reached.items()]
+        return f"boot phases: {', '.join(parts)}; now {self.elapsed():.1f} s"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climb:
+class Boot:
     """A boot in progress.
 
     Args:
@@ -88,6 +134,6 @@ class Climb:
         shown = lines[max(0, found[-1] - before) : found[-1] + after + 1]
         return "\n".join([f"console, line {found[-1] + 1} of {len(lines)} and those around it:", *shown])
 
-    def attended(self, call: Callable[[], T]) -> T:
+    def run_watched(self, call: Callable[[], T]) -> T:
         """Run a blocking call, and end it as soon as the boot has failed."""
-        return attended(call, check=self.check, abandon=self.machine.shell.close)
+        return run_watched(call, check=self.check, abandon=self.machine.shell.close)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 
-from pytest_kvm.machine.phases import Phases
+from pytest_kvm.machine.boot import Phases
 
 
 def test_phases_are_told_once_each_with_the_time_since_power_on(caplog):

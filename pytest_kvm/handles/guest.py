@@ -1,33 +1,110 @@
 """The guest as a test holds it.
 
-A façade: every verb waits until the guest is ready and hands over to the
-module that does the work.
+Every verb waits until the guest is ready and hands over to the module that
+does the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pytest_kvm.handles.file_verbs import FileVerbs
-from pytest_kvm.handles.power_verbs import PowerVerbs
-from pytest_kvm.handles.savepoint_verbs import SavepointVerbs
-from pytest_kvm.handles.view_verbs import ViewVerbs
-from pytest_kvm.handles.wait_verbs import WaitVerbs
+from pytest_kvm.handles import keyboard
+from pytest_kvm.handles.screen import to_png
+from pytest_kvm.machine import power, waits
 from pytest_kvm.machine.agent import GuestAgent
+from pytest_kvm.machine.savepoints import Savepoint, renew_if_due, take
+from pytest_kvm.ssh.files import GET_LIMIT, Files
+from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
+    from pytest_kvm.machine.console import Console
+    from pytest_kvm.machine.machine import Machine
+    from pytest_kvm.machine.port_forwards import Forward
     from pytest_kvm.results import CommandResult
     from pytest_kvm.ssh.command_line import Command
     from pytest_kvm.ssh.process import Process
 
+State = Literal["booting", "running", "ended", "failed"]
 
-class Guest(FileVerbs, WaitVerbs, PowerVerbs, ViewVerbs, SavepointVerbs):
-    """One virtual machine.
+_savepoint_numbers = itertools.count(1)
 
-    Commands, files, waits, power, savepoints, and views of what it shows; each
-    group's verbs are documented in its own class.
+
+def _nothing() -> None:
+    """Stand in for nobody who wants to know."""
+
+
+def _no_reboot(seconds: float) -> None:
+    """Stand in for nobody who wants to know."""
+    del seconds
+
+
+class Guest:
+    """One virtual machine, which boots in the background.
+
+    Every verb waits until it is ready, and raises the boot's own
+    :class:`~pytest_kvm.errors.BootFailed` if it never was. Time-outs are
+    seconds; None takes the run's. Paths in the guest are absolute or below the
+    login user's home.
+
+    Args:
+        name: How logs and messages call it.
+        boot: Becomes the guest's parts when it is ready.
+        summary: What it is made of, for ``repr()``.
+        before_use: Called before each verb that may change the guest.
+        on_reboot: Called with the seconds of each reboot, also of one that failed.
     """
+
+    def __init__(
+        self,
+        name: str,
+        boot: Future[Machine],
+        *,
+        summary: str = "",
+        before_use: Callable[[], None] = _nothing,
+        on_reboot: Callable[[float], None] = _no_reboot,
+    ) -> None:
+        self.name = name
+        self._boot = boot
+        self._summary = summary
+        self._before_use = before_use
+        self._on_reboot = on_reboot
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.name}: {', '.join(filter(None, [self._summary, self.state]))}>"
+
+    @property
+    def state(self) -> State:
+        """What it is at; asks nobody and waits for nothing."""
+        if not self._boot.done():
+            return "booting"
+        if self._boot.cancelled() or self._boot.exception() is not None:
+            return "failed"
+        return "running" if self._boot.result().domain.alive() else "ended"
+
+    @property
+    def machine(self) -> Machine:
+        """Its parts, for what no verb covers; waits until it is ready.
+
+        Whoever has them may change the guest, so this counts as a use of it.
+        """
+        self._before_use()
+        return self._boot.result()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until the guest is ready.
+
+        Raises:
+            BootFailed: It did not become ready; the subclass says why.
+            TimeoutError: It still boots after ``timeout`` seconds, and goes on.
+        """
+        self._boot.result(timeout)
 
     @property
     def boot_phases(self) -> Mapping[str, float]:
@@ -105,3 +182,323 @@ class Guest(FileVerbs, WaitVerbs, PowerVerbs, ViewVerbs, SavepointVerbs):
         """QEMU's guest agent: commands without network or login."""
         machine = self.machine
         return GuestAgent(machine.domain, timeout=machine.timeouts.agent)
+
+    # ------------------------------------------------------------ files and ports
+
+    def put(
+        self, local: str | os.PathLike[str], remote: str, *, mode: int | None = None, owner: str | None = None
+    ) -> None:
+        """Copy a file, or a folder's content, into the guest.
+
+        Args:
+            local: File or folder on the host.
+            remote: Path in the guest; with a slash at the end, the folder to put it into.
+            mode: A single file's permission bits; None: those of ``local``.
+            owner: "user" or "user:group"; None: the login user.
+
+        Raises:
+            OSError: ``local`` cannot be read.
+            RemoteFileError: The guest could not write.
+        """
+        self._files.put(local, remote, mode=mode, owner=owner)
+
+    def get(self, remote: str, local: str | os.PathLike[str], *, max_bytes: int = GET_LIMIT) -> Path:
+        """Copy a file, or a folder's content, out of the guest and return where it is.
+
+        Nothing is written outside ``local``, whatever the guest sends.
+
+        Raises:
+            OSError: ``local`` cannot be written.
+            RemoteFileError: The guest could not read, or sent more than ``max_bytes``.
+        """
+        return self._files.get(remote, local, max_bytes=max_bytes)
+
+    def write_text(
+        self, path: str, text: str, *, mode: int = 0o644, owner: str | None = None, append: bool = False
+    ) -> None:
+        """Write UTF-8 text to a file in the guest; see :meth:`write_bytes`."""
+        self._files.write_text(path, text, mode=mode, owner=owner, append=append)
+
+    def write_bytes(
+        self, path: str, data: bytes, *, mode: int = 0o644, owner: str | None = None, append: bool = False
+    ) -> None:
+        """Write a file in the guest, whole or not at all.
+
+        Args:
+            path: Path in the guest.
+            data: Its new content.
+            mode: Permission bits; when appending, those of a new file.
+            owner: "user" or "user:group"; None: the login user.
+            append: Add to what is there.
+
+        Raises:
+            RemoteFileError: The guest could not write.
+        """
+        self._files.write_bytes(path, data, mode=mode, owner=owner, append=append)
+
+    def read_text(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> str:
+        """Return a file's content as UTF-8, what is not UTF-8 replaced by U+FFFD."""
+        return self._files.read_text(path, max_bytes=max_bytes)
+
+    def read_bytes(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            RemoteFileError: It cannot be read, or is larger than ``max_bytes``.
+        """
+        return self._files.read_bytes(path, max_bytes=max_bytes)
+
+    def forward(self, guest_port: int, *, host_port: int = 0) -> Forward:
+        """Make a TCP port of the guest reachable on the host's loopback address.
+
+        Args:
+            guest_port: Port in the guest.
+            host_port: Port on the host; 0: a free one.
+
+        Returns:
+            Its ``host`` and ``port``; a context manager that closes it.
+
+        Raises:
+            NetworkFailed: The host's port is taken.
+        """
+        return self.machine.forwards.add(guest_port, host_port=host_port)
+
+    # ------------------------------------------------------------ waits
+
+    def wait_for_unit(self, unit: str, *, timeout: float | None = None) -> None:
+        """Wait until a systemd unit is active.
+
+        A service that counts as active once its process is there must have been
+        active for a second, one that has been restarted for three.
+
+        Raises:
+            UnitFailed: It failed, does not exist, or nothing will start it;
+                with its status and journal.
+            WaitTimeout: With the last observation.
+            GuestGone: The guest ended or panicked.
+        """
+        waits.wait_for_unit(self.machine, unit, timeout=self._seconds(timeout))
+
+    def wait_for_port(
+        self, port: int, *, host: str = "localhost", closed: bool = False, timeout: float | None = None
+    ) -> None:
+        """Wait until a TCP port takes connections from inside the guest.
+
+        Args:
+            port: TCP port.
+            host: Name or address as the guest sees it.
+            closed: Wait until it takes none.
+            timeout: Seconds.
+
+        Raises:
+            WaitTimeout: With the last observation.
+            GuestGone: The guest ended or panicked.
+        """
+        seconds = self._seconds(timeout)
+        waits.wait_for_port(self.machine, port, host=host, closed=closed, timeout=seconds)
+
+    def wait_for_file(self, path: str, *, absent: bool = False, timeout: float | None = None) -> None:
+        """Wait until a path exists, or with ``absent`` until it does not.
+
+        Raises:
+            WaitTimeout: With the last observation.
+            GuestGone: The guest ended or panicked.
+        """
+        waits.wait_for_file(self.machine, path, absent=absent, timeout=self._seconds(timeout))
+
+    def wait_until(
+        self, command: Command, *, user: str | None = None, timeout: float | None = None
+    ) -> CommandResult:
+        """Repeat a command until it exits with 0, and return that result.
+
+        Raises:
+            WaitTimeout: With the last exit code and output.
+            GuestGone: The guest ended or panicked.
+        """
+        seconds = self._seconds(timeout)
+        return waits.wait_until_succeeds(self.machine, command, user=user, timeout=seconds)
+
+    def wait_for_console(
+        self, pattern: str | re.Pattern[str], *, since: int | None = None, timeout: float | None = None
+    ) -> re.Match[str]:
+        """Wait until the guest prints something on its console that matches.
+
+        Args:
+            pattern: Regular expression, searched with ``re.MULTILINE``.
+            since: An earlier ``console.offset()``; None: from now on.
+            timeout: Seconds.
+
+        Raises:
+            WaitTimeout: With the console's tail.
+            GuestGone: The guest ended first.
+        """
+        return self.machine.console.wait(pattern, since=since, timeout=self._seconds(timeout))
+
+    def wait_for_log(
+        self, pattern: str | re.Pattern[str], *, unit: str | None = None, timeout: float | None = None
+    ) -> str:
+        """Wait until a journal line of this boot matches, and return it.
+
+        Raises:
+            WaitTimeout: With the last line.
+            GuestGone: The guest ended or panicked.
+        """
+        return waits.wait_for_log(self.machine, pattern, unit=unit, timeout=self._seconds(timeout))
+
+    # ------------------------------------------------------------ power
+
+    def reboot(self, *, hard: bool = False, timeout: float | None = None) -> None:
+        """Restart and log in again; a different boot id proves that it happened.
+
+        Args:
+            hard: Press the reset button: nothing is stopped or written back.
+            timeout: Seconds until the login.
+
+        Raises:
+            BootFailed: It did not come back.
+        """
+        limits = self._parts.timeouts
+        limit = limits.shutdown + limits.boot if timeout is None else timeout
+        machine, begun = self.machine, time.monotonic()
+        try:
+            power.reboot(machine, hard=hard, timeout=limit)
+        finally:
+            self._on_reboot(time.monotonic() - begun)
+
+    def shutdown(self, *, button: bool = False, timeout: float | None = None) -> None:
+        """Switch off in good order; the guest is gone afterwards.
+
+        Args:
+            button: Press the power button (ACPI) instead of asking systemd.
+            timeout: Seconds.
+
+        Raises:
+            WaitTimeout: It still runs.
+        """
+        limit = self._parts.timeouts.shutdown if timeout is None else timeout
+        power.shutdown(self.machine, button=button, timeout=limit)
+
+    def power_off(self) -> None:
+        """Pull the cable; the guest is gone afterwards."""
+        power.power_off(self.machine)
+
+    def crash(self, *, nmi: bool = False) -> str:
+        """Make the kernel panic and return the line in which it says so."""
+        return power.crash(self.machine, nmi=nmi)
+
+    def pause(self) -> None:
+        """Stop its processors; commands hang until :meth:`resume`."""
+        self.machine.domain.suspend()
+
+    def resume(self) -> None:
+        """Let its processors go on."""
+        machine = self.machine
+        machine.domain.resume()
+        renew_if_due(machine)
+
+    # ------------------------------------------------------------ savepoints
+
+    def savepoint(self, name: str | None = None) -> Savepoint:
+        """Take a savepoint of memory and all writable disks together.
+
+        Args:
+            name: How messages call it; it need not be unique.
+
+        Returns:
+            Its ``restore()`` and ``drop()``; a context manager that does both.
+
+        Raises:
+            SavepointRefused: A background process or a forwarded port of the
+                test is open, or a writable disk is not qcow2; the message names it.
+            SnapshotFailed: QEMU failed, for instance for want of room.
+        """
+        machine = self.machine
+        number = next(_savepoint_numbers)
+        tag = f"hand-{number}"
+        take(machine, tag)
+        return Savepoint(name or f"savepoint {number}", tag=tag, machine=machine, use=lambda: self.machine)
+
+    # ------------------------------------------------------------ what it shows, and its keyboard
+
+    @property
+    def console(self) -> Console:
+        """The serial console: its log, and a line to type on."""
+        return self.machine.console
+
+    def console_tail(self, lines: int = 40) -> str:
+        """Return the console's last lines; empty while the guest is not ready. Never waits or raises."""
+        return self._parts.console.tail(lines) if self.state in {"running", "ended"} else ""
+
+    def screenshot(self, path: str | Path | None = None) -> bytes:
+        """Return the first screen as PNG, and write it to ``path`` if one is given.
+
+        Raises:
+            DomainFailed: The guest has no screen.
+        """
+        picture = to_png(self._parts.domain.screenshot())
+        if path is not None:
+            Path(path).write_bytes(picture)
+        return picture
+
+    def send_keys(self, *chords: str) -> None:
+        """Press keys on the guest's keyboard, one chord after the other.
+
+        Args:
+            chords: "enter", "ctrl-alt-f2"; each is pressed and released.
+
+        Raises:
+            SpecError: No key has that name.
+        """
+        for codes in [keyboard.chord(chord) for chord in chords]:
+            self.machine.domain.send_keys(codes)
+
+    def type_text(self, text: str) -> None:
+        """Type text on the guest's keyboard, as on a US layout.
+
+        Raises:
+            SpecError: A character is not on that keyboard.
+        """
+        for codes in keyboard.typed(text):
+            self.machine.domain.send_keys(codes)
+
+    def journal(self, unit: str | None = None, *, since: str | None = None, lines: int | None = None) -> str:
+        """Return the journal of this boot.
+
+        Args:
+            unit: Only this unit's messages.
+            since: As ``journalctl --since`` takes it: "-5min", "12:00:00".
+            lines: The last lines only.
+        """
+        options = {"unit": unit, "since": since, "lines": lines}
+        chosen = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        return self._as_root(["journalctl", "--boot", "--no-pager", "--output=short-precise", *chosen])
+
+    def dmesg(self) -> str:
+        """Return the kernel's log buffer."""
+        return self._as_root(["dmesg"])
+
+    # ------------------------------------------------------------ inside
+
+    @property
+    def _parts(self) -> Machine:
+        """Its parts, for views that leave the guest as it is."""
+        return self._boot.result()
+
+    @property
+    def _files(self) -> Files:
+        machine = self.machine
+        return Files(machine.shell, log=machine.log)
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._parts.timeouts.command if timeout is None else timeout
+
+    def _as_root(self, argv: list[str]) -> str:
+        return self.machine.shell.run(argv, user="root").stdout
+
+
+def hand_over(guest: Guest, boot: Future[Machine]) -> None:
+    """Let a handle go on as another machine: a clone that stands where this one was put back to.
+
+    No verb, because it is not for tests: the machine that was there is not removed.
+    """
+    guest._boot = boot  # noqa: SLF001 - the same module's, and no verb: see above

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import GuestError, SnapshotFailed
-from pytest_kvm.handles.booted import hand_over
+from pytest_kvm.handles.guest import hand_over
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.provision.bootcache import Job

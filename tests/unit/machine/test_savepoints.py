@@ -7,8 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from pytest_kvm.errors import GuestGone, SavepointGone, SavepointRefused, SnapshotFailed
-from pytest_kvm.handles.booted import hand_over
-from pytest_kvm.handles.guest import Guest
+from pytest_kvm.handles.guest import Guest, hand_over
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.renewal import Parked
 from tests.fakes import FakeDomain, FakeShell, fake_machine

@@ -35,7 +35,7 @@ from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
 from pytest_kvm.images.qemu_img import create_overlay
 from pytest_kvm.options import from_environment, settings_from
-from pytest_kvm.provision.keeper import Keeper
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.seed import seed_bytes
@@ -153,7 +153,7 @@ def listening_port(pid: int) -> int:
 
 def through_plugin(settings: Settings) -> Times:
     """Boot once through the plugin and return when login and readiness came."""
-    run = Run(replace(settings, cache="off"), progress=Quiet(), keeper=Keeper())
+    run = Run(replace(settings, cache="off"), progress=Quiet(), coordinator=ResetCoordinator())
     try:
         begin = time.perf_counter()
         guest = run.start(SPEC, name="bench", resets=False)

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pytest_kvm.options import from_environment, settings_from
-from pytest_kvm.provision.keeper import Keeper
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
 from pytest_kvm.settings import TCG_FACTOR, Timeouts
 from pytest_kvm.spec.guest import GuestSpec
@@ -169,7 +169,7 @@ def show(times: dict[str, dict[str, list[float]]], found: dict[str, float], *, m
 @contextmanager
 def booted_access() -> Iterator[Access]:
     """Boot a guest and hand out its access."""
-    run = Run(settings_from([from_environment]), progress=Quiet(), keeper=Keeper())
+    run = Run(settings_from([from_environment]), progress=Quiet(), coordinator=ResetCoordinator())
     try:
         guest = run.start(SPEC, name="bench", resets=False)
         guest.wait_ready()

@@ -10,9 +10,9 @@ from dataclasses import replace
 from bench.boot import Quiet
 from bench.processes import wait_parked
 from pytest_kvm.handles.guest import Guest
-from pytest_kvm.provision.keeper import Keeper
-from pytest_kvm.provision.ledger import Owner
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
+from pytest_kvm.provision.undo_log import Owner
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 
@@ -23,9 +23,11 @@ Times = dict[str, list[float]]
 
 
 @contextmanager
-def running(settings: Settings, spec: GuestSpec, *, keeper: Keeper) -> Iterator[tuple[Run, Guest]]:
+def running(
+    settings: Settings, spec: GuestSpec, *, coordinator: ResetCoordinator
+) -> Iterator[tuple[Run, Guest]]:
     """Start a guest in a run of its own, with the template in the cache."""
-    run = Run(settings, progress=Quiet(), keeper=keeper)
+    run = Run(settings, progress=Quiet(), coordinator=coordinator)
     try:
         guest = run.start(spec, name="bench")
         guest.wait_ready()
@@ -47,7 +49,7 @@ def by_new_clone(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
 def by_load(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
     """Load a savepoint in place; also how long it takes to take one."""
     times: Times = {each: [] for each in [*FIRST, "take"]}
-    with running(replace(settings, pool=0), spec, keeper=Keeper()) as (_, guest):
+    with running(replace(settings, pool=0), spec, coordinator=ResetCoordinator()) as (_, guest):
         began = time.perf_counter()
         point = guest.savepoint()
         times["take"].append(time.perf_counter() - began)
@@ -63,17 +65,17 @@ def by_load(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
 
 
 def _by_clone(settings: Settings, spec: GuestSpec, *, rounds: int, prepare: Callable[[Guest], None]) -> Times:
-    keeper = Keeper()
+    coordinator = ResetCoordinator()
     times: Times = {each: [] for each in FIRST}
-    with running(settings, spec, keeper=keeper) as (_, guest):
+    with running(settings, spec, coordinator=coordinator) as (_, guest):
         for number in range(rounds):
             for what, use in FIRST.items():
-                with _test(keeper, f"test {number} changes"):
+                with _test(coordinator, f"test {number} changes"):
                     _change(guest)
                     prepare(guest)
-                with _test(keeper, f"test {number} finds nothing"):
+                with _test(coordinator, f"test {number} finds nothing"):
                     began = time.perf_counter()
-                    keeper.settle(guest)
+                    coordinator.settle(guest)
                     use(guest)
                     times[what].append(time.perf_counter() - began)
                     _check_undone(guest)
@@ -81,10 +83,10 @@ def _by_clone(settings: Settings, spec: GuestSpec, *, rounds: int, prepare: Call
 
 
 @contextmanager
-def _test(keeper: Keeper, name: str) -> Iterator[None]:
+def _test(coordinator: ResetCoordinator, name: str) -> Iterator[None]:
     """Do what the plugin does around a test."""
     owner = Owner(name)
-    with keeper.at_work(owner):
+    with coordinator.at_work(owner):
         yield
     owner.ended = True
 

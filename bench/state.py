@@ -38,7 +38,7 @@ from bench.warm_start import warm_start
 from pytest_kvm.host.keys import new_key_pair
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.options import from_environment, settings_from
-from pytest_kvm.provision.keeper import Keeper
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
 from pytest_kvm.settings import RamPlace, Settings
 from pytest_kvm.spec.guest import GuestSpec
@@ -73,7 +73,7 @@ def stock_boot(settings: Settings) -> Times:
 
 def started(settings: Settings) -> tuple[float, float]:
     """Start a guest in a run of its own and return when the agent and when SSH answered."""
-    run = Run(settings, progress=Quiet(), keeper=Keeper())
+    run = Run(settings, progress=Quiet(), coordinator=ResetCoordinator())
     try:
         began = time.perf_counter()
         guest = run.start(SPEC, name="bench", resets=False)
@@ -101,13 +101,13 @@ def one_round(disk: Settings, tmpfs: Settings) -> Times:
 
 def by_hand(settings: Settings) -> dict[str, float]:
     """Do the same with QEMU alone, beside a clone that shows how."""
-    with running(settings, SPEC, keeper=Keeper()) as (_, guest):
+    with running(settings, SPEC, coordinator=ResetCoordinator()) as (_, guest):
         return raw_times(Recipe.of(guest.machine), settings.cache_dir / "raw")
 
 
 def crowds(settings: Settings, sizes: tuple[int, ...]) -> list[Crowd]:
     """Measure crowds of these sizes, in a run that is warm."""
-    with running(settings, SPEC, keeper=Keeper()) as (run, guest):
+    with running(settings, SPEC, coordinator=ResetCoordinator()) as (run, guest):
         run.remove(guest)
         return [crowd(run, SPEC, clones=clones) for clones in sizes]
 

@@ -1,4 +1,4 @@
-"""A guest that is nothing but the list of what was done to it, for tests of the ledger and of scopes."""
+"""A guest that is nothing but the list of what was done to it, for tests of the undo log and of scopes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_kvm.errors import SnapshotFailed
 
 if TYPE_CHECKING:
     from pytest_kvm.provision.events import Tier
-    from pytest_kvm.provision.ledger import Point, State
+    from pytest_kvm.provision.undo_log import Point, State
 
 
 class FakeState:
@@ -61,19 +61,19 @@ class FakeState:
 class FakeGuest:
     """A handle whose only verbs are to change it and to look at it."""
 
-    def __init__(self, name: str, keeper) -> None:
+    def __init__(self, name: str, coordinator) -> None:
         self.name = name
         self.state = FakeState()
-        self._keeper = keeper
+        self._coordinator = coordinator
         real_state: State = self.state  # the type checker compares fake and protocol here
-        keeper.watch(self, real_state, reset="auto")
+        coordinator.watch(self, real_state, reset="auto")
 
     def change(self, text: str) -> None:
-        self._keeper.before_use(self)
+        self._coordinator.before_use(self)
         self.state.content.append(text)
 
     def look(self) -> list[str]:
-        self._keeper.before_use(self)
+        self._coordinator.before_use(self)
         return list(self.state.content)
 
     def wait_ready(self) -> None:

@@ -496,9 +496,9 @@ class Guest:
         return self.machine.shell.run(argv, user="root").stdout
 
 
-def hand_over(guest: Guest, boot: Future[Machine]) -> None:
-    """Let a handle go on as another machine: a clone that stands where this one was put back to.
+def replace_machine(guest: Guest, boot: Future[Machine]) -> None:
+    """Point a guest's handle at another machine: a clone that was started for a reset.
 
-    No verb, because it is not for tests: the machine that was there is not removed.
+    No verb, because it is not for tests: the former machine is not removed.
     """
     guest._boot = boot  # noqa: SLF001 - the same module's, and no verb: see above

@@ -18,7 +18,7 @@ from pytest_kvm.plugin.options import add_options, settings_of
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure
-from pytest_kvm.plugin.session import begin_session, existing_run, keeper_of, record_of, scopes_of
+from pytest_kvm.plugin.session import begin_session, coordinator_of, existing_run, record_of, scopes_of
 from pytest_kvm.plugin.summary import Summary
 from pytest_kvm.plugin.tracebacks import without_machinery
 
@@ -67,7 +67,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     yield
     for guest in guests_of(item):
         guest.wait_ready()
-        keeper_of(item.config).settle(guest)
+        coordinator_of(item.config).settle(guest)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.provision.ledger import Owner
+from pytest_kvm.provision.undo_log import Owner
 
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_kvm.provision.keeper import Keeper
+    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class _Fixture:
 
 
 class Scopes:
-    """Tells the keeper who is at work.
+    """Tells the coordinator who is at work.
 
     Args:
-        keeper: Keeps the guests' changes apart.
+        coordinator: Keeps the guests' changes apart.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, coordinator: ResetCoordinator) -> None:
+        self._coordinator = coordinator
         self._fixtures: dict[Owner, _Fixture] = {}
         """Those that can be finished: set up, and not being torn down."""
         self._test: Owner | None = None
@@ -57,7 +57,7 @@ class Scopes:
         """Let a test be at work: its set-up is about to begin."""
         self._test = Owner(item.name, reset=_reset_of(item))
         self._test_is_over = False
-        self._keeper.enter(self._test)
+        self._coordinator.enter(self._test)
         self._finish_outdated(item)
 
     @contextmanager
@@ -72,7 +72,7 @@ class Scopes:
                 self._end_test()
             finally:
                 if test is not None:
-                    self._keeper.leave(test)
+                    self._coordinator.leave(test)
 
     def _end_test(self) -> None:
         """Undo the test's changes from now on: its own fixtures are torn down."""
@@ -91,7 +91,7 @@ class Scopes:
         for owner, fixture in reversed(list(self._fixtures.items())):
             name = fixture.definition.argname
             is_outdated = name in wanted and not _is_same(params.get(name), fixture.param)
-            if is_outdated and self._keeper.has_changes_of(owner):
+            if is_outdated and self._coordinator.has_changes_of(owner):
                 self._finish(owner)
 
     # ------------------------------------------------------------ fixtures
@@ -108,7 +108,7 @@ class Scopes:
         # Finalizers run last in, first out: this one when the fixture's own are done …
         definition.addfinalizer(partial(self._ended, owner))
         try:
-            with self._keeper.at_work(owner):
+            with self._coordinator.at_work(owner):
                 yield
         except BaseException:
             self._end(owner)
@@ -124,14 +124,14 @@ class Scopes:
         del self._fixtures[owner]
         # First of all: what is finished here may be needed by the fixture itself,
         # whose teardown pytest then completes on the way.
-        self._keeper.enter(owner)
+        self._coordinator.enter(owner)
         if self._test_is_over:
             # pytest tears down what is the test's own before anything wider.
             self._end_test()
         self._finish_losers(owner)
 
     def _ended(self, owner: Owner) -> None:
-        self._keeper.leave(owner)
+        self._coordinator.leave(owner)
         self._end(owner)
 
     # ------------------------------------------------------------ both
@@ -144,7 +144,7 @@ class Scopes:
     def _finish_losers(self, owner: Owner) -> None:
         """Finish the fixtures whose changes would go with the owner's."""
         with ExitStack() as stack:  # goes on when one of them fails
-            for each in reversed(self._keeper.losers(owner)):
+            for each in reversed(self._coordinator.losers(owner)):
                 stack.callback(self._finish, each)
 
     def _finish(self, owner: Owner) -> None:

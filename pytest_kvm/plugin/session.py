@@ -9,9 +9,9 @@ import pytest
 from pytest_kvm.errors import HostError
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
-from pytest_kvm.provision.eventlog import EventLog
+from pytest_kvm.provision.event_log import EventLog
 from pytest_kvm.provision.events import Listener, ignore
-from pytest_kvm.provision.keeper import Keeper
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 
 if TYPE_CHECKING:
     from pytest_kvm.provision.run import Run
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = pytest.StashKey["Settings"]()
 _RECORD = pytest.StashKey[Record]()
-_KEEPER = pytest.StashKey[Keeper]()
+_COORDINATOR = pytest.StashKey[ResetCoordinator]()
 _SCOPES = pytest.StashKey[Scopes]()
 _RUN = pytest.StashKey["Run"]()
 
@@ -33,8 +33,8 @@ def begin_session(config: pytest.Config, settings: Settings) -> None:
     """
     config.stash[_SETTINGS] = settings
     config.stash[_RECORD] = record = Record(_event_log(settings))
-    config.stash[_KEEPER] = keeper = Keeper(tell=record.tell)
-    config.stash[_SCOPES] = Scopes(keeper)
+    config.stash[_COORDINATOR] = coordinator = ResetCoordinator(tell=record.tell)
+    config.stash[_SCOPES] = Scopes(coordinator)
 
 
 def _event_log(settings: Settings) -> Listener:
@@ -56,9 +56,9 @@ def record_of(config: pytest.Config) -> Record:
     return config.stash[_RECORD]
 
 
-def keeper_of(config: pytest.Config) -> Keeper:
+def coordinator_of(config: pytest.Config) -> ResetCoordinator:
     """Return what keeps the session's changes to guests apart."""
-    return config.stash[_KEEPER]
+    return config.stash[_COORDINATOR]
 
 
 def scopes_of(config: pytest.Config) -> Scopes:
@@ -75,7 +75,7 @@ def run_of(config: pytest.Config) -> Run:
         config.stash[_RUN] = Run(
             settings_stashed(config),
             progress=listener_for(config),
-            keeper=keeper_of(config),
+            coordinator=coordinator_of(config),
             tell=record_of(config).tell,
         )
     return config.stash[_RUN]
@@ -105,6 +105,6 @@ def check_sources(spec: GuestSpec) -> None:
         SpecError: One is missing or cannot be copied.
     """
     if spec.prepare:
-        from pytest_kvm.provision import contents  # noqa: PLC0415 - few guests are prepared
+        from pytest_kvm.provision import file_digests as contents  # noqa: PLC0415 - few guests are prepared
 
         contents.check_sources(spec.prepare)

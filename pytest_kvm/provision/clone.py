@@ -11,19 +11,19 @@ from pytest_kvm.host.keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.renewal import Parked, Renewal, renew
-from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
-from pytest_kvm.provision.guests import (
-    Order,
-    assembled,
-    ending,
+from pytest_kvm.provision.cold_boot import (
+    apply_link_state,
+    assemble_machine,
+    destroying,
     guest_folder,
-    planned,
-    pull_cables,
-    running_domain,
+    paused_domain,
 )
-from pytest_kvm.provision.host import Host
+from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
 from pytest_kvm.provision.identity import is_unique, new_machine_id
-from pytest_kvm.provision.template import (
+from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.plan import plan_domain
+from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.template_build import (
     CONSOLE,
     KEY,
     RAM,
@@ -40,33 +40,33 @@ from pytest_kvm.templates.template import Template
 
 @dataclass(frozen=True, kw_only=True)
 class Clone:
-    """A guest that stands where its template was frozen, and has not run yet."""
+    """A machine that is paused where its template was frozen."""
 
     machine: Machine
     tier: TemplateTier
-    wish: Renewal
-    """What makes it a guest of its own."""
+    renewal: Renewal
+    """What it must not have in common with other clones."""
     parked: tuple[Parked, ...]
-    """Programs in the guest that wait to do so, each of them once."""
+    """Renewal programs that wait in the guest, each for one use."""
 
     def wake(self) -> Clone:
-        """Let it run, as a guest of its own and of today, and return it as it is then.
+        """Let it run and renew it, and return it with what is left of its renewal programs.
 
         Raises:
-            GuestError: It could not be made one.
+            GuestError: It could not be renewed.
         """
         first, rest = (self.parked[0], self.parked[1:]) if self.parked else (None, ())
         self.machine.domain.resume()
-        renew(self.machine, self.wish, parked=first)
-        return replace(self, wish=Renewal(), parked=rest)
+        renew(self.machine, self.renewal, parked=first)
+        return replace(self, renewal=Renewal(), parked=rest)
 
 
-def restored(host: Host, order: Order, *, template: Template, stack: ExitStack) -> Clone:
-    """Return a clone of a template.
+def start_paused(resources: RunResources, order: Order, *, template: Template, stack: ExitStack) -> Clone:
+    """Start a clone of a template and leave it paused.
 
     Args:
-        host: What the run stands on.
-        order: The guest.
+        resources: What the run has opened.
+        order: The machine that is asked for.
         template: Is read and never written to.
         stack: Undoes every step, last first; closing it removes the clone.
 
@@ -74,23 +74,27 @@ def restored(host: Host, order: Order, *, template: Template, stack: ExitStack) 
         DomainFailed: The state does not fit, or libvirt refused the domain.
     """
     facts = TemplateFacts.from_json(template.manifest.facts)
-    folder = stack.enter_context(guest_folder(host, order.place))
+    folder = stack.enter_context(guest_folder(resources, order.place))
     plan = replace(
-        planned(host, order, uuid=str(uuid4()), folder=folder), control_mac=facts.control_mac, is_clone=True
+        plan_domain(resources, order, uuid=str(uuid4()), folder=folder),
+        control_mac=facts.control_mac,
+        is_clone=True,
     )
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
     fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
-    domain = fill(host, order, plan, template=template, facts=facts, stack=stack)
-    pull_cables(domain, order.spec)
-    wish = _wish(order, facts, plan)
-    host_key = facts.host_key if wish.host_key is None else wish.host_key.public
-    machine = assembled(host, order, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY))
+    domain = fill(resources, order, plan, template=template, facts=facts, stack=stack)
+    apply_link_state(domain, order.spec)
+    renewal = _renewal_of(order, facts, plan)
+    host_key = facts.host_key if renewal.host_key is None else renewal.host_key.public
+    machine = assemble_machine(
+        resources, order, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY)
+    )
     stack.callback(machine.shell.close)
-    return Clone(machine=machine, tier=facts.tier, wish=wish, parked=facts.parked)
+    return Clone(machine=machine, tier=facts.tier, renewal=renewal, parked=facts.parked)
 
 
 def _from_ram_file(
-    host: Host,
+    resources: RunResources,
     order: Order,
     plan: DomainPlan,
     *,
@@ -106,14 +110,14 @@ def _from_ram_file(
         disks=cloned_disks(order.spec, frozen, seed=template.path(SEED), folder=folder),
         ram_file=RamFile(path=template.path(RAM), shared=False),
     )
-    domain = stack.enter_context(running_domain(host, domain_xml(order.spec, plan)))
+    domain = stack.enter_context(paused_domain(resources, domain_xml(order.spec, plan)))
     with template.path(STATE).open("rb") as source:
         domain.load_state(source)
     return domain
 
 
 def _from_snapshot(
-    host: Host,
+    resources: RunResources,
     order: Order,
     plan: DomainPlan,
     *,
@@ -126,13 +130,13 @@ def _from_snapshot(
     frozen = [template.path(name) for name, _ in facts.disks]
     plan = replace(plan, disks=copied_disks(order.spec, frozen, seed=template.path(SEED), folder=folder))
     return stack.enter_context(
-        ending(host.hypervisor.revive(domain_xml(order.spec, plan), snapshot=SNAPSHOT, paused=True))
+        destroying(resources.hypervisor.revive(domain_xml(order.spec, plan), snapshot=SNAPSHOT, paused=True))
     )
 
 
-def _wish(order: Order, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
-    """Return what the clone must not have in common with its siblings."""
-    new = [planned.mac for planned in plan.nics]
+def _renewal_of(order: Order, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
+    """Return what a clone must not have in common with other clones of its template."""
+    new = [nic.mac for nic in plan.nics]
     macs = [(was, now) for was, now in zip(facts.macs, new, strict=True) if was != now]
     hostname = order.spec.hostname or facts.hostname if order.spec.identity == "shared" else order.hostname
     unique = is_unique(order.spec)

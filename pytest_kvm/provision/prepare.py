@@ -1,4 +1,4 @@
-"""Running a spec's prepare steps in a guest that has become ready."""
+"""From power on to a guest that is ready and prepared as its spec says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
 from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.machine.watchdog import run_while_alive
+from pytest_kvm.provision.order import Order
 from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files
@@ -25,6 +27,21 @@ cat >"$f" && "$@" "$f" </dev/null
 """Keeps its input as a file that the words it is given are run with, and removes it afterwards."""
 
 
+def make_ready(machine: Machine, order: Order) -> None:
+    """Wait until a machine that was switched on is ready, and prepare it.
+
+    All that was done to it is on its disks then: a test that pulls the cable
+    first thing loses its own writes and no host key.
+
+    Raises:
+        BootFailed: It did not become ready, or a step failed.
+    """
+    spec = order.spec
+    wait_until_ready(machine, phases=order.phases, units=spec.units, boot_timeout=spec.boot_timeout)
+    run_steps(machine, spec.prepare, on_step=order.on_step)
+    _run_step(machine, ["sync"], which="the last step, writing back")
+
+
 def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep) -> None:
     """Run prepare steps in order, as root; each may take as long as a command may.
 
@@ -40,15 +57,6 @@ def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep
         which = f"prepare step {number} of {len(steps)}"
         on_step(f"{which}: {_title(step)}")
         _run_step(machine, step, which=which)
-
-
-def write_back(machine: Machine) -> None:
-    """Have the guest write to its disks what it still holds in memory.
-
-    Raises:
-        PrepareFailed: It could not, or not in time.
-    """
-    _run_step(machine, ["sync"], which="the last step, writing back")
 
 
 def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:

@@ -251,7 +251,7 @@ def test_what_the_run_stands_on(pytester):
 
 
 def test_phases_as_progress_calls_them():
-    from pytest_kvm.provision.birth import _WORDS
+    from pytest_kvm.provision.guest_boot import _WORDS
 
     stated = section("report.md", "Progress")
     assert not [words for words in _WORDS.values() if f"`{words}`" not in stated]

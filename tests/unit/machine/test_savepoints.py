@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from pytest_kvm.errors import GuestGone, SavepointGone, SavepointRefused, SnapshotFailed
-from pytest_kvm.handles.guest import Guest, hand_over
+from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.renewal import Parked
 from tests.fakes import FakeDomain, FakeShell, fake_machine
@@ -167,7 +167,7 @@ def test_one_of_a_former_machine_is_gone(guest, events, tmp_path):
     (tmp_path / "other").mkdir()
     boot = Future()
     boot.set_result(fake_machine(tmp_path / "other", domain=FakeDomain(), shell=FakeShell()))
-    hand_over(guest, boot)
+    replace_machine(guest, boot)
     with pytest.raises(SavepointGone, match="reset meanwhile"):
         point.restore()
     point.drop()

@@ -67,7 +67,7 @@ class OneGuest:
         """Nothing is open."""
 
 
-session_keeper, run_key = session.keeper_of, session._RUN
+session_keeper, run_key = session.coordinator_of, session._RUN
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import strategies as st
 
-from pytest_kvm.plugin.session import keeper_of
+from pytest_kvm.plugin.session import coordinator_of
 from tests.fakes_state import FakeGuest
 
 GUESTS = ("web", "database")
@@ -210,6 +210,6 @@ class WorldPlugin:
 
     @pytest.hookimpl
     def pytest_sessionstart(self, session):
-        keeper = keeper_of(session.config)
-        self.world.guests = {name: FakeGuest(name, keeper) for name in GUESTS}
+        coordinator = coordinator_of(session.config)
+        self.world.guests = {name: FakeGuest(name, coordinator) for name in GUESTS}
         session.config.stash[WORLD] = self.world

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest_kvm as kvm
 from pytest_kvm.images.image import Image, Manifest
-from pytest_kvm.provision.fingerprint import MachineFacts, fingerprint
+from pytest_kvm.provision.cache_key import MachineFacts, fingerprint
 
 
 def image(

@@ -7,15 +7,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest_kvm as kvm
-from pytest_kvm.provision.guests import Order
+from pytest_kvm.machine.boot import Phases
+from pytest_kvm.provision.order import Order, Place
+from pytest_kvm.provision.teardown import Teardown
 
+_LOG = logging.getLogger("pytest_kvm.web")
 _IMAGE: Any = SimpleNamespace(name="made up")
 ORDER = Order(
     spec=kvm.GuestSpec(memory="512MiB"),
     name="web",
-    place="web",
+    place=Place("web"),
     hostname="web",
     image=_IMAGE,
     packages_left=(),
-    log=logging.getLogger("pytest_kvm.web"),
+    resets=True,
+    log=_LOG,
+    phases=Phases(_LOG),
+    on_step=_LOG.info,
+    teardown=Teardown("web"),
 )

@@ -9,8 +9,9 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import BootFailed
-from pytest_kvm.provision import birth as birth_module
-from pytest_kvm.provision.birth import Birth
+from pytest_kvm.provision import guest_boot as boot_module
+from pytest_kvm.provision.guest_boot import GuestBoot
+from pytest_kvm.provision.order import Place
 from pytest_kvm.settings import Settings
 
 WITHIN = 60
@@ -27,7 +28,7 @@ class Progress:
         raise BrokenPipeError
 
 
-class Starting:
+class Starter:
     """Starts guests, or fails to."""
 
     def __init__(self, failure=None):
@@ -36,7 +37,7 @@ class Starting:
     def get(self):
         return self
 
-    def start(self, job):
+    def start(self, order):
         if self.failure:
             raise self.failure
         return STARTED
@@ -51,38 +52,38 @@ def refuse(event):
 
 
 @pytest.fixture
-def born(monkeypatch, tmp_path):
+def start(monkeypatch, tmp_path):
     image = SimpleNamespace(built_from_packages=False)
-    monkeypatch.setattr(birth_module, "ensure", lambda *_, **__: image)
+    monkeypatch.setattr(boot_module, "ensure", lambda *_, **__: image)
 
-    def born(starting, *, progress, tell=ignore):
-        birth = Birth(
+    def start(starter, *, progress, tell=ignore):
+        boot = GuestBoot(
             Settings(cache_dir=tmp_path, run_dir=tmp_path),
-            starting,
+            starter,
             kvm.GuestSpec(),
             name="web",
-            place="web",
+            place=Place("web"),
             resets=True,
             progress=progress,
             tell=tell,
         )
-        birth.begin()
-        return birth
+        boot.start()
+        return boot
 
-    return born
+    return start
 
 
-def test_progress_that_cannot_be_shown_fails_no_boot(born, caplog):
-    birth = born(Starting(), progress=Progress())
-    assert birth.machine.result(WITHIN) == "the machine"
-    assert birth.started.result(WITHIN) is STARTED
+def test_progress_that_cannot_be_shown_fails_no_boot(start, caplog):
+    boot = start(Starter(), progress=Progress())
+    assert boot.machine.result(WITHIN) == "the machine"
+    assert boot.started.result(WITHIN) is STARTED
     assert "web: its end could not be told" in caplog.text
     assert "BrokenPipeError" in caplog.text
 
 
 @pytest.mark.parametrize("failure", [BootFailed("no sshd"), KeyError("oops")], ids=["of the guest", "a bug"])
 @pytest.mark.parametrize("tell", [ignore, refuse], ids=["told", "not told"])
-def test_a_failure_that_cannot_be_told_is_raised_by_who_waits(born, failure, tell):
-    birth = born(Starting(failure), progress=Progress(), tell=tell)
-    assert birth.machine.exception(WITHIN) is failure
-    assert birth.started.exception(WITHIN) is failure
+def test_a_failure_that_cannot_be_told_is_raised_by_who_waits(start, failure, tell):
+    boot = start(Starter(failure), progress=Progress(), tell=tell)
+    assert boot.machine.exception(WITHIN) is failure
+    assert boot.started.exception(WITHIN) is failure

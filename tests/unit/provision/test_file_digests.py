@@ -9,7 +9,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import SpecError
-from pytest_kvm.provision.contents import check_sources, source_digest
+from pytest_kvm.provision.file_digests import check_sources, source_digest
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import guest_connections
 from pytest_kvm.machine.renewal import Parked, park
-from pytest_kvm.provision.guests import Order, Outfit, Powered, powered_on
-from pytest_kvm.provision.host import Host
+from pytest_kvm.provision.cold_boot import BootFiles, Powered, power_on
+from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.render.plan import DiskPlan
 from pytest_kvm.spec.disk import DiskFormat
 from pytest_kvm.templates.building import Building
@@ -75,10 +76,10 @@ class TemplateFacts:
         return cls(**(stored | lists))
 
 
-def template_powered_on(
-    host: Host, order: Order, *, building: Building, tier: TemplateTier, stack: ExitStack
+def power_on_for_template(
+    resources: RunResources, order: Order, *, building: Building, tier: TemplateTier, stack: ExitStack
 ) -> Powered:
-    """Switch a guest on that keeps its state in the building's folder; see :func:`powered_on`.
+    """Switch a guest on that keeps its state in the building's folder; see :func:`power_on`.
 
     Raises:
         DomainFailed: It is clear from the start that it cannot be frozen that way.
@@ -86,13 +87,13 @@ def template_powered_on(
     key = new_key_pair()
     key_file = write_private(building.folder / KEY, key.private)
     ram = building.ram if tier == "cow" else None
-    outfit = Outfit(key=key, key_file=key_file, files=building.folder, ram=ram)
-    powered = powered_on(host, order, stack=stack, outfit=outfit)
+    files = BootFiles(folder=building.folder, key=key, key_file=key_file, ram=ram)
+    powered = power_on(resources, order, stack=stack, files=files)
     _check_freezable(powered.machine, tier=tier)
     return powered
 
 
-def frozen(
+def freeze(
     powered: Powered, order: Order, *, building: Building, tier: TemplateTier, boot_seconds: float
 ) -> TemplateFacts:
     """Save what a guest is doing between two instructions, and end it.

@@ -11,10 +11,10 @@ import pytest
 
 from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
 from pytest_kvm.handles.guest import Guest
-from pytest_kvm.provision import state as state_module
+from pytest_kvm.provision import guest_state as state_module
 from pytest_kvm.provision.events import Event
-from pytest_kvm.provision.starting import Started
-from pytest_kvm.provision.state import GuestState
+from pytest_kvm.provision.guest_state import GuestState
+from pytest_kvm.provision.starter import Started
 from tests.unit.provision.orders import ORDER
 
 
@@ -36,11 +36,11 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     fresh = started(removed)
     first: Future[Started] = Future()
     first.set_result(started(removed))
-    birth: Any = SimpleNamespace(started=first, gate=None)
-    starting: Any = SimpleNamespace(get=lambda: SimpleNamespace(again=lambda former, job: fresh))
+    boot: Any = SimpleNamespace(started=first, teardown=None)
+    starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, order: fresh))
     monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())
-    state = GuestState(guest, birth, starting)
+    state = GuestState(guest, boot, starter)
     assert state.restore(state.base) == "cold"
     assert guest.machine is fresh.machine
     assert removed == ["former"]

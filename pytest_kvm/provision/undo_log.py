@@ -1,9 +1,9 @@
-"""Who changed a guest, in which order, and what it takes to undo it.
+"""Who changed a guest, in which order, and which savepoint undoes it.
 
-Like nested transactions that cost nothing until they are needed: a layer is
-laid when its owner first uses the guest, on top of the layers of everybody who
-changed it before. An owner's changes are undone when somebody else is about to
-use the guest after the owner has ended; not before, and never in vain.
+Each owner (a test, or a fixture of a wider scope) gets an entry when it first
+uses the guest. The entry holds the point that the guest stood at before. When
+an owner has ended and somebody else is about to use the guest, the guest is
+restored to that point; a guest that nobody uses again is not restored.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pytest_kvm.provision")
 
 Point = object
-"""Where a guest can be put back to; whatever its :class:`State` hands out, told apart by identity."""
+"""A state that a guest can be restored to; a :class:`State` makes them, and they are compared by identity."""
 
 
 class State(Protocol):
     """One guest's state on the hypervisor: memory and all writable disks together.
 
     Every method blocks until it is done; a guest that still boots is waited for.
-    None of them uses the guest's verbs, which would ask the ledger again.
+    None of them uses the guest's verbs, which would use the undo log again.
     """
 
     @property
@@ -47,9 +47,9 @@ class State(Protocol):
         ...
 
     def restore(self, point: Point) -> Tier:
-        """Put the guest back to a point, as often as wanted, and say how.
+        """Restore a point, as often as wanted, and return how it was done.
 
-        Points taken after this one are never asked for again, only dropped.
+        Points taken after this one cannot be restored any more.
 
         Raises:
             SnapshotFailed: The point cannot be reached any more.
@@ -84,20 +84,20 @@ class Owner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layer:
-    """An owner's changes, by what was there before them."""
+class _Entry:
+    """One owner's changes, and the point before them."""
 
     owner: Owner
     before: Point
 
 
-class Ledger:
-    """One guest's layers of changes.
+class UndoLog:
+    """One guest's entries, the oldest first.
 
     Args:
         guest: The guest's name.
         state: Takes and restores savepoints.
-        reset: The spec's word on what becomes of a test's changes.
+        reset: What the spec says about changes, where an owner says nothing.
         tell: Is told of savepoints and resets.
     """
 
@@ -106,46 +106,46 @@ class Ledger:
         self._state = state
         self._reset: Reset = reset
         self._tell = tell
-        self._layers: list[_Layer] = []
+        self._entries: list[_Entry] = []
         self._here: Point | None = state.base
         """The point that the guest stands at; None once somebody has used it since."""
         self._taken: list[Point] = []
         self._lock = threading.Lock()
 
     def use(self, owner: Owner) -> None:
-        """Make the guest what ``owner`` may see; it is about to change it.
+        """Undo the changes of those who have ended, and note that ``owner`` changes the guest now.
 
         Raises:
             SnapshotFailed: Changes of others cannot be undone or kept apart.
         """
         with self._lock:
             self._undo_above(owner)
-            self._lay(owner)
+            self._push_entry(owner)
             self._here = None
 
     def settle(self, owner: Owner) -> None:
-        """Do the slow part of :meth:`use` in advance, as ``owner`` will most likely use the guest.
+        """Do the slow part of :meth:`use` in advance, for an owner that will most likely use the guest.
 
         Raises:
             SnapshotFailed: As in :meth:`use`.
         """
         with self._lock:
             self._undo_above(owner)
-            if self._word_of(owner) == "always":
-                self._lay(owner)
+            if self._reset_for(owner) == "always":
+                self._push_entry(owner)
                 self._here = None
-            elif self._lays(owner):
+            elif self._needs_entry(owner):
                 self._here = self._point(owner)
 
     def touch(self) -> None:
-        """Note a use by somebody whose changes nobody undoes: they join the topmost layer."""
+        """Note a use without an owner; it is undone with the newest entry."""
         with self._lock:
             self._here = None
 
     def has_changes_of(self, owner: Owner) -> bool:
         """Say whether there is anything of an owner's to undo."""
         with self._lock:
-            return any(layer.owner is owner for layer in self._layers)
+            return any(entry.owner is owner for entry in self._entries)
 
     def losers(self, owner: Owner) -> list[Owner]:
         """Return who has not ended and loses its changes when ``owner``'s are undone, first one first.
@@ -154,36 +154,36 @@ class Ledger:
         was there before is lost, as it is when the owner switched the guest off.
         """
         with self._lock:
-            owners = [layer.owner for layer in self._layers]
+            owners = [entry.owner for entry in self._entries]
             if owner not in owners:
                 return []
             own = owners.index(owner)
-            losing = owners[own:] if self._state.reaches(self._layers[own].before) else owners
+            losing = owners[own:] if self._state.reaches(self._entries[own].before) else owners
             return [each for each in dict.fromkeys(losing) if not each.ended and each is not owner]
 
     # ------------------------------------------------------------ with the lock held
 
-    def _word_of(self, owner: Owner) -> Reset:
+    def _reset_for(self, owner: Owner) -> Reset:
         return owner.reset or self._reset
 
     def _is_on_top(self, owner: Owner) -> bool:
-        return bool(self._layers) and self._layers[-1].owner is owner
+        return bool(self._entries) and self._entries[-1].owner is owner
 
-    def _lays(self, owner: Owner) -> bool:
-        """Say whether the owner's next change begins a layer."""
-        return self._word_of(owner) != "never" and not self._is_on_top(owner)
+    def _needs_entry(self, owner: Owner) -> bool:
+        """Say whether the owner's next change needs a new entry."""
+        return self._reset_for(owner) != "never" and not self._is_on_top(owner)
 
-    def _lay(self, owner: Owner) -> None:
-        if self._lays(owner):
-            self._layers.append(_Layer(owner=owner, before=self._point(owner)))
+    def _push_entry(self, owner: Owner) -> None:
+        if self._needs_entry(owner):
+            self._entries.append(_Entry(owner=owner, before=self._point(owner)))
 
     def _point(self, owner: Owner) -> Point:
-        """Return the point where the guest stands; if there is none yet, take it."""
+        """Return the point that the guest stands at; take a savepoint if it has changed since the last."""
         return self._take(owner) if self._here is None else self._here
 
     def _undo_above(self, owner: Owner) -> None:
-        """Undo what others have done and ended, as far as it lies on top of the owner's own."""
-        owners = [layer.owner for layer in self._layers]
+        """Undo the entries newer than the owner's own, from the oldest whose owner has ended."""
+        owners = [entry.owner for entry in self._entries]
         own = len(owners) - owners[::-1].index(owner) if owner in owners else 0
         for index, each in enumerate(owners[own:], start=own):
             if each.ended:
@@ -191,14 +191,14 @@ class Ledger:
                 return
 
     def _undo_down_to(self, index: int) -> None:
-        undone = self._layers[index:]
-        if lost := [layer.owner.name for layer in undone if not layer.owner.ended]:
+        undone = self._entries[index:]
+        if lost := [entry.owner.name for entry in undone if not entry.owner.ended]:
             _log.warning("%s: what %s did is undone early", self._guest, " and ".join(lost))
         begun = time.monotonic()
         tier = self._state.restore(undone[0].before)
         self._here = undone[0].before
-        del self._layers[index:]
-        owners = dict.fromkeys(layer.owner.name for layer in undone)
+        del self._entries[index:]
+        owners = dict.fromkeys(entry.owner.name for entry in undone)
         self._note("reset", since=begun, tier=tier, why="after " + ", ".join(owners))
 
     def _take(self, owner: Owner) -> Point:
@@ -213,7 +213,7 @@ class Ledger:
         return point
 
     def _refused(self, error: SnapshotFailed, owner: Owner) -> SnapshotFailed:
-        changed = f"what {self._layers[-1].owner.name} did" if self._layers else "what was done before"
+        changed = f"what {self._entries[-1].owner.name} did" if self._entries else "what was done before"
         return type(error)(
             f"{self._guest}: no savepoint between {changed} and {owner.name}: {error.brief}",
             details=error.details,
@@ -221,12 +221,12 @@ class Ledger:
         )
 
     def _drop_unreachable(self) -> None:
-        """Drop the points that no layer leads back to.
+        """Drop the points that no entry holds.
 
-        Only before another is taken: nobody waits for a drop of its own, and
-        one guest never has more than one point too many.
+        Done when the next is taken and not at once: the drop would cost a test
+        time, and one point too many costs little.
         """
-        reachable = {id(layer.before) for layer in self._layers}
+        reachable = {id(entry.before) for entry in self._entries}
         for point in [each for each in self._taken if id(each) not in reachable]:
             self._state.drop(point)
             self._taken.remove(point)

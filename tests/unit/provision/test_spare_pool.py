@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_kvm.errors import DomainFailed, WaitTimeout
-from pytest_kvm.provision import pool as pool_module
-from pytest_kvm.provision.pool import Pool
+from pytest_kvm.provision import spare_pool as pool_module
+from pytest_kvm.provision.order import Place
+from pytest_kvm.provision.spare_pool import SparePool
 from tests.unit.provision.orders import ORDER
 
 TEMPLATE = SimpleNamespace(key="c0ffee")
@@ -49,14 +50,14 @@ class Maker:
         self.failure: Exception | None = None
         self.refuses = False
 
-    def __call__(self, order, template, gate):
+    def __call__(self, order, template):
         self.asked.release()
         assert self.allowed.acquire(timeout=WITHIN)
         if self.failure:
             raise self.failure
-        with gate.holding() as stack:
+        with order.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
-            clone = FakeClone(order.place, refuses=self.refuses)
+            clone = FakeClone(str(order.place), refuses=self.refuses)
             undo.callback(self._remove, clone)
         self.made.append(clone)
         return clone, undo
@@ -100,7 +101,7 @@ def new_pool(maker, free):
     pools = []
 
     def new_pool(size=None):
-        pools.append(Pool(maker, size=size))
+        pools.append(SparePool(maker, size=size))
         return pools[-1]
 
     yield new_pool
@@ -109,24 +110,24 @@ def new_pool(maker, free):
         pool.close()
 
 
-def groomed(parked):
-    """Wait until nothing is done to a parked clone any more; return what was done."""
-    with parked.busy:
-        return parked.clone.done
+def prepared(spare):
+    """Wait until nothing is done to a spare clone any more; return what was done."""
+    with spare.busy:
+        return spare.clone.done
 
 
 def test_what_is_started_twice_is_ready_for_a_third_time(maker, new_pool):
     pool = new_pool()
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     assert pool.take(ORDER, TEMPLATE) is None
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make()
     assert pool.take(ORDER, TEMPLATE).clone in maker.made
 
 
 def test_a_parked_clone_is_woken_up_and_logged_in_before_it_is_paused_again(maker, new_pool):
     pool = new_pool(size=2)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make(2)
     first, second = pool.take(ORDER, TEMPLATE), pool.take(ORDER, TEMPLATE)
     # Nobody knows how soon they are prepared; half prepared they are not to be had.
@@ -139,17 +140,17 @@ def test_a_parked_clone_is_woken_up_and_logged_in_before_it_is_paused_again(make
 def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkeypatch):
     pool = new_pool(size=1)
     began = threading.Event()
-    groom = pool_module.Parked.groom
+    prepare = pool_module.Spare.prepare
 
-    def late(parked):
+    def late(spare):
         assert began.wait(WITHIN)
-        groom(parked)
+        prepare(spare)
 
-    monkeypatch.setattr(pool_module.Parked, "groom", late)
-    pool.used(ORDER, TEMPLATE)
+    monkeypatch.setattr(pool_module.Spare, "prepare", late)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make()
-    parked = pool.take(ORDER, TEMPLATE)
-    clone = parked.take()
+    spare = pool.take(ORDER, TEMPLATE)
+    clone = spare.take()
     began.set()
     pool.close()  # waits for what the pool is at
     assert clone.done == []
@@ -158,7 +159,7 @@ def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkey
 @pytest.mark.parametrize("other", [{"name": "database"}, {"hostname": "other"}], ids=str)
 def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
     pool = new_pool(size=1)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make()
     assert pool.take(replace(ORDER, **other), TEMPLATE) is None
     assert pool.take(ORDER, SimpleNamespace(key="0ddba11")) is None
@@ -169,8 +170,8 @@ def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
 def test_memory_is_left_for_others(maker, new_pool, free, mib, parks):
     free(mib)
     pool = new_pool()
-    pool.used(ORDER, TEMPLATE)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     if parks:
         maker.make()
     assert (pool.take(ORDER, TEMPLATE) is not None) == parks
@@ -179,16 +180,16 @@ def test_memory_is_left_for_others(maker, new_pool, free, mib, parks):
 def test_a_number_is_a_number(maker, new_pool, free):
     free(0)
     pool = new_pool(size=3)
-    pool.used(ORDER, TEMPLATE)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make(3)
     assert [pool.take(ORDER, TEMPLATE) is not None for _ in range(4)] == [True, True, True, False]
 
 
 def test_none_are_parked_where_none_are_wanted(maker, new_pool):
     pool = new_pool(size=0)
-    pool.used(ORDER, TEMPLATE)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     assert pool.take(ORDER, TEMPLATE) is None
 
 
@@ -196,10 +197,10 @@ def test_none_are_parked_where_none_are_wanted(maker, new_pool):
 def test_a_clone_that_cannot_be_made_is_told_and_nobody_waits_for_it(maker, new_pool, caplog, kind):
     maker.failure = kind("no clone today")
     pool = new_pool(size=1)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make()
     assert pool.take(ORDER, TEMPLATE) is None
-    assert re.search("web: no clone could be parked: '?no clone today", caplog.text)
+    assert re.search("web: no spare clone could be started: '?no clone today", caplog.text)
 
 
 def test_where_no_thread_can_be_had_guests_start_without_the_pool(maker, new_pool, monkeypatch, caplog):
@@ -208,18 +209,18 @@ def test_where_no_thread_can_be_had_guests_start_without_the_pool(maker, new_poo
 
     pool = new_pool(size=1)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     monkeypatch.undo()
     assert pool.take(ORDER, TEMPLATE) is None
-    assert "web: no clone could be parked: can't start new thread" in caplog.text
+    assert "web: no spare clone could be started: can't start new thread" in caplog.text
 
 
 def test_nobody_waits_for_a_clone_whose_making_has_not_begun(maker, new_pool):
     other = replace(ORDER, name="database")
     pool = new_pool(size=1)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.wait()
-    pool.used(other, TEMPLATE)
+    pool.note_start(other, TEMPLATE)
     assert pool.take(other, TEMPLATE) is None
     maker.allow(2)
     assert pool.take(ORDER, TEMPLATE) is not None
@@ -230,7 +231,7 @@ def test_nobody_waits_for_a_clone_whose_making_has_not_begun(maker, new_pool):
 def test_a_clone_that_comes_too_late_for_who_waited_is_removed(maker, new_pool, monkeypatch):
     monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
     pool = new_pool(size=1)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.wait()
     assert pool.take(ORDER, TEMPLATE) is None
     maker.allow()
@@ -243,7 +244,7 @@ def test_a_clone_that_comes_too_late_for_who_waited_is_removed(maker, new_pool, 
 def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
     maker.refuses = True
     pool = new_pool(size=1)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.allow()
     assert maker.gone.acquire(timeout=WITHIN)
     assert maker.removed == maker.made
@@ -251,7 +252,7 @@ def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
 
 def test_the_end_removes_what_nobody_took(maker, new_pool):
     pool = new_pool(size=3)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make(3)
     mine = pool.take(ORDER, TEMPLATE)
     mine.take()
@@ -263,7 +264,7 @@ def test_the_end_removes_what_nobody_took(maker, new_pool):
 
 def test_the_end_lets_go_of_who_waits(maker, new_pool):
     pool = new_pool(size=2)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.wait()  # the first is being made, the second waits for that
     taken = []
 
@@ -283,10 +284,10 @@ def test_the_end_lets_go_of_who_waits(maker, new_pool):
 
 def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
     pool = new_pool()
-    orders = [replace(ORDER, name=f"web{number}", place=f"web{number}") for number in range(6)]
+    orders = [replace(ORDER, name=f"web{number}", place=Place(f"web{number}")) for number in range(6)]
     for order in orders:
-        pool.used(order, TEMPLATE)
-        pool.used(order, TEMPLATE)
+        pool.note_start(order, TEMPLATE)
+        pool.note_start(order, TEMPLATE)
         maker.make()
     taken = [pool.take(order, TEMPLATE) for order in orders]
     assert taken[0] is None
@@ -298,17 +299,17 @@ def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
 def test_who_takes_a_clone_does_not_wait_for_one_that_hangs(maker, new_pool, monkeypatch):
     pool = new_pool(size=1)
     monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     maker.make()
-    parked = pool.take(ORDER, TEMPLATE)
-    groomed(parked)
-    with parked.busy, pytest.raises(WaitTimeout, match="not prepared"):
-        parked.take()
+    spare = pool.take(ORDER, TEMPLATE)
+    prepared(spare)
+    with spare.busy, pytest.raises(WaitTimeout, match="not prepared"):
+        spare.take()
 
 
 def test_a_closed_pool_has_nothing(maker, new_pool):
     pool = new_pool(size=1)
     maker.allow()
-    pool.used(ORDER, TEMPLATE)
+    pool.note_start(ORDER, TEMPLATE)
     pool.close()
     assert pool.take(ORDER, TEMPLATE) is None

@@ -1,4 +1,4 @@
-"""Keeps what tests and fixtures do to guests apart: knows who is at work, tells each guest's ledger."""
+"""Which test or fixture is at work, and what its use of a guest means for the guest's undo log."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_kvm.provision.events import Listener, ignore
-from pytest_kvm.provision.ledger import Ledger, Owner, State
+from pytest_kvm.provision.undo_log import Owner, State, UndoLog
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.spec.guest import Reset
 
 
-class Keeper:
-    """One process's ledgers, and the stack of those at work.
+class ResetCoordinator:
+    """Passes each use of a guest to the guest's undo log, with the owner that is at work.
 
-    Whoever came last is the one whose changes a use of a guest begins: a
-    fixture that is set up on behalf of a test, until it is done, then the test.
-    There is one stack for all threads: what a test's thread does, the test does.
+    Owners are a stack: a fixture is set up on behalf of a test, and the test goes
+    on when the fixture is done. All threads share it: what a thread of a test
+    does, the test does.
 
     Args:
         tell: Is told of savepoints and resets.
@@ -29,13 +29,13 @@ class Keeper:
     def __init__(self, *, tell: Listener = ignore) -> None:
         self._tell = tell
         self._lock = threading.Lock()
-        self._ledgers: dict[Guest, Ledger] = {}
+        self._undo_logs: dict[Guest, UndoLog] = {}
         self._at_work: list[Owner] = []
 
     # ------------------------------------------------------------ guests
 
     def watch(self, guest: Guest, state: State, *, reset: Reset) -> None:
-        """Keep changes of a guest apart from now on.
+        """Keep an undo log for a guest from now on.
 
         Args:
             guest: The guest; it may still boot.
@@ -43,57 +43,57 @@ class Keeper:
             reset: What its spec says.
         """
         with self._lock:
-            self._ledgers[guest] = Ledger(guest.name, state, reset=reset, tell=self._tell)
+            self._undo_logs[guest] = UndoLog(guest.name, state, reset=reset, tell=self._tell)
 
     def forget(self, guest: Guest) -> None:
-        """Stop doing so: the guest is about to be removed."""
+        """Drop a guest's undo log: the guest is about to be removed."""
         with self._lock:
-            self._ledgers.pop(guest, None)
+            self._undo_logs.pop(guest, None)
 
     def before_use(self, guest: Guest) -> None:
-        """Make the guest ready for whoever is at work; called before each verb.
+        """Undo what others left in the guest; called before each verb.
 
         Raises:
             SnapshotFailed: Changes of others cannot be undone or kept apart.
         """
-        ledger = self._ledgers.get(guest)
-        if ledger is None:
+        undo_log = self._undo_logs.get(guest)
+        if undo_log is None:
             return
         owner = self.owner
         if owner is None:
-            ledger.touch()
+            undo_log.touch()
         else:
-            ledger.use(owner)
+            undo_log.use(owner)
 
     def settle(self, guest: Guest) -> None:
-        """Do the slow part of that in advance.
+        """Do the slow part of :meth:`before_use` in advance.
 
         Raises:
             SnapshotFailed: As in :meth:`before_use`.
         """
-        ledger, owner = self._ledgers.get(guest), self.owner
-        if ledger is not None and owner is not None:
-            ledger.settle(owner)
+        undo_log, owner = self._undo_logs.get(guest), self.owner
+        if undo_log is not None and owner is not None:
+            undo_log.settle(owner)
 
     # ------------------------------------------------------------ owners
 
     @property
     def owner(self) -> Owner | None:
-        """Whoever is at work now; None between tests."""
+        """The owner that is at work; None between tests."""
         return self._at_work[-1] if self._at_work else None
 
     def enter(self, owner: Owner) -> None:
-        """Let an owner be at work, on behalf of whoever is."""
+        """Put an owner on top of the stack."""
         self._at_work.append(owner)
 
     def leave(self, owner: Owner) -> None:
-        """Let it be at work no longer, nor anybody on its behalf."""
+        """Take an owner off the stack, and all above it."""
         if owner in self._at_work:
             del self._at_work[self._at_work.index(owner) :]
 
     @contextmanager
     def at_work(self, owner: Owner) -> Generator[None]:
-        """Let an owner be at work during the block."""
+        """Have an owner on top of the stack during a block."""
         self.enter(owner)
         try:
             yield
@@ -103,11 +103,11 @@ class Keeper:
     def has_changes_of(self, owner: Owner) -> bool:
         """Say whether there is anything of an owner's to undo."""
         with self._lock:
-            return any(ledger.has_changes_of(owner) for ledger in self._ledgers.values())
+            return any(undo_log.has_changes_of(owner) for undo_log in self._undo_logs.values())
 
     def losers(self, owner: Owner) -> list[Owner]:
-        """Return who would lose its changes by an undoing of ``owner``'s, the last one first."""
+        """Return the owners whose changes go when those of ``owner`` are undone, the last one first."""
         with self._lock:
-            ledgers = list(self._ledgers.values())
-        losing = [each for ledger in ledgers for each in ledger.losers(owner)]
+            undo_logs = list(self._undo_logs.values())
+        losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]
         return list(dict.fromkeys(reversed(losing)))

@@ -1,4 +1,4 @@
-"""What the host files of a spec hold: they are part of what is wanted, and not in the spec itself."""
+"""SHA-256 of the host files that a spec names: scripts, copied files and folders, disks."""
 
 from __future__ import annotations
 

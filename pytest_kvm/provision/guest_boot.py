@@ -1,4 +1,4 @@
-"""One guest's way from a spec to a machine, in a thread of its own, and back to nothing."""
+"""Starting one guest in a thread of its own, and removing it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
-from pytest_kvm.provision.bootcache import Job
 from pytest_kvm.provision.events import Event, Listener
-from pytest_kvm.provision.gate import Gate
-from pytest_kvm.provision.guests import Order
 from pytest_kvm.provision.identity import hostname_from
-from pytest_kvm.provision.starting import Started, Starting
+from pytest_kvm.provision.lazy import Lazy
+from pytest_kvm.provision.order import Order, Place
+from pytest_kvm.provision.starter import GuestStarter, Started
+from pytest_kvm.provision.teardown import Teardown
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.image import ImageRef
@@ -46,23 +46,15 @@ class Progress(Protocol):
         ...
 
 
-class LazyStarting(Protocol):
-    """What the run stands on; the first guest has it opened."""
-
-    def get(self) -> Starting:
-        """Return what starts guests."""
-        ...
-
-
-class Birth:
-    """Brings one guest up in the background.
+class GuestBoot:
+    """Starts one guest in the background.
 
     Args:
         settings: The run's settings.
-        starting: What starts guests; opened by the first birth.
+        starter: Starts guests; opened by the first that is started.
         spec: What the guest is made of.
         name: The guest's name.
-        place: Name of its folder and domain.
+        place: Where its files go.
         resets: Whether it is put back between tests.
         progress: Is told what the guest is at.
         tell: Is told how it was started, or that it was not, and of images built for it.
@@ -71,20 +63,20 @@ class Birth:
     def __init__(
         self,
         settings: Settings,
-        starting: LazyStarting,
+        starter: Lazy[GuestStarter],
         spec: GuestSpec,
         *,
         name: str,
-        place: str,
+        place: Place,
         resets: bool,
         progress: Progress,
         tell: Listener,
     ) -> None:
         self.started: Future[Started] = Future()
         self.machine: Future[Machine] = Future()
-        self.gate = Gate(name)
+        self.teardown = Teardown(name)
         self._settings = settings
-        self._starting = starting
+        self._starter = starter
         self._spec = spec
         self._name = name
         self._place = place
@@ -94,21 +86,21 @@ class Birth:
         self._log = guest_log(name)
         # A daemon thread: an image that is being built must not hold up the
         # end of the process; its host programs die with us.
-        self._thread = threading.Thread(target=self._live, name=f"pytest-kvm-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"pytest-kvm-{name}", daemon=True)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
-    def end(self) -> None:
+    def remove(self) -> None:
         """Remove the guest, however far it has come.
 
         A boot in progress ends as its domain does; an image that is being
         built for it is left to finish, for others may wait for it too.
         """
-        self.gate.close()
+        self.teardown.close()
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         begun = time.monotonic()
         try:
             started = self._start()
@@ -117,7 +109,7 @@ class Birth:
                 self._tell_of_failure(error, seconds=time.monotonic() - begun)
             self.started.set_exception(error)
             self.machine.set_exception(error)
-            self.end()
+            self.remove()
         else:
             with self._telling():
                 self._progress.finished(self._name, f"ready after {started.seconds:.1f} s")
@@ -147,12 +139,13 @@ class Birth:
             hostname=self._spec.hostname or hostname_from(self._name),
             image=image,
             packages_left=packages_left,
-            log=self._log,
             resets=self._resets,
+            log=self._log,
+            phases=Phases(self._log, listener=self._on_phase),
+            on_step=self._on_step,
+            teardown=self.teardown,
         )
-        starting = self._starting.get()
-        phases = Phases(self._log, listener=self._on_phase)
-        started = starting.start(Job(order=order, gate=self.gate, phases=phases, tell=self._on_step))
+        started = self._starter.get().start(order)
         for event in started.events:
             self._tell(event)
         return started

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import pytest_kvm as kvm
 from pytest_kvm.errors import SpecError
 from pytest_kvm.hypervisor.protocol import HostFacts
-from pytest_kvm.provision.fingerprint import machine_facts
+from pytest_kvm.provision.cache_key import machine_facts
 from tests.unit.provision.key_cases import MACHINE, RICH, image, key
 
 # ---------------------------------------------------------------- each field of each class

@@ -39,8 +39,8 @@ from pytest_kvm.host.stamps import firmware_stamps, kernel, processor, stamp
 from pytest_kvm.hypervisor.protocol import HostFacts
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine import renewal_script
-from pytest_kvm.provision.contents import disk_digests, file_digest, source_digest
-from pytest_kvm.provision.guests import direct_boot
+from pytest_kvm.provision.file_digests import disk_digests, file_digest, source_digest
+from pytest_kvm.provision.plan import direct_boot
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.domain_xml import domain_xml
 from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan, RamFile

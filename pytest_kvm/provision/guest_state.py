@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import GuestError, SnapshotFailed
-from pytest_kvm.handles.guest import hand_over
+from pytest_kvm.handles.guest import replace_machine
 from pytest_kvm.machine import savepoints
-from pytest_kvm.machine.boot import Phases
-from pytest_kvm.provision.bootcache import Job
 from pytest_kvm.provision.events import Tier
-from pytest_kvm.provision.ledger import Point
+from pytest_kvm.provision.undo_log import Point
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.machine.machine import Machine
-    from pytest_kvm.provision.birth import Birth, LazyStarting
-    from pytest_kvm.provision.starting import Started
+    from pytest_kvm.provision.guest_boot import GuestBoot
+    from pytest_kvm.provision.lazy import Lazy
+    from pytest_kvm.provision.starter import GuestStarter, Started
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,21 +30,21 @@ class _Taken:
 
 
 class GuestState:
-    """Implements :class:`pytest_kvm.provision.ledger.State`.
+    """Implements :class:`pytest_kvm.provision.undo_log.State`.
 
     The state a guest became ready in needs no savepoint: another guest is
     started from the same template and takes over the handle.
 
     Args:
         guest: The handle.
-        birth: What the guest holds.
-        starting: Starts the machines that follow the first.
+        boot: Started its first machine.
+        starter: Starts the machines that follow the first.
     """
 
-    def __init__(self, guest: Guest, birth: Birth, starting: LazyStarting) -> None:
+    def __init__(self, guest: Guest, boot: GuestBoot, starter: Lazy[GuestStarter]) -> None:
         self._guest = guest
-        self._birth = birth
-        self._starting = starting
+        self._boot = boot
+        self._starter = starter
         self._base = object()
         self._numbers = itertools.count(2)
         self._current: Started | None = None
@@ -65,7 +64,7 @@ class GuestState:
     def restore(self, point: Point) -> Tier:
         """Put the guest back to a point."""
         if point is self._base:
-            return self._back_to_base()
+            return self._restore_base()
         if not isinstance(point, _Taken) or point.machine is not self._started().machine:
             raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
         savepoints.restore(point.machine, point.name)
@@ -84,13 +83,13 @@ class GuestState:
 
     def _started(self) -> Started:
         if self._current is None:
-            self._current = self._birth.started.result()
+            self._current = self._boot.started.result()
         return self._current
 
-    def _back_to_base(self) -> Tier:
+    def _restore_base(self) -> Tier:
         current = self._started()
         if current.base is None or not current.machine.domain.alive():
-            return self._begin_anew()
+            return self._replace_machine()
         try:
             savepoints.restore(current.machine, current.base)
         except (SnapshotFailed, GuestError) as failure:
@@ -98,18 +97,17 @@ class GuestState:
             current.order.log.warning(
                 "%s: begun anew, for it could not be put back: %s", current.order.name, failure
             )
-            return self._begin_anew()
+            return self._replace_machine()
         return "load"
 
-    def _begin_anew(self) -> Tier:
-        """Have a new machine, as the first one was when it became ready, take over the handle."""
+    def _replace_machine(self) -> Tier:
+        """Start a machine like the first one, and point the guest's handle at it."""
         former = self._started()
-        order = replace(former.order, place=f"{former.order.place.partition('+')[0]}+{next(self._numbers)}")
-        job = Job(order=order, gate=self._birth.gate, phases=Phases(order.log), tell=order.log.info)
-        fresh = self._starting.get().again(former, job)
+        order = former.order.successor(next(self._numbers))
+        fresh = self._starter.get().start_like(former, order)
         self._current = fresh
         future: Future[Machine] = Future()
         future.set_result(fresh.machine)
-        hand_over(self._guest, future)
+        replace_machine(self._guest, future)
         former.undo.close()
         return fresh.events[-1].tier or "cold"

@@ -9,42 +9,42 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pytest_kvm.errors import GuestGone, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
 from pytest_kvm.provision.clone import Clone
-from pytest_kvm.provision.gate import Gate
-from pytest_kvm.provision.guests import Order
+from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.teardown import Teardown
 from pytest_kvm.templates.template import Template
 
 _log = logging.getLogger("pytest_kvm.pool")
 _MEMORY_LEFT = 2
-"""How many guests' memory must be free for one more to be parked, if nobody says how many."""
-_WORTH_IT = 2
-"""Starts of a guest after which another is likely."""
+"""How many guests' memory must be free for one more spare clone, unless the user says how many."""
+_STARTS_BEFORE = 2
+"""Starts of a guest after which it gets a spare clone."""
 _MOST = 4
-"""Clones that are parked at a time for all guests together, if nobody says how many."""
+"""Spare clones of all guests together, unless the user says how many."""
 _PATIENCE = 10.0
 """Seconds to wait for a clone that is being prepared."""
 
-MakeClone = Callable[[Order, Template, Gate], tuple[Clone, ExitStack]]
+MakeClone = Callable[[Order, Template], tuple[Clone, ExitStack]]
 
 
 @dataclass(kw_only=True)
-class Parked:
-    """A clone that sleeps: as it was frozen, or a guest of its own that is logged in already."""
+class Spare:
+    """A paused clone: as it was frozen, or renewed and logged in already."""
 
     clone: Clone
     undo: ExitStack
     """Removes it."""
     busy: threading.Lock = field(default_factory=threading.Lock)
-    """Held while it becomes a guest of its own."""
+    """Held while it is prepared."""
     taken: bool = False
 
-    def groom(self) -> None:
-        """Make it a guest of its own and log in, unless somebody has taken it as it was."""
+    def prepare(self) -> None:
+        """Wake it, renew it, log in and pause it, unless it was taken already."""
         with self.busy:
             if self.taken:
                 return
@@ -74,14 +74,14 @@ class Parked:
 
 
 class _Slot(NamedTuple):
-    """What a parked clone is good for: a guest of this template with these names."""
+    """What a spare clone is good for: a guest of this template with these names."""
 
     template: str
     name: str
     hostname: str
 
 
-class Pool:
+class SparePool:
     """Parks clones in the background.
 
     Args:
@@ -93,16 +93,16 @@ class Pool:
         self._make_clone = make_clone
         self._size = size
         self._lock = threading.Lock()
-        self._slots: dict[_Slot, deque[Future[Parked]]] = {}
+        self._slots: dict[_Slot, deque[Future[Spare]]] = {}
         self._starts: Counter[_Slot] = Counter()
         self._numbers = itertools.count(1)
-        self._gates: set[Gate] = set()
+        self._teardowns: set[Teardown] = set()
         self._closed = False
         # One at a time: the test that runs meanwhile needs the other core.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pytest-kvm-pool")
 
-    def take(self, order: Order, template: Template) -> Parked | None:
-        """Return a parked clone for an order; None if starting one takes no longer.
+    def take(self, order: Order, template: Template) -> Spare | None:
+        """Return a spare clone for an order; None if starting one takes no longer.
 
         A clone that is being made is waited for, one whose making has not begun is not.
         """
@@ -116,41 +116,41 @@ class Pool:
         except TimeoutError:
             future.add_done_callback(_remove)
         except Exception as failure:  # noqa: BLE001 - whatever it was: a start is not to fail for it
-            _log.debug("%s: no clone was parked: %s", order.name, failure)
+            _log.debug("%s: no spare clone: %s", order.name, failure)
         return None
 
-    def used(self, order: Order, template: Template) -> None:
-        """Note that a guest was started; returns at once.
+    def note_start(self, order: Order, template: Template) -> None:
+        """Count a start, and have spare clones started for the next ones; returns at once.
 
-        Left to us, clones are parked for what was started twice: that it is
-        wanted a third time is likely then, a second time it was not.
+        Unless the user says how many there shall be, a guest gets one after its
+        second start: most guests are started once.
         """
         slot = _slot(order, template)
         with self._lock:
             self._starts[slot] += 1
-            if self._closed or (self._size is None and self._starts[slot] < _WORTH_IT):
+            if self._closed or (self._size is None and self._starts[slot] < _STARTS_BEFORE):
                 return
             waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the last one used is the last
             self._make_room(slot)
             try:
                 while len(waiting) < self._wanted(order):
-                    waiting.append(self._worker.submit(self._park, order, template))
+                    waiting.append(self._worker.submit(self._make_spare, order, template))
             except RuntimeError as failure:  # there is no thread to be had
-                self._note(f"{order.name}: no clone could be parked: {failure}")
+                self._note(f"{order.name}: no spare clone could be started: {failure}")
 
     def close(self) -> None:
         """Remove all that nobody took."""
         with self._lock:
             self._closed = True
-            gates, self._gates = self._gates, set()
-        for gate in gates:
-            gate.close()  # ends what is being prepared, too
+            teardowns, self._teardowns = self._teardowns, set()
+        for teardown in teardowns:
+            teardown.close()  # ends what is being prepared, too
         self._worker.shutdown(cancel_futures=True)
 
     def _make_room(self, slot: _Slot) -> None:
         """Give up the clone of whichever guest was not started for longest."""
-        parked = sum(len(futures) for futures in self._slots.values())
-        if self._size is not None or parked < _MOST:
+        spare = sum(len(futures) for futures in self._slots.values())
+        if self._size is not None or spare < _MOST:
             return
         oldest = next((each for each, futures in self._slots.items() if futures and each != slot), None)
         if oldest is not None:
@@ -163,43 +163,42 @@ class Pool:
             return self._size
         return 1 if memory_available_mib() * 1024 > _MEMORY_LEFT * order.spec.memory_kib else 0
 
-    def _park(self, order: Order, template: Template) -> Parked:
+    def _make_spare(self, order: Order, template: Template) -> Spare:
         """Make a clone, and have it prepared as long as nobody takes it."""
-        gate = Gate(order.name)
+        teardown, number = Teardown(order.name), next(self._numbers)
         with self._lock:
             if self._closed:
                 raise GuestGone(f"{order.name}: nobody would remove its clone any more")
-            self._gates.add(gate)
-            place = f"{order.place.partition('+')[0]}+p{next(self._numbers)}"
+            self._teardowns.add(teardown)
         try:
-            clone, undo = self._make_clone(replace(order, place=place), template, gate)
+            clone, undo = self._make_clone(order.spare(number, teardown), template)
         except BaseException as failure:
-            self._forget(gate)
-            self._note(f"{order.name}: no clone could be parked: {failure}")
+            self._forget(teardown)
+            self._note(f"{order.name}: no spare clone could be started: {failure}")
             raise
-        undo.callback(self._forget, gate)
-        parked = Parked(clone=clone, undo=undo)
-        self._worker.submit(self._groom, parked, order.name)
-        return parked
+        undo.callback(self._forget, teardown)
+        spare = Spare(clone=clone, undo=undo)
+        self._worker.submit(self._prepare, spare, order.name)
+        return spare
 
-    def _groom(self, parked: Parked, name: str) -> None:
+    def _prepare(self, spare: Spare, name: str) -> None:
         try:
-            parked.groom()
+            spare.prepare()
         except BaseException as failure:  # noqa: BLE001 - whoever takes it finds out, and starts another
-            if not parked.taken:
+            if not spare.taken:
                 self._note(f"{name}: a clone could not be prepared: {failure}")
-            parked.undo.close()
+            spare.undo.close()
 
-    def _forget(self, gate: Gate) -> None:
+    def _forget(self, teardown: Teardown) -> None:
         with self._lock:
-            self._gates.discard(gate)
+            self._teardowns.discard(teardown)
 
     def _note(self, what: str) -> None:
         if not self._closed:  # what is being prepared fails when the pool is closed
             _log.warning(what)
 
 
-def _remove(future: Future[Parked]) -> None:
+def _remove(future: Future[Spare]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().remove()
 

@@ -1,0 +1,170 @@
+"""Booting a guest from its image: disks and seed, domain, power."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_kvm.errors import DomainFailed
+from pytest_kvm.host.keys import KeyPair, write_private
+from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.port_forwards import forwarded_ports
+from pytest_kvm.provision.disks import made_disks
+from pytest_kvm.provision.identity import new_identity
+from pytest_kvm.provision.order import Order, Place
+from pytest_kvm.provision.plan import plan_domain
+from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.render.cloud_config import Identity
+from pytest_kvm.render.domain_xml import domain_xml
+from pytest_kvm.render.plan import DomainPlan, RamFile
+from pytest_kvm.render.qemu_args import card_id, lone_netdev
+from pytest_kvm.render.seed import seed_bytes
+from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.ssh.access import Access
+from pytest_kvm.ssh.shell import Shell
+
+_SSH_PORT = 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootFiles:
+    """Where a machine that boots keeps its state, and the key that it lets in."""
+
+    folder: Path
+    """Gets its disks and its seed."""
+    key: KeyPair
+    """Its public half is put into the guest."""
+    key_file: Path
+    ram: Path | None = None
+    """File that holds its memory; None leaves that to QEMU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Powered:
+    """A machine that was switched on."""
+
+    machine: Machine
+    plan: DomainPlan
+    identity: Identity
+
+
+def power_on(
+    resources: RunResources, order: Order, *, stack: ExitStack, files: BootFiles | None = None
+) -> Powered:
+    """Make a machine and switch it on.
+
+    Args:
+        resources: What the run has opened.
+        order: The machine that is asked for.
+        stack: Undoes every step, last first; closing it removes the machine.
+        files: Where its state goes; None: into a folder that is removed with the machine.
+
+    Raises:
+        SpecError: The spec does not fit the image.
+        HypervisorError: libvirt refused the domain.
+    """
+    folder = stack.enter_context(guest_folder(resources, order.place))
+    files = files or BootFiles(folder=folder, key=resources.key, key_file=resources.key_file)
+    uuid, identity = new_identity(order.hostname, key=files.key)
+    plan = plan_domain(resources, order, uuid=uuid, folder=folder)
+    if files.ram is not None:
+        plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
+    seed = _write_seed(order, plan, identity, into=files.folder)
+    plan = replace(plan, disks=made_disks(order.spec, order.image, seed=seed, folder=files.folder))
+    domain = stack.enter_context(paused_domain(resources, domain_xml(order.spec, plan)))
+    apply_link_state(domain, order.spec)
+    machine = assemble_machine(
+        resources, order, plan=plan, domain=domain, host_key=identity.host_public_key, key_file=files.key_file
+    )
+    stack.callback(machine.shell.close)
+    domain.resume()
+    return Powered(machine=machine, plan=plan, identity=identity)
+
+
+@contextmanager
+def guest_folder(resources: RunResources, place: Place) -> Iterator[Path]:
+    """Make a folder for one guest's files and remove it afterwards."""
+    folder = resources.folder / str(place)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        # libvirt unlinks a dead QEMU's sockets in its own time: what it took
+        # from under us is gone as it should be.
+        while folder.exists():
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def destroying(domain: Domain) -> Iterator[Domain]:
+    """Destroy a domain afterwards."""
+    try:
+        yield domain
+    finally:
+        domain.destroy()
+
+
+def paused_domain(resources: RunResources, xml: str) -> AbstractContextManager[Domain]:
+    """Start a paused domain; destroy it afterwards."""
+    return destroying(resources.hypervisor.create(xml, paused=True))
+
+
+def _write_seed(order: Order, plan: DomainPlan, identity: Identity, *, into: Path) -> Path:
+    content = seed_bytes(
+        order.spec, identity, control_mac=plan.control_mac, nics=plan.nics, packages=order.packages_left
+    )
+    return write_private(into / "seed.iso", content)
+
+
+def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
+    """Unplug the user-mode cards whose spec says so; libvirt does it for the cards in its XML."""
+    lone = [nic for nic in spec.nics if not nic.plugged]
+    for index, nic in enumerate(lone, start=1):
+        if nic.link == "down":
+            domain.qmp("set_link", {"name": card_id(lone_netdev(index)), "up": False})
+
+
+def assemble_machine(
+    resources: RunResources, order: Order, *, plan: DomainPlan, domain: Domain, host_key: str, key_file: Path
+) -> Machine:
+    """Put together the handle's parts for a domain that has not run yet.
+
+    Raises:
+        DomainFailed: QEMU forwards no port to the guest's SSH.
+    """
+    ports = forwarded_ports(domain, _SSH_PORT)
+    if not ports:
+        raise DomainFailed(
+            f"{order.name}: QEMU forwards no port to the guest's SSH",
+            resolution="an xml hook must keep the arguments in <qemu:commandline>",
+        )
+    port = ports.pop()
+    folder = plan.console_log.parent
+    known_hosts = write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n")
+    access = Access(
+        port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=order.spec.login
+    )
+    shell = Shell(
+        access,
+        log=order.log,
+        timeouts=resources.timeouts,
+        is_alive=domain.alive,
+        end_reason=domain.end_reason,
+        clock=domain.clock,
+    )
+    return Machine(
+        name=order.name,
+        domain=domain,
+        shell=shell,
+        console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
+        access=access,
+        folder=folder,
+        timeouts=resources.timeouts,
+        log=order.log,
+    )

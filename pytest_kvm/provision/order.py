@@ -1,0 +1,74 @@
+"""What is asked for when a guest is started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pytest_kvm.images.image import Image
+from pytest_kvm.machine.boot import Phases
+from pytest_kvm.provision.teardown import Teardown
+from pytest_kvm.spec.guest import GuestSpec
+
+
+@dataclass(frozen=True)
+class Place:
+    """Name of a machine's folder and, behind the run's id, of its domain.
+
+    A guest can have several machines: one for its template, one after each
+    reset that needs a new one, spare ones. No two of a run have one place.
+    """
+
+    guest: str
+    """The guest's part; no other guest of the run has it, not even a later one of the same name."""
+    machine: str = ""
+    """Which of the guest's machines; empty for its first."""
+
+    def __str__(self) -> str:
+        return f"{self.guest}{self.machine}"
+
+    def of_template(self) -> Place:
+        """Return where the template is booted that the machine of this place is cloned from."""
+        return replace(self, machine=f"{self.machine}~t")
+
+    def of_successor(self, number: int) -> Place:
+        """Return the place of a machine that takes over after a reset."""
+        return Place(self.guest, f"+{number}")
+
+    def of_spare(self, number: int) -> Place:
+        """Return the place of a machine that is started ahead of need."""
+        return Place(self.guest, f"+p{number}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One machine to be started for a guest."""
+
+    spec: GuestSpec
+    name: str
+    """What people call the guest."""
+    place: Place
+    hostname: str
+    image: Image
+    packages_left: tuple[str, ...]
+    """Packages that are not in the image: cloud-init installs them."""
+    resets: bool
+    """Whether the guest is put back between tests."""
+    log: logging.Logger
+    phases: Phases
+    """Is told how far its boot has come."""
+    on_step: Callable[[str], None]
+    """Is told what else is done for it."""
+    teardown: Teardown
+    """Gets what removes the machine again."""
+
+    def successor(self, number: int) -> Order:
+        """Return the order of a machine that takes over after a reset."""
+        return replace(
+            self, place=self.place.of_successor(number), phases=Phases(self.log), on_step=self.log.info
+        )
+
+    def spare(self, number: int, teardown: Teardown) -> Order:
+        """Return the order of a machine that is started ahead of need, with a teardown of its own."""
+        return replace(self, place=self.place.of_spare(number), teardown=teardown)

@@ -1,0 +1,76 @@
+"""What libvirt is to be told of one machine: its names, addresses, sockets and kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.images.image import Image
+from pytest_kvm.provision.identity import new_mac
+from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan
+from pytest_kvm.spec.guest import GuestSpec
+
+
+def plan_domain(resources: RunResources, order: Order, *, uuid: str, folder: Path) -> DomainPlan:
+    """Return a plan with everything but disks: names, addresses and sockets of one guest."""
+    return DomainPlan(
+        name=f"{resources.session}-{order.place}",
+        uuid=uuid,
+        session=resources.session,
+        owner_pid=os.getpid(),
+        owner_started=psutil.Process().create_time(),
+        accel=resources.accel,
+        disks=(),
+        control_mac=new_mac(),
+        nics=[NicPlan(nic=nic, mac=nic.mac or new_mac()) for nic in order.spec.nics],
+        console_log=folder / "console.log",
+        console_socket=folder / "console.sock",
+        direct_boot=direct_boot(order.spec, order.image, accel=resources.accel),
+        genid=str(uuid4()),
+        run_as=(os.getuid(), os.getgid()) if resources.is_system else None,
+    )
+
+
+def direct_boot(spec: GuestSpec, image: Image, *, accel: str) -> DirectBoot | None:
+    """Return the kernel QEMU shall load, or None where the firmware boots the disk.
+
+    Raises:
+        SpecError: Direct boot is asked for and there is no kernel, or no command line for it.
+    """
+    kernel = spec.kernel or image.kernel
+    if spec.boot == "firmware" or spec.firmware == "uefi":
+        return None
+    if spec.boot == "auto" and kernel is None and not spec.cmdline_extra:
+        return None
+    if kernel is None:
+        raise SpecError(
+            f"GuestSpec: direct boot of {image.name!r}, which brings no kernel",
+            resolution='give kernel= and initrd=, or use boot="firmware" without cmdline_extra',
+        )
+    return DirectBoot(
+        kernel=Path(kernel),
+        initrd=Path(spec.initrd) if spec.initrd else (None if spec.kernel else image.initrd),
+        cmdline=f"{spec.cmdline or _cmdline(spec, image, accel=accel)} {spec.cmdline_extra}".strip(),
+    )
+
+
+def _cmdline(spec: GuestSpec, image: Image, *, accel: str) -> str:
+    if not image.cmdline:
+        raise SpecError(
+            f"GuestSpec.cmdline: nothing says where the root of {image.name!r} is",
+            resolution='write cmdline="root=/dev/vda1 console=ttyS0" or what fits the image',
+        )
+    # The last console is /dev/console, where init reports; the screen comes
+    # first so that a screenshot shows something.
+    last = "hvc0" if spec.console == "virtio" else "ttyS0"
+    # On a busy host a translated guest may miss the ticks by which the kernel
+    # checks its timer, and panics: "IO-APIC + timer doesn't work!"
+    # (Documentation/admin-guide/kernel-parameters.txt).
+    timer = " no_timer_check" if accel == "tcg" else ""
+    return f"{image.cmdline}{timer} console=tty0 console={last}"

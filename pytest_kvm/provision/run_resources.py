@@ -1,0 +1,67 @@
+"""What all guests of a run share: its folder, its connection, its accelerator, its key."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pytest_kvm.host.accelerator import accelerator
+from pytest_kvm.host.keys import KeyPair, new_key_pair, write_private
+from pytest_kvm.host.paths import held_run_folder
+from pytest_kvm.hypervisor.connect import open_hypervisor
+from pytest_kvm.hypervisor.protocol import Hypervisor
+from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResources:
+    """What one run has opened on this machine."""
+
+    folder: Path
+    """Locked and watched while the run lives, removed with it."""
+    hypervisor: Hypervisor
+    accel: Literal["kvm", "tcg"]
+    timeouts: Timeouts
+    """Scaled for the accelerator."""
+    key: KeyPair
+    """The run's own: every guest lets it in."""
+    key_file: Path
+
+    @property
+    def is_system(self) -> bool:
+        """Whether a system daemon runs the guests, under an account that is not ours."""
+        return urlsplit(self.hypervisor.facts().uri).path == "/system"
+
+    @property
+    def session(self) -> str:
+        """The run's id."""
+        return self.folder.name
+
+
+@contextmanager
+def open_run_resources(settings: Settings) -> Generator[RunResources]:
+    """Make the run's folder and connect to the hypervisor; undo both afterwards.
+
+    Raises:
+        HostError: This machine cannot run guests as the settings want it.
+        ConnectionFailed: The hypervisor did not open.
+    """
+    chosen = accelerator(settings.accel, cache_dir=settings.cache_dir)
+    factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)
+    key = new_key_pair()
+    with (
+        held_run_folder(settings.run_dir) as folder,
+        closing(open_hypervisor(settings.uri, run_dir=folder, cache_dir=settings.cache_dir)) as hypervisor,
+    ):
+        yield RunResources(
+            folder=folder,
+            hypervisor=hypervisor,
+            accel=chosen.kind,
+            timeouts=settings.timeouts.scaled(factor),
+            key=key,
+            key_file=write_private(folder / "id_ed25519", key.private),
+        )

@@ -1,0 +1,141 @@
+"""The run's templates: found in the boot cache, or made by the first guest that wants one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+
+from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.provision.cache_key import fingerprint, machine_facts
+from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.prepare import make_ready
+from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.template_build import TEMPLATE_HOSTNAME, TemplateTier, freeze, power_on_for_template
+from pytest_kvm.settings import Settings
+from pytest_kvm.templates.building import Building
+from pytest_kvm.templates.store import TemplateStore
+from pytest_kvm.templates.template import Template
+
+_log = logging.getLogger("pytest_kvm.cache")
+
+
+class RunTemplates:
+    """Templates that this run uses; each is claimed once, until the run ends.
+
+    Args:
+        settings: Where the cache is and what to do with it.
+        resources: What the run has opened.
+    """
+
+    def __init__(self, settings: Settings, resources: RunResources) -> None:
+        self._settings = settings
+        self._resources = resources
+        self._store = TemplateStore.of(settings)
+        self._began = time.time()
+        self._lock = threading.Lock()
+        self._in_use: dict[str, Template] = {}
+
+    def key(self, order: Order, tier: TemplateTier) -> str:
+        """Return the key of the template that an order can be cloned from."""
+        facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
+        key = fingerprint(order.spec, image=order.image, machine=facts)
+        return key if tier == "cow" else hashlib.sha256(f"{key} {tier}".encode()).hexdigest()
+
+    def get(self, order: Order, tier: TemplateTier) -> tuple[Template, bool]:
+        """Return the template that a guest is cloned from, and whether it had to be made.
+
+        Raises:
+            BootFailed: Its guest did not become ready.
+            DomainFailed: QEMU cannot save the state of one of its devices.
+            GuestGone: The guest was removed meanwhile.
+            NoCapacity: There is no room for it.
+        """
+        key = self.key(order, tier)
+        template = self._claim(key, order)
+        if template is not None:
+            return template, False
+        ram_mib = order.spec.memory_kib // 1024
+        with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, order)) as building:
+            template = self._claim(key, order)
+            if template is not None:
+                return template, False
+            return self._keep(self._build(order, building, tier=tier)), True
+
+    def discard(self, order: Order, template: Template, *, reason: str) -> None:
+        """Drop a template that turned out to be of no use."""
+        with self._lock:
+            if self._in_use.get(template.key) is not template:
+                return  # another guest found out first; the key may lead to a new one
+            del self._in_use[template.key]
+        template.close()
+        _tell_dropped(order, reason)
+        self._store.discard(template.key, reason=reason)
+
+    def close(self) -> None:
+        """Let go of the templates."""
+        with self._lock:
+            templates = list(self._in_use.values())
+            self._in_use.clear()
+        for template in templates:
+            template.close()
+
+    def _claim(self, key: str, order: Order) -> Template | None:
+        with self._lock:
+            if key in self._in_use:
+                return self._in_use[key]
+        template = self._store.claim(key, on_discard=partial(_tell_dropped, order))
+        if template is None:
+            return None
+        made = datetime.fromisoformat(template.manifest.created).timestamp()
+        if self._settings.cache == "refresh" and made < self._began:
+            template.close()
+            return None
+        return self._keep(template)
+
+    def _keep(self, template: Template) -> Template:
+        """Keep one claim of each template; guests of the run share it."""
+        with self._lock:
+            kept = self._in_use.setdefault(template.key, template)
+        if kept is not template:
+            template.close()
+        return kept
+
+    def _build(self, order: Order, building: Building, *, tier: TemplateTier) -> Template:
+        spec = order.spec
+        order = replace(order, place=order.place.of_template(), hostname=spec.hostname or TEMPLATE_HOSTNAME)
+        order.on_step("power on")
+        with order.teardown.attempting() as undo:
+            powered = power_on_for_template(self._resources, order, building=building, tier=tier, stack=undo)
+        with undo:
+            make_ready(powered.machine, order)
+            boot_seconds = order.phases.elapsed()
+            order.on_step("freezing")
+            facts = freeze(powered, order, building=building, tier=tier, boot_seconds=boot_seconds)
+        if self.key(order, tier) != building.key:
+            raise SnapshotFailed(
+                f"{order.name}: what the template is made of changed while it was made",
+                resolution="files that prepare= names must not change during a run",
+            )
+        return building.publish(summary=repr(spec), versions=self._versions(), facts=facts.to_json())
+
+    def _versions(self) -> dict[str, str]:
+        facts = self._resources.hypervisor.facts()
+        return {
+            "pytest-kvm": version("pytest-kvm"),
+            "qemu": facts.hypervisor_version,
+            "libvirt": facts.library_version,
+        }
+
+
+def _tell_wait(order: Order, holder: str) -> None:
+    order.on_step(f"waiting for {holder} to make the template")
+
+
+def _tell_dropped(order: Order, reason: str) -> None:
+    order.on_step(f"its template is dropped: {reason}")

@@ -35,6 +35,7 @@ from bench.raw_clone import Recipe, raw_times
 from bench.resets import by_load, by_new_clone, by_pool, running
 from bench.state_table import Times, crowd_table, rows, table
 from bench.warm_start import warm_start
+from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.host.keys import new_key_pair
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.options import from_environment, settings_from
@@ -43,7 +44,6 @@ from pytest_kvm.provision.run import Run
 from pytest_kvm.settings import RamPlace, Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.image import ImageRef
-from pytest_kvm.templates import ram
 
 MEMORY_MIB = 512
 SPEC = GuestSpec(memory=f"{MEMORY_MIB}MiB", vcpus=1)
@@ -60,7 +60,7 @@ def own_cache(settings: Settings, *, ram_place: RamPlace) -> Iterator[Settings]:
             images.symlink_to(settings.cache_dir / "images")
             yield replace(settings, cache_dir=Path(name), pool=0, cache_ram=ram_place)
     finally:
-        ram.sweep()
+        ram_file.sweep()
 
 
 def stock_boot(settings: Settings) -> Times:

@@ -8,9 +8,9 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from pytest_kvm.boot_cache.inventory import Inventory, TemplateInfo
 from pytest_kvm.settings import Settings
 from pytest_kvm.sizes import parse_kib
-from pytest_kvm.templates.inventory import Inventory, TemplateInfo
 
 _SHORT = 12
 """Digits of a key that are enough for people."""

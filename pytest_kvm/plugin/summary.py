@@ -90,7 +90,7 @@ class Summary:
 
     def _cache(self) -> Iterable[str]:
         """Yield what this run used of the boot cache."""
-        from pytest_kvm.templates.inventory import Inventory  # noqa: PLC0415 - only runs with guests pay for it
+        from pytest_kvm.boot_cache.inventory import Inventory  # noqa: PLC0415 - only runs with guests pay for it
 
         used = [each for each in Inventory.of(self._settings).list() if each.last_used >= self._began]
         if used:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.host.keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.machine import Machine
@@ -35,7 +36,6 @@ from pytest_kvm.provision.template_build import (
 )
 from pytest_kvm.render.domain_xml import domain_xml
 from pytest_kvm.render.plan import DomainPlan, RamFile
-from pytest_kvm.templates.template import Template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 
+from pytest_kvm.boot_cache.building import Building
+from pytest_kvm.boot_cache.store import TemplateStore
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.provision.cache_key import fingerprint, machine_facts
 from pytest_kvm.provision.order import Order
@@ -18,9 +21,6 @@ from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.template_build import TEMPLATE_HOSTNAME, TemplateTier, freeze, power_on_for_template
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates.building import Building
-from pytest_kvm.templates.store import TemplateStore
-from pytest_kvm.templates.template import Template
 
 _log = logging.getLogger("pytest_kvm.cache")
 

@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import GuestGone, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
 from pytest_kvm.provision.clone import Clone
 from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.teardown import Teardown
-from pytest_kvm.templates.template import Template
 
 _log = logging.getLogger("pytest_kvm.pool")
 _MEMORY_LEFT = 2

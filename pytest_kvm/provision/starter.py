@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed, StateDamaged
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
@@ -21,7 +22,6 @@ from pytest_kvm.provision.run_templates import RunTemplates
 from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.template_build import TemplateTier
 from pytest_kvm.settings import CloneTier, Settings
-from pytest_kvm.templates.template import Template
 
 _log = logging.getLogger("pytest_kvm.start")
 

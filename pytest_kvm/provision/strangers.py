@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.errors import KvmError
 from pytest_kvm.host import paths
 from pytest_kvm.images.store import Store
 from pytest_kvm.plaintext import plain
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates.shelf import Shelf
 
 _MOST = 10
 
@@ -21,7 +21,7 @@ def strangers_named(settings: Settings) -> str:
     places = (
         lambda: paths.strangers(settings.run_dir),
         Store.of(settings).strangers,
-        Shelf.of(settings).strangers,
+        Layout.of(settings).strangers,
     )
     said: list[str] = []
     for look in places:

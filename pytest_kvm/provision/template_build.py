@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_kvm.boot_cache.building import Building
 from pytest_kvm.errors import CommandTimeout, DomainFailed
 from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at
@@ -21,7 +22,6 @@ from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.render.plan import DiskPlan
 from pytest_kvm.spec.disk import DiskFormat
-from pytest_kvm.templates.building import Building
 from pytest_kvm.waiting import NotYet, wait_until
 
 TEMPLATE_HOSTNAME = "guest"

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.host import ownership
 from pytest_kvm.host.paths import RUNS
 from pytest_kvm.host.watcher import processes_of
-from pytest_kvm.templates import ram
 from pytest_kvm.waiting import NotYet, wait_until
 from scripts.check import EVENTS
 
@@ -147,7 +147,7 @@ class InnerSuite:
         for entry in self.entries:
             (entry / "ram").unlink(missing_ok=True)
             entry.rename(entry.with_name(f"{entry.name}.gone"))
-        ram.sweep()
+        ram_file.sweep()
 
     def _is_mine(self, memory: Path) -> bool:
         marker = ownership.marker_of(memory)

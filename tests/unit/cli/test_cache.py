@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from pytest_kvm.boot_cache.store import TemplateStore
 from pytest_kvm.cli.cache import _age, _size
 from pytest_kvm.cli.main import main
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates.store import TemplateStore
 
 KEY = "5ca1ab1e" * 8
 OTHER = "0ddba11" + "0" * 57

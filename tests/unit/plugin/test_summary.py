@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_kvm.templates.inventory import Inventory
+from pytest_kvm.boot_cache.inventory import Inventory
 
 CONFTEST = """
 import pytest

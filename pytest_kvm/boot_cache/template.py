@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pytest_kvm.boot_cache.manifest import Manifest
 from pytest_kvm.host.locks import Held
-from pytest_kvm.templates.manifest import Manifest
 
 
 class Template:

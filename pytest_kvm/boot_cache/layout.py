@@ -28,18 +28,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pytest_kvm.boot_cache import ram_file
+from pytest_kvm.boot_cache.entry import USED, read, sync
+from pytest_kvm.boot_cache.manifest import Damage
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates import ram
-from pytest_kvm.templates.entry import USED, read, sync
-from pytest_kvm.templates.manifest import Damage
 
 _INDEX_TIMEOUT = 120.0
 _ENTRY = re.compile(r"[0-9a-f]{8,128}\.[0-9a-f]{8}")
-_log = logging.getLogger("pytest_kvm.templates")
+_log = logging.getLogger("pytest_kvm.boot_cache")
 
 
-class Shelf:
+class Layout:
     """Where entries are.
 
     Args:
@@ -52,8 +52,8 @@ class Shelf:
         self._entries = folder / "entries"
 
     @classmethod
-    def of(cls, settings: Settings) -> Shelf:
-        """Return the shelf of a run's settings."""
+    def of(cls, settings: Settings) -> Layout:
+        """Return the layout of a run's settings."""
         return cls(settings.cache_dir / "templates")
 
     @contextmanager
@@ -151,7 +151,7 @@ class Shelf:
         for entry in self._entries.glob("*"):
             if entry not in wanted and _is_own(entry) and not self.is_held(entry):
                 _remove(entry)
-        ram.sweep()
+        ram_file.sweep()
 
     def strangers(self) -> list[Path]:
         """Return what lies among entries and links and was not put there by the plugin."""
@@ -183,7 +183,7 @@ class Shelf:
 
 
 def _is_own(entry: Path) -> bool:
-    """Say whether :meth:`Shelf.new` has made a folder; with the index held."""
+    """Say whether :meth:`Layout.new` has made a folder; with the index held."""
     if _ENTRY.fullmatch(entry.name) is None:
         return False
     return ownership.is_ours(entry) or ownership.is_blank(entry) or _is_of_before_markers(entry)

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_kvm.boot_cache import ram_file
+from pytest_kvm.boot_cache.store import TemplateStore
 from pytest_kvm.host import ownership
-from pytest_kvm.templates import ram
-from pytest_kvm.templates.store import TemplateStore
-from tests.unit.templates.conftest import FILES, KEY
+from tests.unit.boot_cache.conftest import FILES, KEY
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def machine(monkeypatch):
     """Say how much memory (MiB) there is: total, free, free in /dev/shm."""
 
     def machine(total: int, free: int, shm: int) -> None:
-        monkeypatch.setattr(ram, "memory_total_mib", lambda: total)
-        monkeypatch.setattr(ram, "memory_available_mib", lambda: free)
-        monkeypatch.setattr(ram, "disk_free_mib", lambda _: shm)
+        monkeypatch.setattr(ram_file, "memory_total_mib", lambda: total)
+        monkeypatch.setattr(ram_file, "memory_available_mib", lambda: free)
+        monkeypatch.setattr(ram_file, "disk_free_mib", lambda _: shm)
 
     machine(8000, 8000, 8000)
     return machine
@@ -114,7 +114,7 @@ def test_a_machine_without_such_memory_has_the_disk(in_memory, memory):
 
 
 def test_memory_that_cannot_be_written_to_is_not_used(in_memory, memory, monkeypatch):
-    monkeypatch.setattr(ram, "_prefix", lambda: "missing/")
+    monkeypatch.setattr(ram_file, "_prefix", lambda: "missing/")
     with in_memory.building(KEY, ram_mib=512) as building:
         assert not building.ram.is_symlink()
         assert "No such file" in building.ram_note

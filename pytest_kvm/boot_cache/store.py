@@ -1,6 +1,6 @@
 """The boot cache: templates by key, shared by every run of this user.
 
-:mod:`pytest_kvm.templates.shelf` says what it looks like on disk.
+:mod:`pytest_kvm.boot_cache.layout` says what it looks like on disk.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pytest_kvm.boot_cache import entry, ram_file
+from pytest_kvm.boot_cache.building import Building
+from pytest_kvm.boot_cache.inventory import Inventory
+from pytest_kvm.boot_cache.layout import Layout
+from pytest_kvm.boot_cache.manifest import Damage, Manifest
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks
 from pytest_kvm.host.resources import disk_free_mib
 from pytest_kvm.settings import RamPlace, Settings
-from pytest_kvm.templates import entry, ram
-from pytest_kvm.templates.building import Building
-from pytest_kvm.templates.inventory import Inventory
-from pytest_kvm.templates.manifest import Damage, Manifest
-from pytest_kvm.templates.shelf import Shelf
-from pytest_kvm.templates.template import Template
 
 OnDiscard = Callable[[str], None]
 """Told why a template was dropped."""
@@ -31,28 +31,28 @@ BUILD_TIMEOUT = 3600.0
 
 _KEY = re.compile(r"[0-9a-f]{8,128}")
 _MIB = 1024 * 1024
-_log = logging.getLogger("pytest_kvm.templates")
+_log = logging.getLogger("pytest_kvm.boot_cache")
 
 
 class TemplateStore:
     """Templates, for those who start guests.
 
     Args:
-        shelf: Where they are.
+        layout: Where they are.
         cap: Bytes they may take up together.
         ram_place: Where new templates' RAM files are.
     """
 
-    def __init__(self, shelf: Shelf, *, cap: int, ram_place: RamPlace = "disk") -> None:
-        self._shelf = shelf
-        self._inventory = Inventory(shelf)
+    def __init__(self, layout: Layout, *, cap: int, ram_place: RamPlace = "disk") -> None:
+        self._layout = layout
+        self._inventory = Inventory(layout)
         self._cap = cap
         self._ram_place: RamPlace = ram_place
 
     @classmethod
     def of(cls, settings: Settings) -> TemplateStore:
         """Return the store of a run's settings."""
-        return cls(Shelf.of(settings), cap=settings.cache_size, ram_place=settings.cache_ram)
+        return cls(Layout.of(settings), cap=settings.cache_size, ram_place=settings.cache_ram)
 
     def claim(self, key: str, *, on_discard: OnDiscard | None = None) -> Template | None:
         """Return the template of a key, in use until it is closed; None when there is none.
@@ -64,7 +64,7 @@ class TemplateStore:
             key: Hexadecimal digits.
             on_discard: Told why one was dropped.
         """
-        held = self._shelf.hold(_checked(key))
+        held = self._layout.hold(_checked(key))
         if held is None:
             return None
         folder, lock = held
@@ -101,13 +101,13 @@ class TemplateStore:
         Raises:
             NoCapacity: The other process did not finish in time, or the disk is full.
         """
-        lock = self._shelf.build_lock(_checked(key))
+        lock = self._layout.build_lock(_checked(key))
         describe = f"making template {key[:12]}"
         with (
             self._full_disk_is_told(),
             locks.exclusive(lock, describe=describe, timeout=BUILD_TIMEOUT, on_wait=on_wait),
         ):
-            folder, held = self._shelf.new(key)
+            folder, held = self._layout.new(key)
             building: Building | None = None
             try:
                 building = Building(
@@ -119,7 +119,7 @@ class TemplateStore:
                 yield building
             finally:
                 if building is None or not building.is_published:
-                    self._shelf.abandon(held)
+                    self._layout.abandon(held)
 
     def discard(self, key: str, *, reason: str) -> None:
         """Drop the template of a key, with a warning; the next run makes it again.
@@ -130,12 +130,12 @@ class TemplateStore:
             key: Its key.
             reason: For the log ("QEMU refused its state").
         """
-        folder = self._shelf.find(_checked(key))
+        folder = self._layout.find(_checked(key))
         if folder is not None:
             self._drop(key, folder, reason=reason)
 
-    def _placed(self, folder: Path, ram_mib: int) -> ram.Placed:
-        placed = ram.placed(folder, self._ram_place, mib=ram_mib)
+    def _placed(self, folder: Path, ram_mib: int) -> ram_file.RamFilePlace:
+        placed = ram_file.choose_place(folder, self._ram_place, mib=ram_mib)
         missing = ram_mib - disk_free_mib(folder)
         if not placed.path.is_symlink() and missing > 0:
             self._inventory.free(missing * _MIB)
@@ -145,8 +145,8 @@ class TemplateStore:
 
     def _enter(self, manifest: Manifest, folder: Path, held: locks.Held) -> Template:
         """Let the key lead to a finished entry; then keep to the cap again."""
-        with self._shelf.index():
-            self._shelf.link(manifest.key, folder)
+        with self._layout.index():
+            self._layout.link(manifest.key, folder)
             held.share()  # nobody can take it alone meanwhile: that needs the index
             held.touch()
         self._inventory.collect(cap=self._cap)
@@ -154,17 +154,17 @@ class TemplateStore:
 
     def _template(self, folder: Path, manifest: Manifest, held: locks.Held) -> Template:
         def closed() -> None:
-            if self._shelf.find(manifest.key) != folder:  # dropped or replaced meanwhile
-                with self._shelf.index():
-                    self._shelf.sweep()
+            if self._layout.find(manifest.key) != folder:  # dropped or replaced meanwhile
+                with self._layout.index():
+                    self._layout.sweep()
 
         return Template(folder, manifest, held=held, on_close=closed)
 
     def _drop(self, key: str, folder: Path, *, reason: str) -> None:
         _log.warning("template %s is dropped and will be made again: %s", key[:12], reason)
-        with self._shelf.index():
-            self._shelf.unlink(key, only=folder)  # it may have been replaced meanwhile
-            self._shelf.sweep()
+        with self._layout.index():
+            self._layout.unlink(key, only=folder)  # it may have been replaced meanwhile
+            self._layout.sweep()
 
     @contextmanager
     def _full_disk_is_told(self) -> Iterator[None]:
@@ -176,7 +176,7 @@ class TemplateStore:
             raise self._no_room(str(error.strerror)) from None
 
     def _no_room(self, why: str) -> NoCapacity:
-        folder = self._shelf.folder
+        folder = self._layout.folder
         return NoCapacity(
             f"no room for a template in {folder}: {why}",
             details=f"{disk_free_mib(folder)} MiB are free",

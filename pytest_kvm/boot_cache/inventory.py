@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache.layout import Layout
+from pytest_kvm.boot_cache.manifest import Damage, Manifest
 from pytest_kvm.errors import UnknownTemplate
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates import entry
-from pytest_kvm.templates.manifest import Damage, Manifest
-from pytest_kvm.templates.shelf import Shelf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +37,25 @@ class Problem:
 
 
 class Inventory:
-    """The templates of a shelf.
+    """The templates of a layout.
 
     Args:
-        shelf: Where they are.
+        layout: Where they are.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
 
     @classmethod
     def of(cls, settings: Settings) -> Inventory:
         """Return the inventory of a run's settings."""
-        return cls(Shelf.of(settings))
+        return cls(Layout.of(settings))
 
     def list(self) -> tuple[TemplateInfo, ...]:
         """Return every template, those used longest ago first."""
-        if not self._shelf.folder.exists():
+        if not self._layout.folder.exists():
             return ()
-        with self._shelf.index():
+        with self._layout.index():
             return self._infos()
 
     def resolve(self, prefix: str) -> str:
@@ -64,12 +64,12 @@ class Inventory:
         Raises:
             UnknownTemplate: None does, or several do.
         """
-        keys = [key for key in self._shelf.known() if key.startswith(prefix)]
+        keys = [key for key in self._layout.known() if key.startswith(prefix)]
         if len(keys) == 1:
             return keys[0]
         if not keys:
             raise UnknownTemplate(
-                f"no template {prefix!r} in {self._shelf.folder}",
+                f"no template {prefix!r} in {self._layout.folder}",
                 resolution="`pytest-kvm cache list` shows what is there",
             )
         raise UnknownTemplate(
@@ -80,9 +80,9 @@ class Inventory:
 
     def remove(self, key: str) -> None:
         """Remove a template; its files go when nobody uses them any more."""
-        with self._shelf.index():
-            self._shelf.unlink(key)
-            self._shelf.sweep()
+        with self._layout.index():
+            self._layout.unlink(key)
+            self._layout.sweep()
 
     def collect(self, *, cap: int) -> tuple[TemplateInfo, ...]:
         """Remove templates, those used longest ago first, until the rest fits.
@@ -95,14 +95,14 @@ class Inventory:
         Returns:
             Those that were removed.
         """
-        if not self._shelf.folder.exists():
+        if not self._layout.folder.exists():
             return ()
-        with self._shelf.index():
+        with self._layout.index():
             infos = self._infos()
             removed = _surplus(infos, sum(info.size for info in infos) - cap)
             for info in removed:
-                self._shelf.unlink(info.key)
-            self._shelf.sweep()
+                self._layout.unlink(info.key)
+            self._layout.sweep()
         return removed
 
     def free(self, wanted: int) -> tuple[TemplateInfo, ...]:
@@ -115,11 +115,11 @@ class Inventory:
         return tuple(Problem(key=key, what=what) for key in keys for what in self._problems(key))
 
     def _infos(self) -> tuple[TemplateInfo, ...]:
-        found = (self._info(key) for key in self._shelf.known())
+        found = (self._info(key) for key in self._layout.known())
         return tuple(sorted((info for info in found if info), key=lambda info: info.last_used))
 
     def _info(self, key: str) -> TemplateInfo | None:
-        folder = self._shelf.find(key)
+        folder = self._layout.find(key)
         if folder is None or not (folder / entry.USED).exists():
             return None
         try:
@@ -132,11 +132,11 @@ class Inventory:
             manifest=manifest,
             size=entry.size(folder),
             last_used=(folder / entry.USED).stat().st_mtime,
-            in_use=self._shelf.is_held(folder),
+            in_use=self._layout.is_held(folder),
         )
 
     def _problems(self, key: str) -> Sequence[str]:
-        held = self._shelf.hold(key)
+        held = self._layout.hold(key)
         if held is None:
             return ["it cannot be opened"]
         folder, lock = held

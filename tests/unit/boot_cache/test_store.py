@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache import manifest as manifest_module
 from pytest_kvm.errors import NoCapacity, SnapshotFailed
-from pytest_kvm.templates import entry, records
-from tests.unit.templates.conftest import FACTS, FILES, KEY, OTHER
+from tests.unit.boot_cache.conftest import FACTS, FILES, KEY, OTHER
 
 
 def test_what_is_published_can_be_claimed(store, make):
@@ -152,14 +153,14 @@ def test_other_errors_stay_what_they_are(store):
 def test_room_is_made_for_a_ram_file(store, inventory, make, monkeypatch):
     make(OTHER, used=1)
     free = [10, 600]
-    monkeypatch.setattr("pytest_kvm.templates.store.disk_free_mib", lambda _: free.pop(0))
+    monkeypatch.setattr("pytest_kvm.boot_cache.store.disk_free_mib", lambda _: free.pop(0))
     with store.building(KEY, ram_mib=512):
         assert inventory.list() == ()
 
 
 def test_no_guest_is_frozen_where_its_ram_has_no_room(store, make, monkeypatch):
     make(OTHER)
-    monkeypatch.setattr("pytest_kvm.templates.store.disk_free_mib", lambda _: 10)
+    monkeypatch.setattr("pytest_kvm.boot_cache.store.disk_free_mib", lambda _: 10)
     with store.claim(OTHER), pytest.raises(NoCapacity, match="512 MiB"), store.building(KEY, ram_mib=512):
         pytest.fail("there is no room")
     with store.claim(OTHER) as template:
@@ -171,7 +172,7 @@ def test_a_file_that_is_still_written_to_is_not_published(store, monkeypatch):
         path.write_bytes(b"more and more")
         return "0"
 
-    monkeypatch.setattr(records, "digest_of", written_meanwhile)
+    monkeypatch.setattr(manifest_module, "digest_of", written_meanwhile)
     with store.building(KEY) as building:
         (building.folder / "state").write_bytes(b"devices")
         with pytest.raises(SnapshotFailed, match="state changes while it is read"):

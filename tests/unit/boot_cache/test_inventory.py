@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_kvm.boot_cache.inventory import TemplateInfo, _surplus
+from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.errors import UnknownTemplate
 from pytest_kvm.host import ownership
-from pytest_kvm.templates.inventory import TemplateInfo, _surplus
-from pytest_kvm.templates.shelf import Shelf
-from tests.unit.templates.conftest import KEY, OTHER
+from tests.unit.boot_cache.conftest import KEY, OTHER
 
 THIRD = "5ca1ab1e" + "f" * 56
 
@@ -157,7 +157,7 @@ def test_files_of_others_are_left_alone_and_named(inventory, make, settings, tmp
     inventory.collect(cap=0)
     assert inventory.list() == ()
     assert all(path.exists() for path in (*foreign, precious / "file", foreign[3] / "file"))
-    assert Shelf.of(settings).strangers() == sorted(foreign)
+    assert Layout.of(settings).strangers() == sorted(foreign)
 
 
 def test_an_entry_of_a_version_that_made_no_markers_is_known_by_its_manifest(inventory, make, settings):
@@ -165,7 +165,7 @@ def test_an_entry_of_a_version_that_made_no_markers_is_known_by_its_manifest(inv
     for each in (folder, other):
         (each / ownership.MARKER).unlink()
     (other / "manifest.json").write_text((other / "manifest.json").read_text().replace("mine", "thine"))
-    assert Shelf.of(settings).strangers() == [other], "its manifest is not what was written"
+    assert Layout.of(settings).strangers() == [other], "its manifest is not what was written"
     inventory.collect(cap=0)
     assert not folder.exists()
     assert (other / "manifest.json").exists()

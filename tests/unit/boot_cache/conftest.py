@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from pytest_kvm.boot_cache import ram_file
+from pytest_kvm.boot_cache.inventory import Inventory
+from pytest_kvm.boot_cache.store import TemplateStore
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates import ram
-from pytest_kvm.templates.inventory import Inventory
-from pytest_kvm.templates.store import TemplateStore
 
 KEY = "5ca1ab1e" * 8
 OTHER = "0ddba11" + "0" * 57
@@ -26,7 +26,7 @@ def memory(tmp_path, monkeypatch):
     """What stands for /dev/shm."""
     folder = tmp_path / "shm"
     folder.mkdir()
-    monkeypatch.setattr(ram, "_MEMORY", folder)
+    monkeypatch.setattr(ram_file, "_MEMORY", folder)
     return folder
 
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 
 import pytest
 
+from pytest_kvm.boot_cache.store import TemplateStore
 from pytest_kvm.settings import Settings
-from pytest_kvm.templates.store import TemplateStore
 from tests.conftest import ROOT
-from tests.unit.templates.conftest import KEY, OTHER
+from tests.unit.boot_cache.conftest import KEY, OTHER
 
 _HEAD = textwrap.dedent(
     f"""
     import pathlib, sys
     from pytest_kvm.settings import Settings
-    from pytest_kvm.templates.store import TemplateStore
+    from pytest_kvm.boot_cache.store import TemplateStore
     cache = pathlib.Path(sys.argv[1])
     store = TemplateStore.of(Settings(cache_dir=cache, run_dir=cache))
     key = "{KEY}"
@@ -132,7 +132,7 @@ def test_what_a_killed_builder_left_goes_when_the_next_is_made(store, make, proc
 
 IS_KILLED_WHILE_IT_PUBLISHES = """
 import os
-from pytest_kvm.templates import {module}
+from pytest_kvm.boot_cache import {module}
 {module}.{step} = lambda *args: os.kill(os.getpid(), 9)
 print("ready", flush=True)
 with store.building(key) as building:
@@ -143,11 +143,11 @@ with store.building(key) as building:
 @pytest.mark.parametrize(
     ("module", "step"),
     [
-        ("records", "record"),
+        ("entry", "record_of"),
         ("entry", "write"),
         ("entry", "sync"),
-        ("shelf", "Shelf.link"),
-        ("shelf", "sync"),
+        ("layout", "Layout.link"),
+        ("layout", "sync"),
     ],
 )
 def test_a_builder_that_is_killed_while_it_publishes(store, make, process, settings, module, step):
@@ -156,7 +156,7 @@ def test_a_builder_that_is_killed_while_it_publishes(store, make, process, setti
     with process(script, until="ready") as builder:
         assert builder.wait(timeout=60) == -9
     template = store.claim(KEY)
-    assert (template is not None) == ((module, step) == ("shelf", "sync"))
+    assert (template is not None) == ((module, step) == ("layout", "sync"))
     if template is not None:
         assert template.path("state").read_bytes() == b"devices"
         template.close()

@@ -20,11 +20,11 @@ RAM = "ram"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a new folder of our own is made in it
 _KEPT_FREE = 0.25
 """Share of the memory that RAM files leave to everybody else."""
-_log = logging.getLogger("pytest_kvm.templates")
+_log = logging.getLogger("pytest_kvm.boot_cache")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class RamFilePlace:
     """Where a RAM file is to be written."""
 
     path: Path
@@ -32,7 +32,7 @@ class Placed:
     """Why it is not where the setting wants it."""
 
 
-def placed(entry: Path, place: RamPlace, *, mib: int) -> Placed:
+def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
     """Choose a RAM file's place, and make what leads there.
 
     Args:
@@ -42,10 +42,10 @@ def placed(entry: Path, place: RamPlace, *, mib: int) -> Placed:
     """
     own = entry / RAM
     if place == "disk":
-        return Placed(path=own)
+        return RamFilePlace(path=own)
     refusal = _refusal(mib)
     if refusal:
-        return Placed(path=own, note=refusal)
+        return RamFilePlace(path=own, note=refusal)
     folder = _MEMORY / f"{_prefix()}{entry.name}"
     try:
         ownership.make(folder, entry=str(entry.absolute()))
@@ -53,9 +53,9 @@ def placed(entry: Path, place: RamPlace, *, mib: int) -> Placed:
         # softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
         (folder / RAM).touch(mode=0o600)
     except OSError as error:
-        return Placed(path=own, note=f"{folder} cannot be made: {error.strerror}")
+        return RamFilePlace(path=own, note=f"{folder} cannot be made: {error.strerror}")
     own.symlink_to(folder / RAM)
-    return Placed(path=own)
+    return RamFilePlace(path=own)
 
 
 def sweep() -> None:

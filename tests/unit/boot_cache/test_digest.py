@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvm.templates.digest import digest_of
+from pytest_kvm.boot_cache.manifest import digest_of
 
 BLOCK = 64 * 1024
 

@@ -8,9 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from pytest_kvm.boot_cache.manifest import Damage, FileRecord, Manifest, check_files, problems_of, record_of
 from pytest_kvm.host.ownership import MARKER
-from pytest_kvm.templates import records
-from pytest_kvm.templates.manifest import Damage, FileRecord, Manifest
 
 USED = "used"
 """The lock that users of the entry share; its time is the last use."""
@@ -31,7 +30,7 @@ def settle(folder: Path) -> dict[str, FileRecord]:
         if path.is_file() and path.name not in _OWN:
             path.chmod(0o600)
             sync(path)
-            found[path.name] = records.record(path)
+            found[path.name] = record_of(path)
     return found
 
 
@@ -70,7 +69,7 @@ def checked(folder: Path, key: str) -> Manifest:
         Damage: They are not.
     """
     manifest = read(folder, key)
-    current = records.checked(folder, manifest)
+    current = check_files(folder, manifest)
     if current != manifest:
         with suppress(OSError):  # no room: the next claim reads them again, that is all
             write(folder, current)
@@ -84,7 +83,7 @@ def problems(folder: Path, key: str) -> Iterator[str]:
     except Damage as damage:
         yield str(damage)
     else:
-        yield from records.problems(folder, manifest)
+        yield from problems_of(folder, manifest)
 
 
 def size(folder: Path) -> int:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache.manifest import FORMAT, Damage, Manifest
+from pytest_kvm.boot_cache.ram_file import RamFilePlace
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import SnapshotFailed
-from pytest_kvm.templates import entry
-from pytest_kvm.templates.manifest import FORMAT, Damage, Manifest
-from pytest_kvm.templates.ram import Placed
-from pytest_kvm.templates.template import Template
 
 
 class Building:
@@ -24,7 +24,9 @@ class Building:
         enter: Puts a manifest's template into the store.
     """
 
-    def __init__(self, key: str, *, folder: Path, ram: Placed, enter: Callable[[Manifest], Template]) -> None:
+    def __init__(
+        self, key: str, *, folder: Path, ram: RamFilePlace, enter: Callable[[Manifest], Template]
+    ) -> None:
         self.key = key
         self.folder = folder
         self.ram = ram.path

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from pytest_kvm.templates import records
-from pytest_kvm.templates.digest import digest_of
-from tests.unit.templates.conftest import FILES, KEY
+from pytest_kvm.boot_cache import manifest as manifest_module
+from pytest_kvm.boot_cache.manifest import digest_of
+from tests.unit.boot_cache.conftest import FILES, KEY
 
 EVERY_FILE = [*FILES, "manifest.json"]
 
@@ -76,7 +76,7 @@ def test_damage_that_hides_behind_the_old_times_is_found_by_verify(inventory, ma
     """A claim looks at sizes and times only: bits that rot on the disk are for ``verify``."""
     folder = make()
     flip(folder / "ram")
-    monkeypatch.setattr(records, "_untouched", lambda *_: True)
+    monkeypatch.setattr(manifest_module, "_untouched", lambda *_: True)
     (problem,) = inventory.verify([KEY])
     assert problem.what == "ram is not what was written"
 
@@ -128,7 +128,7 @@ def reads(monkeypatch):
         names.append(path.name)
         return digest_of(path)
 
-    monkeypatch.setattr(records, "digest_of", noted)
+    monkeypatch.setattr(manifest_module, "digest_of", noted)
     return names
 
 
@@ -163,7 +163,7 @@ def test_a_cache_that_cannot_be_written_to_is_read_every_time(store, make, reads
     def refuse(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("pytest_kvm.templates.entry.write", refuse)
+    monkeypatch.setattr("pytest_kvm.boot_cache.entry.write", refuse)
     for _ in range(2):
         reads.clear()
         store.claim(KEY).close()

@@ -1,0 +1,214 @@
+"""What a template is made of, as it is written down beside its files, and whether they are still that.
+
+A file that looks as it did when it was last read is believed. Its digest
+leaves blocks of zeros out: a RAM file is mostly holes, and a copy of it (a CI
+cache's archive, ``cp``) may turn zeros into holes or holes into zeros.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Of an entry on disk. Another number is another plugin's: such an entry is dropped."""
+_BLOCK = 64 * 1024
+_ZEROS = bytes(_BLOCK)
+
+
+class Damage(Exception):  # noqa: N818 - it is no failure: the template is built again
+    """An entry cannot be used; the text says why, for a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file's contents, and how it looked when they were last read."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """:func:`digest_of` of it."""
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the store knows of a template."""
+
+    key: str
+    format: int
+    created: str
+    """When it was published, ISO 8601 in UTC."""
+    summary: str
+    """What was frozen, for people: the spec."""
+    versions: dict[str, str]
+    """Of QEMU, libvirt and the plugin that made it."""
+    facts: dict[str, Any]
+    """What starting a clone needs to know, as JSON has it."""
+    files: dict[str, FileRecord]
+    """By name, without a folder."""
+
+    def to_json(self) -> str:
+        """Return the manifest as it is stored: with a checksum over itself."""
+        content = asdict(self)
+        return json.dumps({"checksum": _checksum(content), "manifest": content}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a stored manifest.
+
+        Raises:
+            Damage: It is none, is not what was written, or of another format.
+        """
+        try:
+            stored = json.loads(text)
+            content, checksum = stored["manifest"], stored["checksum"]
+            if content["format"] != FORMAT:
+                raise Damage(f"its format is {content['format']!r}, not {FORMAT}")
+            if checksum != _checksum(content):
+                raise Damage("its manifest is not what was written")
+            files = {_plain(name): FileRecord(**record) for name, record in content.pop("files").items()}
+            return cls(**content, files=files)
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+            raise Damage(f"its manifest cannot be read: {problem!r}") from None
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _plain(name: str) -> str:
+    if name in {"", ".", ".."} or "/" in name:
+        raise ValueError(f"{name!r} is not a file's name")
+    return name
+
+
+def record_of(path: Path) -> FileRecord:
+    """Read a file and write down what it holds.
+
+    Raises:
+        Damage: It is no regular file, or was written to meanwhile.
+        OSError: It cannot be read.
+    """
+    before = path.stat()
+    if not stat.S_ISREG(before.st_mode):
+        raise Damage(f"{path.name} is no regular file")
+    found = FileRecord(
+        size=before.st_size,
+        sha256=digest_of(path),
+        mtime_ns=before.st_mtime_ns,
+        ctime_ns=before.st_ctime_ns,
+        inode=before.st_ino,
+    )
+    if not _untouched(path.stat(), found):
+        raise Damage(f"{path.name} changes while it is read")
+    return found
+
+
+def check_files(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest of a folder whose files are as it says.
+
+    A file that looks as it did is believed; one that looks different (it was
+    copied, or restored from an archive) is read. The manifest that is returned
+    knows the new looks.
+
+    Raises:
+        Damage: A file is missing or holds something else.
+    """
+    looked_at = {name: _checked(folder / name, known) for name, known in manifest.files.items()}
+    return manifest if looked_at == manifest.files else replace(manifest, files=looked_at)
+
+
+def problems_of(folder: Path, manifest: Manifest) -> Iterable[str]:
+    """Yield what is wrong with a folder's files; every file is read."""
+    for name, known in manifest.files.items():
+        try:
+            _compared(folder / name, known)
+        except Damage as damage:
+            yield str(damage)
+
+
+def _checked(path: Path, known: FileRecord) -> FileRecord:
+    try:
+        if _untouched(path.stat(), known):
+            return known
+    except OSError as error:
+        raise Damage(_unreadable(path, error)) from None
+    return _compared(path, known)
+
+
+def _compared(path: Path, known: FileRecord) -> FileRecord:
+    try:
+        size = path.stat().st_size
+        if size != known.size:
+            raise Damage(f"{path.name} has {size} bytes instead of {known.size}")
+        found = record_of(path)
+    except OSError as error:
+        raise Damage(_unreadable(path, error)) from None
+    if found.sha256 != known.sha256:
+        raise Damage(f"{path.name} is not what was written")
+    return found
+
+
+def _untouched(now: os.stat_result, known: FileRecord) -> bool:
+    seen = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
+    return stat.S_ISREG(now.st_mode) and seen == (
+        known.size,
+        known.mtime_ns,
+        known.ctime_ns,
+        known.inode,
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        # What a link into memory points at is gone after a reboot.
+        return f"{path.name} is missing" + (" (it was in memory)" if path.is_symlink() else "")
+    return f"{path.name} cannot be read: {error.strerror}"
+
+
+def digest_of(path: Path) -> str:
+    """Return a digest, in hexadecimal, that is the same for the same bytes.
+
+    SHA-256 of the file's size, then of each block of 64 KiB that is not all
+    zeros behind its number.
+    """
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        digest.update(size.to_bytes(8, "big"))
+        for number in _blocks_with_data(descriptor, size):
+            block = os.pread(descriptor, _BLOCK, number * _BLOCK)
+            if block != _ZEROS[: len(block)]:
+                digest.update(number.to_bytes(8, "big"))
+                digest.update(block)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _blocks_with_data(descriptor: int, size: int) -> Iterator[int]:
+    """Yield the numbers of the blocks that are not wholly in a hole (``lseek(2)``, ``SEEK_DATA``)."""
+    block = 0
+    while block * _BLOCK < size:
+        try:
+            start = os.lseek(descriptor, block * _BLOCK, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        first = max(block, start // _BLOCK)
+        block = -(-end // _BLOCK)
+        yield from range(first, block)

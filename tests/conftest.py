@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from pytest_kvm.hypervisor.chatter import logging_to
+from pytest_kvm.hypervisor.libvirt_log import logging_to
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import MissingDependency
 from pytest_kvm.host.packages import install_hint
-from pytest_kvm.hypervisor.chatter import logging_to
+from pytest_kvm.hypervisor.libvirt_log import logging_to
 
 if TYPE_CHECKING:
     from pytest_kvm.hypervisor.protocol import Hypervisor

@@ -6,23 +6,24 @@ import os
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 import libvirt
+import psutil
 
 from pytest_kvm.errors import DomainFailed
 from pytest_kvm.host.reaping import HostProcess
-from pytest_kvm.hypervisor import opening, qemu_log, revival
-from pytest_kvm.hypervisor.domains import LibvirtDomain
+from pytest_kvm.hypervisor import opening, qemu_log
+from pytest_kvm.hypervisor.capabilities import host_facts
+from pytest_kvm.hypervisor.domain import LibvirtDomain
 from pytest_kvm.hypervisor.embed import EmbedRoot, embed_root, is_embed
 from pytest_kvm.hypervisor.errors import translated
-from pytest_kvm.hypervisor.facts import host_facts
-from pytest_kvm.hypervisor.forks import ProcessBound
+from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
-from pytest_kvm.hypervisor.processes import find_qemu
 from pytest_kvm.hypervisor.protocol import Domain, HostFacts
+from pytest_kvm.hypervisor.snapshots import start_from_snapshot
 from pytest_kvm.waiting import NotYet, wait_until
 
 _DEATH_IS_SEEN_WITHIN = 2.0
@@ -102,13 +103,13 @@ class LibvirtHypervisor:
         return self._started(xml, partial(_created, xml=xml, flags=flags), doing="create")
 
     def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> LibvirtDomain:
-        """Start a transient domain from a snapshot that its disks hold; see :mod:`.revival`.
+        """Start a transient domain from a snapshot that its disks hold; see :func:`start_from_snapshot`.
 
         Raises:
             StateDamaged: QEMU cannot take in the snapshot.
             DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
         """
-        start = partial(revival.revived, xml=xml, snapshot=snapshot, paused=paused)
+        start = partial(start_from_snapshot, xml=xml, snapshot=snapshot, paused=paused)
         return self._started(xml, start, doing="revive")
 
     def _started(self, xml: str, start: _Start, *, doing: str) -> LibvirtDomain:
@@ -295,3 +296,16 @@ def _name_in(xml: str) -> str:
     if not name:
         raise DomainFailed("the domain's XML has no <name>", details=xml)
     return name
+
+
+def find_qemu(uuid: str) -> HostProcess | None:
+    """Return the QEMU that runs a domain, None if it is not on this machine.
+
+    libvirt tells nobody the pid; it does put ``-uuid`` on the command line.
+    """
+    for process in psutil.process_iter(["cmdline"]):
+        arguments: list[str] = process.info["cmdline"] or []
+        if uuid in arguments and arguments[arguments.index(uuid) - 1] == "-uuid":
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                return HostProcess(process.pid)
+    return None

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from pytest_kvm.errors import ConnectionFailed
 from pytest_kvm.host.reaping import PidfileWatch
 from pytest_kvm.hypervisor.capabilities import CapabilityStore
-from pytest_kvm.hypervisor.chatter import check_log_folder
+from pytest_kvm.hypervisor.libvirt_log import check_log_folder
 
 _PIDFILES = ("run/qemu/*.pid", "lib/qemu/qmp-*/qmp.pid")
 _LONGEST_SOCKET = "lib/qemu/domain-9999-aaaaaaaaaaaaaaaaaaaa/monitor.sock"

@@ -12,8 +12,8 @@ import libvirt
 from pytest_kvm.errors import ConnectionFailed, KvmError, MissingDependency
 from pytest_kvm.host.packages import ADD_QEMU_ACCOUNT, install_hint
 from pytest_kvm.hypervisor.errors import from_libvirt
-from pytest_kvm.hypervisor.eventloop import ensure_event_loop
-from pytest_kvm.hypervisor.forks import ProcessBound
+from pytest_kvm.hypervisor.event_loop import ensure_event_loop
+from pytest_kvm.hypervisor.fork_guard import ProcessBound
 
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_MISSES = 6

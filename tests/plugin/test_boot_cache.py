@@ -13,7 +13,7 @@ from pytest_kvm.boot_cache import manifest as manifest_module
 
 KILLS_QEMU_ONCE = """
 import os, signal
-from pytest_kvm.hypervisor.domains import LibvirtDomain
+from pytest_kvm.hypervisor.domain import LibvirtDomain
 
 load_state = LibvirtDomain.load_state
 
@@ -30,9 +30,9 @@ LibvirtDomain.load_state = killed
 # The n-th state that a process saves or loads is the last thing it does.
 KILLED_AT = """
 import os, signal
-from pytest_kvm.hypervisor import migration
+from pytest_kvm.hypervisor import device_state
 
-finished, done = migration._finished, []
+finished, done = device_state._finished, []
 
 
 def killed(domain, *, doing):
@@ -43,7 +43,7 @@ def killed(domain, *, doing):
     finished(domain, doing=doing)
 
 
-migration._finished = killed
+device_state._finished = killed
 """
 
 

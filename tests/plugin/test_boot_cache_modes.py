@@ -9,9 +9,9 @@ import pytest
 
 FULL_WHEN_FREEZING = """
 import os, shutil
-from pytest_kvm.hypervisor import migration
+from pytest_kvm.hypervisor import device_state
 
-save = migration.save
+save = device_state.save
 
 
 def full(domain, target):
@@ -20,7 +20,7 @@ def full(domain, target):
     save(domain, target)
 
 
-migration.save = full
+device_state.save = full
 """
 
 

@@ -5,14 +5,14 @@ import os
 import pytest
 
 from pytest_kvm.errors import ConnectionFailed
-from pytest_kvm.hypervisor import chatter, embed
+from pytest_kvm.hypervisor import embed, libvirt_log
 
 
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch):
     """As if nothing had been opened."""
     monkeypatch.setattr(embed, "_roots", {})
-    monkeypatch.setattr(chatter, "_files", [])
+    monkeypatch.setattr(libvirt_log, "_files", [])
 
 
 def root_for(run_dir, tmp_path, uri="qemu:///embed"):
@@ -117,7 +117,7 @@ def test_a_path_too_long_for_a_socket_is_refused_before_libvirt_stumbles(run_dir
 def test_libvirts_log_goes_to_a_file_only_while_libvirt_is_loaded(tmp_path, monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "libvirt", raising=False)
     log = tmp_path / "run/libvirt.log"
-    with chatter.logging_to(log):
+    with libvirt_log.logging_to(log):
         assert os.environ["LIBVIRT_LOG_OUTPUTS"] == f"3:file:{log}"
         assert log.parent.is_dir()
     assert "LIBVIRT_LOG_OUTPUTS" not in os.environ
@@ -126,17 +126,20 @@ def test_libvirts_log_goes_to_a_file_only_while_libvirt_is_loaded(tmp_path, monk
 def test_the_users_own_choice_of_a_log_stays(tmp_path, monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "libvirt", raising=False)
     monkeypatch.setenv("LIBVIRT_LOG_OUTPUTS", "1:stderr")
-    with chatter.logging_to(tmp_path / "libvirt.log"):
+    with libvirt_log.logging_to(tmp_path / "libvirt.log"):
         assert os.environ["LIBVIRT_LOG_OUTPUTS"] == "1:stderr"
 
 
 def test_a_path_that_libvirt_would_split_is_refused(tmp_path, monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "libvirt", raising=False)
-    with pytest.raises(ConnectionFailed, match="split at spaces"), chatter.logging_to(tmp_path / "a b/log"):
+    with (
+        pytest.raises(ConnectionFailed, match="split at spaces"),
+        libvirt_log.logging_to(tmp_path / "a b/log"),
+    ):
         pytest.fail("entered")
 
 
 def test_a_log_folder_that_is_gone_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(chatter, "_files", [tmp_path / "gone/libvirt.log"])
+    monkeypatch.setattr(libvirt_log, "_files", [tmp_path / "gone/libvirt.log"])
     with pytest.raises(ConnectionFailed, match="that folder is gone"):
-        chatter.check_log_folder()
+        libvirt_log.check_log_folder()

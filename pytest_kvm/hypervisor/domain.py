@@ -9,16 +9,18 @@ import libvirt
 
 from pytest_kvm.errors import DomainFailed, StateDamaged
 from pytest_kvm.host.reaping import HostProcess
-from pytest_kvm.hypervisor import migration, monitor, qemu_log, revival, screens
+from pytest_kvm.hypervisor import device_state, monitor, qemu_log
 from pytest_kvm.hypervisor.clock import GuestClock
 from pytest_kvm.hypervisor.errors import translated
-from pytest_kvm.hypervisor.forks import ProcessBound
+from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.hypervisor.protocol import DomainState
-from pytest_kvm.hypervisor.snapshots import Snapshots
+from pytest_kvm.hypervisor.snapshots import Snapshots, leave_snapshot
 
 _KILLED_WITHIN = 10.0
 _ENDS_WITHIN = 10.0
+_MOST_SCREEN_BYTES = 64 * 1024 * 1024
+"""Four times a 24 bit picture of 2560 by 1600; the guest chooses the size."""
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 _STATES = {
@@ -141,7 +143,7 @@ class LibvirtDomain:
 
     def screenshot(self) -> bytes:
         """Return the first screen as PNG or PPM bytes."""
-        return screens.screenshot(self._connection.get(), self._living())
+        return _screenshot_of(self._connection.get(), self._living())
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
         """Run a QMP command and return its ``return`` value."""
@@ -152,18 +154,18 @@ class LibvirtDomain:
         return monitor.hmp(self._living(), line)
 
     def save_state(self, target: BinaryIO) -> None:
-        """Write the state of all but the RAM file to an open file; see :func:`migration.save`."""
-        migration.save(self._living(), target)
+        """Write the state of all but the RAM file to an open file; see :func:`device_state.save`."""
+        device_state.save(self._living(), target)
 
     def load_state(self, source: BinaryIO) -> None:
-        """Take in what :meth:`save_state` wrote; see :func:`migration.load`.
+        """Take in what :meth:`save_state` wrote; see :func:`device_state.load`.
 
         Raises:
             StateDamaged: QEMU has ended because it cannot take it in.
             DomainFailed: QEMU has ended for another reason, or hangs.
         """
         try:
-            migration.load(self._living(), source)
+            device_state.load(self._living(), source)
         except DomainFailed as failure:
             # Its monitor says nothing; its end and its log do.
             if not self.wait_end(_ENDS_WITHIN):
@@ -190,7 +192,7 @@ class LibvirtDomain:
 
     def leave_snapshot(self, name: str) -> None:
         """Write a snapshot for a domain that is revived from copies of the disks."""
-        revival.leave_snapshot(self._living(), name)
+        leave_snapshot(self._living(), name)
 
     def how_qemu_ended(self, within: float) -> str:
         """Say what became of QEMU, once it ended or ``within`` seconds passed."""
@@ -255,3 +257,28 @@ def _press_power_button(domain: libvirt.virDomain) -> None:
         if failure.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
             raise
         domain.shutdown()  # the test driver has no buttons to choose from
+
+
+def _screenshot_of(connection: libvirt.virConnect, domain: libvirt.virDomain) -> bytes:
+    """Return the first screen as PNG or PPM, whichever QEMU and libvirt give.
+
+    Raises:
+        DomainFailed: There is no screen, or the picture is absurdly large.
+    """
+    name: str = domain.name()
+    chunks: list[bytes] = []
+    with translated(f"take a screenshot of {name}", error=DomainFailed):
+        stream = connection.newStream(0)
+        domain.screenshot(stream, 0, 0)
+        received = 0
+        while chunk := stream.recv(256 * 1024):
+            received += len(chunk)
+            if received > _MOST_SCREEN_BYTES:
+                stream.abort()
+                raise DomainFailed(
+                    f"the screenshot of {name} is larger than {_MOST_SCREEN_BYTES} bytes",
+                    resolution="set a smaller screen in the guest",
+                )
+            chunks.append(chunk)
+        stream.finish()
+    return b"".join(chunks)

@@ -11,8 +11,7 @@ from uuid import NAMESPACE_URL, uuid5
 from pytest_kvm.errors import ImageError
 from pytest_kvm.host import command
 from pytest_kvm.images import bootloader, checks, disk, kernel, namespace, qemu_img, rootfs, toolbox
-from pytest_kvm.images.blobs import digest_of
-from pytest_kvm.images.image import Image, Manifest
+from pytest_kvm.images.image import Image, Manifest, digest_of
 from pytest_kvm.images.progress import Progress
 from pytest_kvm.images.recipe import Recipe, recipe_for
 from pytest_kvm.images.store import Store

@@ -1,16 +1,24 @@
-"""Take a disk that exists already into the store."""
+"""Take a disk that exists already into the store: a file, or an address.
+
+A download is resumed where it broke off, and is complete or not there at all.
+"""
 
 from __future__ import annotations
 
+import http.client
+import urllib.error
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO, cast
 
-from pytest_kvm.errors import ImageError
-from pytest_kvm.images import blobs, download, qemu_img
-from pytest_kvm.images.image import Image, Manifest
+from pytest_kvm.errors import DownloadFailed, ImageError
+from pytest_kvm.images import qemu_img
+from pytest_kvm.images.image import Image, Manifest, digest_of, verify
 from pytest_kvm.images.progress import Progress, silent
 from pytest_kvm.images.recipe import recipe_for
 from pytest_kvm.images.store import Store
+from pytest_kvm.waiting import NotYet, wait_until
 
 
 def take(
@@ -39,14 +47,14 @@ def take(
         file = _local(source, work, progress)
         if sha256 is not None:
             progress("checking the digest", None)
-            blobs.verify(file, sha256)
+            verify(file, sha256)
         found = qemu_img.require_self_contained(file)
         progress("copying the disk", None)
         disk = work / "disk"
         qemu_img.to_qcow2(file, disk, source_format="qcow2" if found.format == "qcow2" else "raw")
         manifest = Manifest(
             name=name,
-            disk=blobs.digest_of(disk),
+            disk=digest_of(disk),
             virtual_size=found.virtual_size,
             created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
             source=source,
@@ -56,10 +64,92 @@ def take(
 
 def _local(source: str, work: Path, progress: Progress) -> Path:
     """Return a file on this machine for a source."""
-    if download.is_address(source):
-        download.fetch(source, work / "download", progress=progress)
+    if is_address(source):
+        fetch(source, work / "download", progress=progress)
         return work / "download"
     file = Path(source)
     if not file.is_file():
         raise ImageError(f"there is no file {source}", resolution="give the path of a qcow2 or raw disk")
     return file
+
+
+_CHUNK = 1024 * 1024
+_STALLED = 60.0
+"""Seconds without a byte after which a connection is given up."""
+_PERSEVERANCE = 600.0
+"""Seconds during which a broken transfer is taken up again."""
+_AGAIN_AFTER = 2.0
+
+
+def is_address(source: str) -> bool:
+    """Say whether a source is an address rather than a file."""
+    return source.startswith(("http://", "https://"))
+
+
+def fetch(address: str, target: Path, *, progress: Progress = silent) -> None:
+    """Download a file; a transfer that breaks off goes on where it was.
+
+    Args:
+        address: ``http:`` or ``https:``; proxies come from the environment.
+        target: Where; holds the beginning when the transfer fails.
+        progress: Told the part that is there.
+
+    Raises:
+        DownloadFailed: The server refuses, or the transfer keeps breaking off.
+    """
+    if not is_address(address):
+        raise DownloadFailed(f"{address} is no http or https address")
+
+    def attempt() -> None:
+        try:
+            _go_on(address, target, progress)
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            if refusal.code < http.client.INTERNAL_SERVER_ERROR:
+                raise _failed(address, f"{refusal.code} {refusal.reason}") from None
+            raise NotYet(f"{refusal.code} {refusal.reason}") from None
+        except (OSError, http.client.HTTPException) as broken:
+            raise NotYet(f"{type(broken).__name__}: {broken}") from None
+
+    wait_until(
+        attempt,
+        describe=f"the download of {address}",
+        timeout=_PERSEVERANCE,
+        every=_AGAIN_AFTER,
+        error=DownloadFailed,
+    )
+
+
+def _go_on(address: str, target: Path, progress: Progress) -> None:
+    """Ask for what is missing and append it."""
+    have = target.stat().st_size if target.exists() else 0
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - is_address
+    try:
+        reply = cast("http.client.HTTPResponse", urllib.request.urlopen(request, timeout=_STALLED))  # noqa: S310 - as above
+    except urllib.error.HTTPError as refusal:
+        if have and refusal.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # The file there is another now, shorter than what we have of it.
+            refusal.close()
+            target.unlink()
+            raise http.client.IncompleteRead(b"") from None
+        raise
+    with reply, target.open("ab" if reply.status == http.client.PARTIAL_CONTENT else "wb") as file:
+        _copy(reply, file, progress)
+
+
+def _copy(reply: http.client.HTTPResponse, file: IO[bytes], progress: Progress) -> None:
+    start = file.tell()
+    announced = reply.headers.get("Content-Length")
+    total = start + int(announced) if announced else None
+    while chunk := reply.read(_CHUNK):
+        file.write(chunk)
+        progress("downloading", file.tell() / total if total else None)
+    if total is not None and file.tell() < total:
+        raise http.client.IncompleteRead(b"", total - file.tell())
+
+
+def _failed(address: str, reason: str) -> DownloadFailed:
+    return DownloadFailed(
+        f"{address} cannot be downloaded: {reason}",
+        resolution="check the address in a browser; proxies are taken from http_proxy and https_proxy",
+    )

@@ -31,8 +31,7 @@ from pathlib import Path
 from pytest_kvm.errors import ImageError, UnknownImage
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.images import namespace
-from pytest_kvm.images.blobs import adopt
-from pytest_kvm.images.image import BLOB, Image, Manifest
+from pytest_kvm.images.image import BLOB, Image, Manifest, adopt
 from pytest_kvm.images.manifests import Manifests, read, write
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef

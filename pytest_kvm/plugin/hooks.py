@@ -17,10 +17,9 @@ from pytest_kvm.plugin.markers import MARKER
 from pytest_kvm.plugin.options import add_options, settings_of
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
-from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure
+from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_machinery
 from pytest_kvm.plugin.session import begin_session, coordinator_of, existing_run, record_of, scopes_of
 from pytest_kvm.plugin.summary import Summary
-from pytest_kvm.plugin.tracebacks import without_machinery
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,14 +1,24 @@
-"""What the plugin adds to pytest's report: what the run stands on, and sections of failed tests."""
+"""What the plugin adds to pytest's report: what the run stands on, and sections of failed tests.
+
+And what it leaves out: our errors explain themselves, so their tracebacks come
+without our own frames. ``--full-trace`` shows everything, as it does for
+pytest's own frames.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, cast
+
+import pytest
 
 from pytest_kvm.errors import (
     BootFailed,
     HostError,
     HypervisorError,
     ImageError,
+    KvmError,
     SavepointGone,
     SavepointRefused,
     SpecError,
@@ -17,8 +27,6 @@ from pytest_kvm.plugin.fixtures import Guests
 from pytest_kvm.plugin.session import existing_run, settings_stashed
 
 if TYPE_CHECKING:
-    import pytest
-
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.settings import Settings
 
@@ -74,3 +82,29 @@ def is_infrastructure(error: BaseException) -> bool:
     if isinstance(error, (SavepointGone, SavepointRefused)):
         return False  # the test asked for what cannot be
     return isinstance(error, (BootFailed, HostError, HypervisorError, ImageError, SpecError))
+
+
+_MACHINERY = {"_pytest", "concurrent", "contextlib", "pluggy", "pytest_kvm", "tenacity", "threading"}
+
+
+def without_machinery(error: KvmError) -> pytest.ExceptionInfo[BaseException]:
+    """Return an error with the frames of the user's own code; with its text alone where there are none."""
+    shortened: TracebackType | None = None
+    for entry in reversed(list(_users_entries(error.__traceback__))):
+        shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    if shortened is not None:
+        # What it was raised from stands in its text.
+        error.__suppress_context__, error.__cause__ = True, None
+        told: BaseException = error.with_traceback(shortened)
+    else:
+        told = cast("BaseException", pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False))
+        told.__traceback__ = error.__traceback__
+    return pytest.ExceptionInfo[BaseException].from_exception(told)
+
+
+def _users_entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in _MACHINERY:
+            yield traceback
+        traceback = traceback.tb_next

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.images.blobs import digest_of
+from pytest_kvm.images.image import digest_of
 from pytest_kvm.images.qemu_img import info
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 

@@ -17,8 +17,8 @@ import yaml
 
 from pytest_kvm.render.plan import NicPlan
 from pytest_kvm.spec.cloudinit import CloudInit, File, User
-from pytest_kvm.spec.control import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
 from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.spec.network import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
 from pytest_kvm.spec.user_data import CLOUD_CONFIG, header_of, parsed
 
 _HEADER = "#cloud-config\n"

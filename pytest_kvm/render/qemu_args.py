@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.spec.control import CONTROL_NETDEV
+from pytest_kvm.spec.network import CONTROL_NETDEV
 
 if TYPE_CHECKING:
     from pytest_kvm.render.plan import NicPlan, RamFile

@@ -9,6 +9,14 @@ from typing import Literal
 from pytest_kvm.errors import SpecError
 from pytest_kvm.spec.value import check_choice, put, spec_value
 
+CONTROL_NETDEV = "kvmctl"
+"""QEMU's id of the control card's network back end."""
+CONTROL_ADDRESS = "10.0.2.15"
+CONTROL_GATEWAY = "10.0.2.2"
+CONTROL_DNS = "10.0.2.3"
+"""QEMU's addresses of a user-mode network, which the control card sits on
+(https://www.qemu.org/docs/master/system/devices/net.html)."""
+
 NicModel = Literal["virtio", "e1000e", "rtl8139"]
 Link = Literal["up", "down"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import SwitchFailed
-from pytest_kvm.switch.counters import Direction
 from pytest_kvm.switch.judges import Judge, Judges
+from pytest_kvm.switch.link import Direction
 
 _log = logging.getLogger("pytest_kvm.switch")
 _BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.process import main; main()"

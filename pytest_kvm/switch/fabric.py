@@ -8,12 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from pytest_kvm.switch.counters import Direction
-from pytest_kvm.switch.faults import KINDS
-from pytest_kvm.switch.faults import Path as FaultPath
-from pytest_kvm.switch.link import Link
+from pytest_kvm.switch.faults import KINDS, Faults
+from pytest_kvm.switch.link import Direction, Link, Port
 from pytest_kvm.switch.pcap import Capture
-from pytest_kvm.switch.port import Port
 from pytest_kvm.switch.schedule import Schedule
 from pytest_kvm.switch.segment import Ask, Segment
 
@@ -131,18 +128,18 @@ class Fabric:
         settings: dict[str, float],
     ) -> int:
         """Let something happen to frames."""
-        path = self._path(segment, link, direction)
+        faults = self._faults(segment, link, direction)
         number = next(self._numbers)
-        path.add(number, KINDS[kind](chance=Random(seed), **settings))  # type: ignore[arg-type]  # noqa: S311 - no secret
-        self._undo[number] = lambda: path.remove(number)
+        faults.add(number, KINDS[kind](chance=Random(seed), **settings))  # type: ignore[arg-type]  # noqa: S311 - no secret
+        self._undo[number] = lambda: faults.remove(number)
         return number
 
     def do_ask(self, *, segment: str, link: str | None, direction: Direction | None) -> int:
         """Ask the test about each frame."""
-        path = self._path(segment, link, direction)
+        faults = self._faults(segment, link, direction)
         number = next(self._numbers)
-        path.asks.append(number)
-        self._undo[number] = lambda: path.remove(number)
+        faults.asks.append(number)
+        self._undo[number] = lambda: faults.remove(number)
         return number
 
     def do_cut(self, *, segment: str, groups: Sequence[Sequence[str]]) -> int:
@@ -186,9 +183,9 @@ class Fabric:
             link.port = None
             link.segment.forget(link)
 
-    def _path(self, segment: str, link: str | None, direction: Direction | None) -> FaultPath:
+    def _faults(self, segment: str, link: str | None, direction: Direction | None) -> Faults:
         where = self.segments[segment]
         if link is None:
-            return where.path
+            return where.faults
         cable = where.links[link]
         return cable.out if direction == "out" else cable.into

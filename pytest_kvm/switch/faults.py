@@ -126,7 +126,7 @@ KINDS: dict[str, type[Loss | Duplicate | Corrupt | Rate | Delay | Reorder]] = {
 """In the order in which a frame meets them, whichever was set first."""
 
 
-class Path:
+class Faults:
     """The faults on one stretch of a frame's way: a link's direction, or a segment."""
 
     def __init__(self) -> None:

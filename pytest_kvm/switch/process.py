@@ -11,7 +11,7 @@ from base64 import b64encode
 from typing import Any
 
 from pytest_kvm.switch.fabric import Fabric
-from pytest_kvm.switch.port import Port
+from pytest_kvm.switch.link import Port
 from pytest_kvm.switch.schedule import Schedule
 from pytest_kvm.switch.segment import Answered, whole
 from pytest_kvm.switch.wire import BrokenStreamError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_kvm.switch.faults import Path
+from pytest_kvm.switch.faults import Faults
 from pytest_kvm.switch.link import Link
 from pytest_kvm.switch.wire import HEADER, LONGEST, PREFIX, BrokenStreamError, is_group, station
 
@@ -44,7 +44,7 @@ class Segment:
 
     def __init__(self, schedule: Schedule, *, ask: Ask) -> None:
         self.links: dict[str, Link] = {}
-        self.path = Path()
+        self.faults = Faults()
         """Faults that each frame meets once, wherever it goes."""
         self.captures: list[Capture] = []
         self._schedule = schedule
@@ -94,7 +94,7 @@ class Segment:
             BrokenStreamError: It cannot be frames.
         """
         watched = self.captures or source.captures
-        if source.up and source.out.clear and self.path.clear and not watched:
+        if source.up and source.out.clear and self.faults.clear and not watched:
             return self._receive_fast(source, data)
         end = 0
         for begin, end in _frames(data):
@@ -161,7 +161,7 @@ class Segment:
         self._pass(source.out, source, frame, then=partial(self._cross, source))
 
     def _cross(self, source: Link, frame: bytes) -> None:
-        self._pass(self.path, source, frame, then=partial(self._pass_on, source))
+        self._pass(self.faults, source, frame, then=partial(self._pass_on, source))
 
     def _pass_on(self, source: Link, frame: bytes) -> None:
         """Let a frame go where it is meant to, or everywhere if nobody knows."""
@@ -194,34 +194,34 @@ class Segment:
         else:
             target.got.dropped["partition"] += 1
 
-    def _pass(self, path: Path, link: Link, frame: bytes, *, then: Callable[[bytes], None]) -> None:
-        """Let a frame through a path's faults, those that ask first."""
-        if path.clear:
+    def _pass(self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]) -> None:
+        """Let a frame through faults, those that ask first."""
+        if faults.clear:
             then(frame)
         else:
-            self._asked(path, link, frame, then=then, asks=list(path.asks))
+            self._asked(faults, link, frame, then=then, asks=list(faults.asks))
 
     def _asked(
-        self, path: Path, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
+        self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
     ) -> None:
-        tally = link.got if path is link.into else link.sent
+        tally = link.got if faults is link.into else link.sent
         if not asks:
-            self._faulty(path, frame, then=then, dropped=tally.dropped)
+            self._faulty(faults, frame, then=then, dropped=tally.dropped)
             return
 
         def answered(*, drop: bool) -> None:
             if drop:
                 tally.dropped["drop"] += 1
             else:
-                self._asked(path, link, frame, then=then, asks=asks[1:])
+                self._asked(faults, link, frame, then=then, asks=asks[1:])
 
         self._ask(asks[0], frame, answered)
 
     def _faulty(
-        self, path: Path, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]
+        self, faults: Faults, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]
     ) -> None:
         now = time.monotonic()
-        left = path.through(frame, now)
+        left = faults.through(frame, now)
         if not left:
             dropped["fault"] += 1
         for each, moment in left:

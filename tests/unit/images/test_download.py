@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pytest_kvm.errors import DownloadFailed
-from pytest_kvm.images import download, importing, qemu_img
+from pytest_kvm.images import importing, qemu_img
 
 _CONTENTS = bytes(range(256)) * 4096
 
@@ -56,21 +56,21 @@ def server():
 
 @pytest.fixture
 def address(server, monkeypatch):
-    monkeypatch.setattr(download, "_AGAIN_AFTER", 0.01)
+    monkeypatch.setattr(importing, "_AGAIN_AFTER", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return f"http://127.0.0.1:{server.server_address[1]}/disk.raw"
 
 
 def test_a_file_is_fetched_with_progress(address, tmp_path):
     told: list[float | None] = []
-    download.fetch(address, tmp_path / "file", progress=lambda _phase, done: told.append(done))
+    importing.fetch(address, tmp_path / "file", progress=lambda _phase, done: told.append(done))
     assert (tmp_path / "file").read_bytes() == _CONTENTS
     assert told[-1] == 1.0
 
 
 def test_a_broken_transfer_goes_on_where_it_was(server, address, tmp_path):
     server.breaks = 2
-    download.fetch(address, tmp_path / "file")
+    importing.fetch(address, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == _CONTENTS
     half = len(_CONTENTS) // 2
     assert server.asked == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
@@ -79,29 +79,29 @@ def test_a_broken_transfer_goes_on_where_it_was(server, address, tmp_path):
 def test_a_server_without_ranges_is_asked_from_the_start(server, address, tmp_path):
     server.breaks = 1
     server.ranges = False
-    download.fetch(address, tmp_path / "file")
+    importing.fetch(address, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == _CONTENTS
 
 
 def test_a_refusal_is_not_repeated(server, address, tmp_path):
     server.refuse = 404
     with pytest.raises(DownloadFailed, match="404") as failure:
-        download.fetch(address, tmp_path / "file")
+        importing.fetch(address, tmp_path / "file")
     assert len(server.asked) == 1
     assert failure.value.resolution
 
 
 def test_giving_up_says_what_was_seen_last(server, address, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_PERSEVERANCE", 0.1)
+    monkeypatch.setattr(importing, "_PERSEVERANCE", 0.1)
     server.refuse = 503
     with pytest.raises(DownloadFailed, match=r"last seen: 503"):
-        download.fetch(address, tmp_path / "file")
+        importing.fetch(address, tmp_path / "file")
 
 
 @pytest.mark.parametrize("address", ["ftp://host/file", "file:///etc/passwd", "data:,x"])
 def test_other_schemes_are_refused(address, tmp_path):
     with pytest.raises(DownloadFailed, match="no http"):
-        download.fetch(address, tmp_path / "file")
+        importing.fetch(address, tmp_path / "file")
 
 
 def test_an_image_is_imported_from_an_address(store, address):

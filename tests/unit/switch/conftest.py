@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.switch.client import Switch
-from pytest_kvm.switch.counters import Direction
+from pytest_kvm.switch.link import Direction
 
 
 class Card:

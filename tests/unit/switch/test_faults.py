@@ -9,7 +9,7 @@ from random import Random
 import psutil
 import pytest
 
-from pytest_kvm.switch.faults import Corrupt, Delay, Duplicate, Loss, Path, Rate, Reorder
+from pytest_kvm.switch.faults import Corrupt, Delay, Duplicate, Faults, Loss, Rate, Reorder
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.unit.switch.conftest import EVERYBODY, frame, mac
 
@@ -86,7 +86,7 @@ def test_reordered_frames_are_held_back():
 
 
 def test_faults_of_a_path_add_up_whichever_came_first():
-    one, other = Path(), Path()
+    one, other = Faults(), Faults()
     faults = {
         1: Delay(seconds=1.0, jitter=0.0, chance=Random(1)),
         2: Rate(bits_per_second=80, queue=1000, chance=Random(1)),

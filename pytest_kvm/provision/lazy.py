@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Generic, TypeVar
 
+from pytest_kvm.errors import GuestGone
+
 T = TypeVar("T")
 
 
@@ -23,20 +25,25 @@ class Lazy(Generic[T]):
         self._stack = ExitStack()
         self._opened: list[T] = []
         """The value, if it is open."""
+        self._is_closed = False
 
     def get(self) -> T:
         """Return the value; open it if it is not open.
 
         Raises:
+            GuestGone: The run has ended: nobody would close the value any more.
             Exception: Whatever the opener raises; it is called again the next time.
         """
         with self._lock:
+            if self._is_closed:
+                raise GuestGone("the run has ended")
             if not self._opened:
                 self._opened.append(self._stack.enter_context(self._opener()))
             return self._opened[0]
 
     def close(self) -> None:
-        """Close the value, if it is open."""
+        """Close the value, if it is open; it is not opened any more."""
         with self._lock:
+            self._is_closed = True
             self._opened.clear()
             self._stack.close()

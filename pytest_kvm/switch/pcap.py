@@ -54,7 +54,8 @@ class Capture:
                 self._file.flush()
             except OSError as failure:
                 self.problem = str(failure)
-            self.written = self.frames
+            else:
+                self.written = self.frames
 
     def close(self) -> None:
         """Finish the file."""

@@ -14,6 +14,8 @@ HEADER = 14
 LONGEST = 69632
 """Bytes of the longest frame QEMU takes (``NET_BUFSIZE`` in ``include/net/net.h``)."""
 _VLAN = b"\x81\x00"
+_VLAN_ID = 0x0FFF
+"""Of a tag; the rest is priority and drop eligibility (IEEE 802.1Q)."""
 
 
 class BrokenStreamError(Exception):
@@ -38,4 +40,7 @@ def station(frame: bytes, at: int) -> bytes:
         at: Where the address begins.
     """
     address = frame[at : at + 6]
-    return address + frame[14:16] if frame[12:14] == _VLAN else address
+    if frame[12:14] != _VLAN:
+        return address
+    tag = int.from_bytes(frame[14:16], "big")
+    return address + (tag & _VLAN_ID).to_bytes(2, "big")

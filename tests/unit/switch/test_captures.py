@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 
 import dpkt
 import pytest
 
 from pytest_kvm.errors import SwitchFailed
 from pytest_kvm.switch.packets import Packet, packets_in
+from pytest_kvm.switch.pcap import Capture
 from tests.unit.switch.conftest import EVERYBODY, frame, mac
 
 
@@ -117,3 +120,18 @@ def test_what_is_cut_short_or_nonsense_is_a_packet_all_the_same():
         broken[14 + seed % 40] = seed % 256
         packet = Packet(bytes(broken), 0)
         assert (repr(packet), packet.payload) is not None
+
+
+def test_frames_that_could_not_be_written_are_not_counted_as_written(tmp_path):
+    capture = Capture(tmp_path / "lan.pcap")
+    capture.take(frame(mac(1), mac(2)))
+    capture.flush()
+    capture._file.close()
+    with Path("/dev/full").open("wb") as full:
+        capture._file = full
+        capture.take(frame(mac(1), mac(2)))
+        capture.flush()
+        assert (capture.written, capture.frames) == (1, 2)
+        assert "No space left" in capture.problem
+        with contextlib.suppress(OSError):
+            full.close()

@@ -70,6 +70,26 @@ def test_vlan_tags_and_jumbo_frames_pass_and_each_vlan_has_stations_of_its_own(l
     assert c.drain() == [other]
 
 
+def test_a_frames_priority_makes_no_other_station(lab):
+    """The tag's upper four bits are priority and drop eligibility, IEEE 802.1Q."""
+    a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
+    a.send(frame(EVERYBODY, mac(1), vlan=10))
+    assert b.receive()
+    assert c.receive()
+    urgent = frame(mac(1), mac(2), b"urgent", vlan=0xE000 | 10)
+    b.send(urgent)
+    assert a.receive() == urgent
+    assert c.receive(timeout=0.2) is None
+
+
+def test_a_frame_that_ends_before_its_tag_harms_nobody(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    cut_off = frame(EVERYBODY, mac(1), b"", vlan=10)[:14]
+    a.send(cut_off, frame(EVERYBODY, mac(1)))
+    assert b.receive() == cut_off
+    assert b.receive() == frame(EVERYBODY, mac(1))
+
+
 @pytest.mark.parametrize("length", [0, 1, 13])
 def test_malformed_frames_are_counted_and_harm_nobody(lab, length):
     a, b = lab.plug("a"), lab.plug("b")

@@ -16,31 +16,8 @@ from pytest_kvm.errors import (
     RemoteFileMissing,
     SshUnavailable,
 )
-from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.files import Files, _header
-from pytest_kvm.ssh.shell import Shell
 from pytest_kvm.ssh.transfer import Transfer
-from tests.local_sshd import LocalSshd
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = LocalSshd(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def shell(server):
-    shell = Shell(
-        server.access(),
-        log=logging.getLogger("pytest_kvm.web"),
-        timeouts=Timeouts(login=5.0, command=20.0),
-        is_alive=lambda: True,
-        end_reason=str,
-    )
-    yield shell
-    shell.close()
 
 
 @pytest.fixture

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from dataclasses import replace
 
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, SshUnavailable
-from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.process import Process
-from pytest_kvm.ssh.shell import Shell
-from tests.local_sshd import LocalSshd
-
-
-@pytest.fixture
-def shell(tmp_path):
-    server = LocalSshd(tmp_path)
-    shell = Shell(
-        server.access(),
-        log=logging.getLogger("pytest_kvm.web"),
-        timeouts=Timeouts(login=5.0, command=20.0),
-        is_alive=lambda: True,
-        end_reason=str,
-    )
-    yield shell
-    shell.close()
-    server.close()
 
 
 def test_a_dialog_goes_line_by_line(shell):

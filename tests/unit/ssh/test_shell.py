@@ -43,13 +43,6 @@ def life():
 
 
 @pytest.fixture
-def server(tmp_path):
-    server = LocalSshd(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def shell_to(life):
     shells = []
 

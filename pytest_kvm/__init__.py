@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from pytest_kvm.machine.savepoints import Savepoint
     from pytest_kvm.plugin.declare import guest
     from pytest_kvm.plugin.fixtures import Guests
+    from pytest_kvm.plugin.newhooks import GuestDeclaration
     from pytest_kvm.results import CommandResult
     from pytest_kvm.spec.cloudinit import CloudInit, File, User
     from pytest_kvm.spec.disk import Disk
@@ -90,6 +91,7 @@ _HOMES = {
     "machine.savepoints": ("Savepoint",),
     "plugin.declare": ("guest",),
     "plugin.fixtures": ("Guests",),
+    "plugin.newhooks": ("GuestDeclaration",),
     "spec.cloudinit": ("CloudInit", "File", "User"),
     "spec.disk": ("Disk",),
     "spec.guest": ("GuestSpec",),
@@ -118,6 +120,7 @@ __all__ = [
     "EmergencyMode",
     "File",
     "Guest",
+    "GuestDeclaration",
     "GuestError",
     "GuestGone",
     "GuestSpec",

@@ -45,6 +45,11 @@ def _no_reboot(seconds: float) -> None:
     del seconds
 
 
+def untold(guest: Guest, error: BaseException | None) -> None:
+    """Stand in for nobody who wants to know."""
+    del guest, error
+
+
 class Guest:
     """One virtual machine, which boots in the background.
 
@@ -57,6 +62,8 @@ class Guest:
         name: How logs and messages call it.
         boot: Becomes the guest's parts when it is ready.
         summary: What it is made of, for ``repr()``.
+        on_booted: Called with the guest and why it failed, or None, each time that
+            somebody waits for it; what it raises is raised there.
         before_use: Called before each verb that may change the guest.
         on_reboot: Called with the seconds of each reboot, also of one that failed.
     """
@@ -67,12 +74,14 @@ class Guest:
         boot: Future[Machine],
         *,
         summary: str = "",
+        on_booted: Callable[[Guest, BaseException | None], None] = untold,
         before_use: Callable[[], None] = _nothing,
         on_reboot: Callable[[float], None] = _no_reboot,
     ) -> None:
         self.name = name
         self._boot = boot
         self._summary = summary
+        self._on_booted = on_booted
         self._before_use = before_use
         self._on_reboot = on_reboot
 
@@ -94,6 +103,7 @@ class Guest:
 
         Whoever has them may change the guest, so this counts as a use of it.
         """
+        self.wait_ready()
         self._before_use()
         return self._boot.result()
 
@@ -104,7 +114,8 @@ class Guest:
             BootFailed: It did not become ready; the subclass says why.
             TimeoutError: It still boots after ``timeout`` seconds, and goes on.
         """
-        self._boot.result(timeout)
+        self._on_booted(self, self._boot.exception(timeout))
+        self._boot.result()
 
     @property
     def boot_phases(self) -> Mapping[str, float]:

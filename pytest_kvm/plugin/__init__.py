@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_kvm.plugin.fixtures import kvm_guests
 from pytest_kvm.plugin.hooks import (
+    pytest_addhooks,
     pytest_addoption,
     pytest_configure,
     pytest_fixture_setup,
@@ -17,6 +18,7 @@ from pytest_kvm.plugin.hooks import (
 
 __all__ = [
     "kvm_guests",
+    "pytest_addhooks",
     "pytest_addoption",
     "pytest_configure",
     "pytest_fixture_setup",

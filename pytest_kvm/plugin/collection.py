@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import traceback
@@ -14,6 +15,7 @@ import pytest
 
 from pytest_kvm.errors import KvmError, SpecError
 from pytest_kvm.plugin.declare import SPEC_FUNCTION, SpecFunction, spec_from
+from pytest_kvm.plugin.hook_calls import modified
 from pytest_kvm.plugin.markers import FOR_EVERY_GUEST, overrides_of
 from pytest_kvm.plugin.session import check_image, check_sources, settings_stashed
 
@@ -43,7 +45,7 @@ def mistakes_in(items: list[pytest.Item]) -> list[str]:
         for definition in _guest_definitions(item):
             if id(definition) not in checked:
                 checked.add(id(definition))
-                mistakes += _definition_mistakes(definition, item.config)
+                mistakes += _definition_mistakes(definition, item)
     return mistakes
 
 
@@ -83,7 +85,7 @@ def _applies(item: pytest.Item) -> bool:
     )
 
 
-def _definition_mistakes(definition: Any, config: pytest.Config) -> list[str]:  # noqa: ANN401 - pytest's FixtureDef
+def _definition_mistakes(definition: Any, item: pytest.Item) -> list[str]:  # noqa: ANN401 - pytest's FixtureDef
     function: SpecFunction = getattr(definition.func, SPEC_FUNCTION)
     wanted = list(inspect.signature(function).parameters)
     if wanted == ["request"]:
@@ -96,26 +98,28 @@ def _definition_mistakes(definition: Any, config: pytest.Config) -> list[str]:  
         return []  # its spec depends on other fixtures: known at set-up only
     mistakes: list[str] = []
     for fixtures in calls:
-        mistakes += _call_mistakes(function, fixtures, config)
+        mistakes += _call_mistakes(definition, fixtures, item)
     return mistakes
 
 
-def _call_mistakes(function: SpecFunction, fixtures: dict[str, object], config: pytest.Config) -> list[str]:
+def _call_mistakes(definition: Any, fixtures: dict[str, object], item: pytest.Item) -> list[str]:  # noqa: ANN401 - as above
     try:
-        spec = _spec_or_none(function, fixtures)
+        spec = _spec_or_none(definition, fixtures, item)
         if spec is not None:
-            check_image(spec, settings_stashed(config))
+            check_image(spec, settings_stashed(item.config))
             check_sources(spec)
     except KvmError as error:
-        return [_located(error, *_origin(error, function))]
+        return [_located(error, *_origin(error, getattr(definition.func, SPEC_FUNCTION)))]
     except OSError:
         return []  # a folder that cannot be read: set-up raises the same, for the tests that need it
     return []
 
 
-def _spec_or_none(function: SpecFunction, fixtures: dict[str, object]) -> GuestSpec | None:
+def _spec_or_none(definition: Any, fixtures: dict[str, object], item: pytest.Item) -> GuestSpec | None:  # noqa: ANN401 - as above
+    node = item.session if definition.scope == "session" else item
     try:
-        return spec_from(function, **fixtures)
+        spec = spec_from(getattr(definition.func, SPEC_FUNCTION), **fixtures)
+        return modified(node, spec, name=definition.argname)
     except KvmError:
         raise
     except _OF_THE_FUNCTION:
@@ -127,7 +131,7 @@ def _origin(error: BaseException, function: SpecFunction) -> tuple[str, int]:
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         # A dataclass's own __init__ was made from a string: no file of anybody's.
-        if not frame.filename.startswith((_PACKAGE + os.sep, "<")):
+        if not frame.filename.startswith((_PACKAGE + os.sep, dataclasses.__file__, "<")):
             return frame.filename, frame.lineno or 0
     code = inspect.unwrap(function).__code__
     return code.co_filename, code.co_firstlineno

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.plugin.markers import overridden, overrides_of
-from pytest_kvm.plugin.session import run_of
+from pytest_kvm.plugin.session import run_of, start_guest
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
@@ -85,12 +85,11 @@ def _fixture_function(
         spec = spec_from(spec_function, *self, **given)
         if scope == "function":
             spec = overridden(spec, overrides_of(request.node))
-        run = run_of(request.config)
-        guest = run.start(spec, name=name, resets=scope != "function")
+        guest = start_guest(request.node, spec, name=name, resets=scope != "function")
         try:
             yield guest
         finally:
-            run.remove(guest)
+            run_of(request.config).remove(guest)
 
     parameters = list(signature.parameters.values())
     if not wants_request:

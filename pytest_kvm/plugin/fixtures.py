@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_kvm.plugin.markers import overridden, overrides_of
-from pytest_kvm.plugin.session import run_of
+from pytest_kvm.plugin.session import run_of, start_guest
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.provision.run import Run
     from pytest_kvm.spec.guest import GuestSpec
 
 
 class Guests:
     """Starts guests on the fly; they are removed after the test."""
 
-    def __init__(self, run: Run, overrides: dict[str, Any]) -> None:
-        self._run = run
-        self._overrides = overrides
+    def __init__(self, test: pytest.Item) -> None:
+        self._test = test
+        self._overrides = overrides_of(test)
         self._started: list[Guest] = []
 
     @property
@@ -36,9 +35,8 @@ class Guests:
             spec: What the guest is made of.
             name: How it is called in messages and, if the spec names none, its host name.
         """
-        guest = self._run.start(
-            overridden(spec, self._overrides), name=name or f"guest{len(self._started) + 1}", resets=False
-        )
+        name = name or f"guest{len(self._started) + 1}"
+        guest = start_guest(self._test, overridden(spec, self._overrides), name=name, resets=False)
         self._started.append(guest)
         return guest
 
@@ -69,12 +67,12 @@ class Guests:
             CleanupFailed: Something could not be removed; everything else was.
         """
         started, self._started = self._started, []
-        self._run.remove(*started)
+        run_of(self._test.config).remove(*started)
 
 
 @pytest.fixture
 def kvm_guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
     """Start guests during a test: ``boot(spec)``, ``boot_all(spec, …)``, ``start(spec)``."""
-    guests = Guests(run_of(request.config), overrides_of(request.node))
+    guests = Guests(request.node)
     yield guests
     guests.remove_all()

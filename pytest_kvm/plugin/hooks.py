@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_kvm.errors import KvmError
+from pytest_kvm.plugin import newhooks
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.markers import MARKER
 from pytest_kvm.plugin.options import add_options, settings_of
@@ -20,6 +21,11 @@ from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_machinery
 from pytest_kvm.plugin.session import begin_session, coordinator_of, existing_run, record_of, scopes_of
 from pytest_kvm.plugin.summary import Summary
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Offer hooks to other plugins."""
+    pluginmanager.add_hookspecs(newhooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

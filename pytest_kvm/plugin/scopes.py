@@ -9,7 +9,7 @@ does every fixture that changed a guest which a test has switched off.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,15 +36,24 @@ class _Fixture:
         self.definition.finish(self.request)  # type: ignore[arg-type]  # a SubRequest, whose type is private
 
 
+def _no_hook(owner: Owner) -> None:
+    """Stand in where no hook is called."""
+    del owner
+
+
 class Scopes:
     """Tells the coordinator who is at work.
 
     Args:
         coordinator: Keeps the guests' changes apart.
+        finish_hook: Ends an owner that is no fixture but a hook's call.
     """
 
-    def __init__(self, coordinator: ResetCoordinator) -> None:
+    def __init__(
+        self, coordinator: ResetCoordinator, *, finish_hook: Callable[[Owner], None] = _no_hook
+    ) -> None:
         self._coordinator = coordinator
+        self._finish_hook = finish_hook
         self._fixtures: dict[Owner, _Fixture] = {}
         """Those that can be finished: set up, and not being torn down."""
         self._test: Owner | None = None
@@ -149,7 +158,9 @@ class Scopes:
 
     def _finish(self, owner: Owner) -> None:
         fixture = self._fixtures.get(owner)
-        if fixture is not None:
+        if fixture is None:
+            self._finish_hook(owner)
+        else:
             fixture.finish()
 
 

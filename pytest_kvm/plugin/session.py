@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_kvm.errors import HostError
+from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modified
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
 from pytest_kvm.provision.event_log import EventLog
@@ -14,6 +16,7 @@ from pytest_kvm.provision.events import Listener, ignore
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 
 if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
     from pytest_kvm.provision.run import Run
     from pytest_kvm.settings import Settings
     from pytest_kvm.spec.guest import GuestSpec
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _SETTINGS = pytest.StashKey["Settings"]()
 _RECORD = pytest.StashKey[Record]()
 _COORDINATOR = pytest.StashKey[ResetCoordinator]()
+_OUTCOMES = pytest.StashKey[BootOutcomes]()
 _SCOPES = pytest.StashKey[Scopes]()
 _RUN = pytest.StashKey["Run"]()
 
@@ -34,7 +38,8 @@ def begin_session(config: pytest.Config, settings: Settings) -> None:
     config.stash[_SETTINGS] = settings
     config.stash[_RECORD] = record = Record(_event_log(settings))
     config.stash[_COORDINATOR] = coordinator = ResetCoordinator(tell=record.tell)
-    config.stash[_SCOPES] = Scopes(coordinator)
+    config.stash[_OUTCOMES] = outcomes = BootOutcomes(coordinator)
+    config.stash[_SCOPES] = Scopes(coordinator, finish_hook=outcomes.finish)
 
 
 def _event_log(settings: Settings) -> Listener:
@@ -79,6 +84,23 @@ def run_of(config: pytest.Config) -> Run:
             tell=record_of(config).tell,
         )
     return config.stash[_RUN]
+
+
+def start_guest(node: Node, spec: GuestSpec, *, name: str, resets: bool) -> Guest:
+    """Start a guest of the session's run, as the hooks of other plugins want it.
+
+    Args:
+        node: Whom it is for.
+        spec: What the guest is made of.
+        name: How people call it.
+        resets: Whether it outlives a test, and is put back before the next.
+    """
+    return run_of(node.config).start(
+        modified(node, spec, name=name),
+        name=name,
+        resets=resets,
+        on_booted=partial(node.config.stash[_OUTCOMES].tell, node=node),
+    )
 
 
 def existing_run(config: pytest.Config) -> Run | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed
-from pytest_kvm.handles.guest import Guest
+from pytest_kvm.handles.guest import Guest, untold
 from pytest_kvm.provision.events import Event, Listener, ignore
 from pytest_kvm.provision.guest_boot import GuestBoot, Progress
 from pytest_kvm.provision.guest_state import GuestState
@@ -54,13 +55,22 @@ class Run:
         self._boots: dict[Guest, GuestBoot] = {}
         self._places: Counter[str] = Counter()
 
-    def start(self, spec: GuestSpec, *, name: str, resets: bool = True) -> Guest:
+    def start(
+        self,
+        spec: GuestSpec,
+        *,
+        name: str,
+        resets: bool = True,
+        on_booted: Callable[[Guest, BaseException | None], None] = untold,
+    ) -> Guest:
         """Start a guest and return its handle at once; its verbs wait for it.
 
         Args:
             spec: What the guest is made of.
             name: How people call it; numbered where a guest of the run has that name.
             resets: Whether it outlives a test, and is put back before the next.
+            on_booted: Called with the guest and why it failed, or None, each time that somebody
+                waits for it.
         """
         with self._lock:
             name = self._unused(name)
@@ -80,11 +90,13 @@ class Run:
                 name,
                 boot.machine,
                 summary=repr(spec),
+                on_booted=on_booted,
                 before_use=lambda: self._coordinator.before_use(guest),
                 on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
             self._boots[guest] = boot
-        self._coordinator.watch(guest, GuestState(guest, boot, self._starter), reset=spec.reset)
+        if resets:
+            self._coordinator.watch(guest, GuestState(guest, boot, self._starter), reset=spec.reset)
         boot.start()
         return guest
 

@@ -15,7 +15,7 @@ import pytest_kvm
 from pytest_kvm import errors, settings
 from pytest_kvm.cli.main import parser
 from pytest_kvm.options import OPTIONS
-from pytest_kvm.plugin import declare
+from pytest_kvm.plugin import declare, newhooks
 from tests.unit.docs.pages import DOCS, REFERENCE, ROOT, all_pages, directives, rows, section, table
 
 SPECS = ["GuestSpec", "Disk", "Nic", "CloudInit", "User", "File", "Script", "HostFile", "ImageRef"]
@@ -92,6 +92,14 @@ def test_the_marker(pytester):
     listing = pytester.runpytest("--markers").stdout.str()
     assert re.search(r"@pytest\.mark\.kvm\(", listing)
     assert "`@pytest.mark.kvm(" in section("fixtures.md", "The marker `kvm`")
+
+
+def test_hooks():
+    text = (REFERENCE / "hooks.md").read_text()
+    offered = [name for name in vars(newhooks) if name.startswith("pytest_")]
+    assert list(table(text)) == offered
+    entries = directives(text, "autofunction")
+    assert entries == [f"pytest_kvm.plugin.newhooks.{name}" for name in offered]
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -207,3 +207,48 @@ def test_a_missing_host_file_is_told_with_file_and_line(collect):
 def test_markers_are_registered(collect):
     _, result = collect("@pytest.mark.kvm(vcpus=1)\ndef test(kvm_guests):\n    pass\n", "--strict-markers")
     assert result.ret == 0
+
+
+MODIFIED = """
+import dataclasses
+
+
+def pytest_kvm_modify_spec(declaration):
+    if declaration.name == "machine":
+        declaration.spec = {changed}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "place", "message"),
+    [
+        ("dataclasses.replace(declaration.spec, vcpus=0)", "conftest.py:6", "GuestSpec.vcpus: 0 is not *"),
+        (
+            "declaration.name",
+            "test_*.py:4",
+            "machine: a pytest_kvm_modify_spec hook left str, not a GuestSpec*",
+        ),
+        ("dataclasses.replace(declaration.spec, image='debain-13')", "test_*.py:4", "*debain-13*"),
+    ],
+)
+def test_what_a_hook_makes_of_a_spec_is_checked(pytester, collect, changed, place, message):
+    pytester.makeconftest(MODIFIED.format(changed=changed))
+    _, result = collect(
+        "@kvm.guest\ndef machine():\n    return kvm.GuestSpec()\n\n\ndef test(machine):\n    pass\n"
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"{place}: *: {message}"])
+
+
+@pytest.mark.parametrize("scope", ["session", "module"])
+def test_a_hook_is_called_for_the_guests_of_its_folder_only(pytester, tmp_path, scope):
+    pytester.makepyfile(
+        **{
+            "mine/conftest": MODIFIED.format(changed="dataclasses.replace(declaration.spec, vcpus=0)"),
+            "mine/test_none": "def test_none(): pass",
+            "test_machine": f"import pytest_kvm as kvm\n\n@kvm.guest(scope='{scope}')\n"
+            "def machine():\n    return kvm.GuestSpec()\n\ndef test(machine): pass\n",
+        }
+    )
+    result = pytester.runpytest("--collect-only", f"--kvm-cache-dir={tmp_path}")
+    result.assert_outcomes()

@@ -107,4 +107,5 @@ def plan_for(spec: kvm.GuestSpec) -> DomainPlan:
         console_log=folder / "console.log",
         console_socket=folder / "console.sock",
         direct_boot=None if spec.boot == "firmware" else direct,
+        genid="66666666-7777-4888-8999-aaaaaaaaaaaa",
     )

@@ -1,8 +1,8 @@
 """The key of the boot cache: two guests with one key may be clones of one template.
 
 The key is made of what a guest can see by construction: its domain XML and its
-seed are rendered as for a boot, with placeholders for what the run chooses,
-and what they only name (kernels, disks, files) is added by content.
+seed as for a boot, with placeholders for what the run chooses, and what they
+only name (kernels, disks, files) is added by content.
 
 In the key:
 
@@ -42,8 +42,8 @@ from pytest_kvm.machine import renewal_script
 from pytest_kvm.provision.file_digests import disk_digests, file_digest, source_digest
 from pytest_kvm.provision.plan import direct_boot
 from pytest_kvm.render.cloud_config import Identity
-from pytest_kvm.render.domain_xml import domain_xml
-from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan, RamFile
+from pytest_kvm.render.domain_draft import DomainDraft
+from pytest_kvm.render.plan import DirectBoot, DomainPlan
 from pytest_kvm.render.seed import seed_files
 from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.guest import GuestSpec
@@ -51,10 +51,6 @@ from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 
 FORMAT = 6
 """To be raised when templates become different in a way that no rendered text shows."""
-
-_UUID = "00000000-0000-4000-8000-000000000000"
-_FOLDER = Path("/placeholder")
-_CONTROL_MAC = "52:54:00:00:00:00"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +83,14 @@ def machine_facts(facts: HostFacts, *, accel: Literal["kvm", "tcg"]) -> MachineF
     )
 
 
-def fingerprint(spec: GuestSpec, *, image: Image, machine: MachineFacts) -> str:
+def fingerprint(domain: DomainDraft, *, image: Image, machine: MachineFacts) -> str:
     """Return the boot cache's key: SHA-256 in hexadecimal; see the module for what counts.
 
-    The spec's ``xml`` hook is called, with a domain whose paths, names and
-    addresses are placeholders; one that writes something else each time (a
-    random number) has a template for each.
+    An ``xml`` hook that writes something else each time (a random number) has
+    a template for each.
 
     Args:
-        spec: The guest as its user wants it.
+        domain: The guest's, with placeholders.
         image: The image it starts from.
         machine: Where it runs.
 
@@ -103,21 +98,19 @@ def fingerprint(spec: GuestSpec, *, image: Image, machine: MachineFacts) -> str:
         SpecError: The spec does not fit the image, or a host file cannot be read.
         ImageError: A host file that is to be a disk is none.
     """
-    direct = direct_boot(spec, image, accel=machine.accel)
-    plan = _placeholder_plan(spec, machine, direct)
-    domain = domain_xml(spec, plan)
+    spec, placeholders = domain.spec, domain.placeholders
     parts: dict[str, Any] = {
         "format": FORMAT,
         "machine": asdict(machine),
         "image": [image.digest, _kib(spec.root_size)],
-        "kernel": _kernel(image, direct),
-        "domain": domain,
-        "files of the hook": {} if spec.xml is None else dict(_files_named(domain)),
+        "kernel": _kernel(image, direct_boot(spec, image, accel=machine.accel)),
+        "domain": domain.xml,
+        "files of the hook": {} if spec.xml is None else dict(_files_named(domain.xml)),
         "seed": seed_files(
             spec,
-            _placeholder_identity(spec),
-            control_mac=_CONTROL_MAC,
-            nics=plan.nics,
+            _placeholder_identity(spec, placeholders),
+            control_mac=placeholders.control_mac,
+            nics=placeholders.nics,
             packages=spec.packages,
         ),
         "hostname": spec.hostname,
@@ -130,48 +123,9 @@ def fingerprint(spec: GuestSpec, *, image: Image, machine: MachineFacts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _placeholder_plan(spec: GuestSpec, machine: MachineFacts, direct: DirectBoot | None) -> DomainPlan:
-    disks = [
-        DiskPlan(
-            path=_FOLDER / f"disk{number}",
-            format=disk.format if disk.file is None else "qcow2",
-            bus=disk.bus,
-            serial=disk.serial,
-            readonly=disk.readonly,
-        )
-        for number, disk in enumerate(spec.disks, start=1)
-    ]
-    if direct is not None:
-        initrd = None if direct.initrd is None else _FOLDER / "initrd"
-        direct = DirectBoot(kernel=_FOLDER / "kernel", initrd=initrd, cmdline=direct.cmdline)
-    return DomainPlan(
-        name="placeholder",
-        uuid=_UUID,
-        session="placeholder",
-        owner_pid=1,
-        owner_started=0.0,
-        accel=machine.accel,
-        disks=[
-            DiskPlan(path=_FOLDER / "root.qcow2", format="qcow2"),
-            *disks,
-            DiskPlan(path=_FOLDER / "seed.iso", format="raw", readonly=True),
-        ],
-        control_mac=_CONTROL_MAC,
-        nics=[
-            NicPlan(nic=nic, mac=nic.mac or f"52:54:00:00:01:{number:02x}")
-            for number, nic in enumerate(spec.nics)
-        ],
-        console_log=_FOLDER / "console.log",
-        console_socket=_FOLDER / "console.sock",
-        direct_boot=direct,
-        genid=_UUID,
-        ram_file=RamFile(path=_FOLDER / "ram", shared=True),
-    )
-
-
-def _placeholder_identity(spec: GuestSpec) -> Identity:
+def _placeholder_identity(spec: GuestSpec, placeholders: DomainPlan) -> Identity:
     return Identity(
-        instance_id=_UUID,
+        instance_id=placeholders.uuid,
         hostname=spec.hostname or "placeholder",
         authorized_key="placeholder",
         host_private_key="placeholder",

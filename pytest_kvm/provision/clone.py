@@ -34,7 +34,6 @@ from pytest_kvm.provision.template_build import (
     TemplateFacts,
     TemplateTier,
 )
-from pytest_kvm.render.domain_xml import domain_xml
 from pytest_kvm.render.plan import DomainPlan, RamFile
 
 
@@ -110,7 +109,7 @@ def _from_ram_file(
         disks=cloned_disks(order.spec, frozen, seed=template.path(SEED), folder=folder),
         ram_file=RamFile(path=template.path(RAM), shared=False),
     )
-    domain = stack.enter_context(paused_domain(resources, domain_xml(order.spec, plan)))
+    domain = stack.enter_context(paused_domain(resources, order.domain.filled_in(plan)))
     with template.path(STATE).open("rb") as source:
         domain.load_state(source)
     return domain
@@ -130,7 +129,7 @@ def _from_snapshot(
     frozen = [template.path(name) for name, _ in facts.disks]
     plan = replace(plan, disks=copied_disks(order.spec, frozen, seed=template.path(SEED), folder=folder))
     return stack.enter_context(
-        destroying(resources.hypervisor.revive(domain_xml(order.spec, plan), snapshot=SNAPSHOT, paused=True))
+        destroying(resources.hypervisor.revive(order.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True))
     )
 
 

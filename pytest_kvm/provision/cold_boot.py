@@ -20,7 +20,6 @@ from pytest_kvm.provision.order import Order, Place
 from pytest_kvm.provision.plan import plan_domain
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.render.cloud_config import Identity
-from pytest_kvm.render.domain_xml import domain_xml
 from pytest_kvm.render.plan import DomainPlan, RamFile
 from pytest_kvm.render.qemu_args import card_id, lone_netdev
 from pytest_kvm.render.seed import seed_bytes
@@ -76,7 +75,7 @@ def power_on(
         plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
     seed = _write_seed(order, plan, identity, into=files.folder)
     plan = replace(plan, disks=made_disks(order.spec, order.image, seed=seed, folder=files.folder))
-    domain = stack.enter_context(paused_domain(resources, domain_xml(order.spec, plan)))
+    domain = stack.enter_context(paused_domain(resources, order.domain.filled_in(plan)))
     apply_link_state(domain, order.spec)
     machine = assemble_machine(
         resources, order, plan=plan, domain=domain, host_key=identity.host_public_key, key_file=files.key_file

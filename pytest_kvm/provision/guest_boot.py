@@ -132,12 +132,14 @@ class GuestBoot:
 
     def _start(self) -> Started:
         image, packages_left = self._image()
+        starter = self._starter.get()
         order = Order(
             spec=self._spec,
             name=self._name,
             place=self._place,
             hostname=self._spec.hostname or hostname_from(self._name),
             image=image,
+            domain=starter.draft(self._spec, image),
             packages_left=packages_left,
             resets=self._resets,
             log=self._log,
@@ -145,7 +147,7 @@ class GuestBoot:
             on_step=self._on_step,
             teardown=self.teardown,
         )
-        started = self._starter.get().start(order)
+        started = starter.start(order)
         for event in started.events:
             self._tell(event)
         return started

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.provision.teardown import Teardown
+from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.spec.guest import GuestSpec
 
 
@@ -51,6 +52,8 @@ class Order:
     place: Place
     hostname: str
     image: Image
+    domain: DomainDraft
+    """What every machine of the guest is made of."""
     packages_left: tuple[str, ...]
     """Packages that are not in the image: cloud-init installs them."""
     resets: bool

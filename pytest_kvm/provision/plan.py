@@ -13,8 +13,23 @@ from pytest_kvm.images.image import Image
 from pytest_kvm.provision.identity import new_mac
 from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.render.domain_draft import DomainDraft, draft_domain
 from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan
 from pytest_kvm.spec.guest import GuestSpec
+
+
+def draft(resources: RunResources, spec: GuestSpec, *, image: Image) -> DomainDraft:
+    """Return a guest's domain with placeholders for what :func:`plan_domain` chooses.
+
+    Raises:
+        SpecError: The spec does not fit the image, or its ``xml`` hook returned no element.
+    """
+    return draft_domain(
+        spec,
+        accel=resources.accel,
+        direct_boot=direct_boot(spec, image, accel=resources.accel),
+        run_as=_run_as(resources),
+    )
 
 
 def plan_domain(resources: RunResources, order: Order, *, uuid: str, folder: Path) -> DomainPlan:
@@ -33,8 +48,12 @@ def plan_domain(resources: RunResources, order: Order, *, uuid: str, folder: Pat
         console_socket=folder / "console.sock",
         direct_boot=direct_boot(order.spec, order.image, accel=resources.accel),
         genid=str(uuid4()),
-        run_as=(os.getuid(), os.getgid()) if resources.is_system else None,
+        run_as=_run_as(resources),
     )
+
+
+def _run_as(resources: RunResources) -> tuple[int, int] | None:
+    return (os.getuid(), os.getgid()) if resources.is_system else None
 
 
 def direct_boot(spec: GuestSpec, image: Image, *, accel: str) -> DirectBoot | None:

@@ -41,14 +41,18 @@ class RunTemplates:
         self._lock = threading.Lock()
         self._in_use: dict[str, Template] = {}
 
-    def key(self, order: Order, tier: TemplateTier) -> str:
-        """Return the key of the template that an order can be cloned from."""
+    def fingerprint(self, order: Order) -> str:
+        """Return what all templates of an order have in common; reads the files that go into them."""
         facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
-        key = fingerprint(order.spec, image=order.image, machine=facts)
-        return key if tier == "cow" else hashlib.sha256(f"{key} {tier}".encode()).hexdigest()
+        return fingerprint(order.domain, image=order.image, machine=facts)
 
-    def get(self, order: Order, tier: TemplateTier) -> tuple[Template, bool]:
+    def get(self, order: Order, tier: TemplateTier, *, key: str) -> tuple[Template, bool]:
         """Return the template that a guest is cloned from, and whether it had to be made.
+
+        Args:
+            order: The machine that is asked for.
+            tier: How the template holds its memory.
+            key: Of :func:`key_of` the order's fingerprint.
 
         Raises:
             BootFailed: Its guest did not become ready.
@@ -56,7 +60,6 @@ class RunTemplates:
             GuestGone: The guest was removed meanwhile.
             NoCapacity: There is no room for it.
         """
-        key = self.key(order, tier)
         template = self._claim(key, order)
         if template is not None:
             return template, False
@@ -117,7 +120,7 @@ class RunTemplates:
             boot_seconds = order.phases.elapsed()
             order.on_step("freezing")
             facts = freeze(powered, order, building=building, tier=tier, boot_seconds=boot_seconds)
-        if self.key(order, tier) != building.key:
+        if key_of(self.fingerprint(order), tier) != building.key:
             raise SnapshotFailed(
                 f"{order.name}: what the template is made of changed while it was made",
                 resolution="files that prepare= names must not change during a run",
@@ -131,6 +134,11 @@ class RunTemplates:
             "qemu": facts.hypervisor_version,
             "libvirt": facts.library_version,
         }
+
+
+def key_of(fingerprint: str, tier: TemplateTier) -> str:
+    """Return the key of the template with a fingerprint that is made for a tier."""
+    return fingerprint if tier == "cow" else hashlib.sha256(f"{fingerprint} {tier}".encode()).hexdigest()
 
 
 def _tell_wait(order: Order, holder: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed, StateDamaged
+from pytest_kvm.images.image import Image
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
@@ -16,12 +17,15 @@ from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.cold_boot import power_on
 from pytest_kvm.provision.events import Event, Tier
 from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.plan import draft
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
-from pytest_kvm.provision.run_templates import RunTemplates
+from pytest_kvm.provision.run_templates import RunTemplates, key_of
 from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.template_build import TemplateTier
+from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.settings import CloneTier, Settings
+from pytest_kvm.spec.guest import GuestSpec
 
 _log = logging.getLogger("pytest_kvm.start")
 
@@ -72,6 +76,14 @@ class GuestStarter:
         self._refused: dict[str, str] = {}
         """Keys of templates that cannot be had here, and why."""
 
+    def draft(self, spec: GuestSpec, image: Image) -> DomainDraft:
+        """Return what every machine of a guest is made of; see :func:`pytest_kvm.provision.plan.draft`.
+
+        Raises:
+            SpecError: The spec does not fit the image, or its ``xml`` hook returned no element.
+        """
+        return draft(self._resources, spec, image=image)
+
     def start(self, order: Order) -> Started:
         """Start a machine by the fastest way that works.
 
@@ -82,12 +94,14 @@ class GuestStarter:
         if self._settings.cache == "off":
             return self._boot_cold(order, why="the boot cache is off")
         problems: list[str] = []
-        for tier in _TIERS[self._settings.clone]:
-            key = self._templates.key(order, tier)
+        tiers = _TIERS[self._settings.clone]
+        fingerprint = self._templates.fingerprint(order) if tiers else ""
+        for tier in tiers:
+            key = key_of(fingerprint, tier)
             problem = self._refused.get(key)
             try:
                 if problem is None:
-                    return self._start_from_template(order, tier, why="; ".join(problems))
+                    return self._start_from_template(order, tier, key=key, why="; ".join(problems))
             except (DomainFailed, NoCapacity, SnapshotFailed) as failure:
                 _log.warning("%s: no template (%s): %s", order.name, tier, failure)
                 problem = self._refused[key] = f"{tier}: {failure.brief}"
@@ -130,23 +144,23 @@ class GuestStarter:
             events=(_boot_event(order, seconds=order.phases.elapsed(), why=why),),
         )
 
-    def _start_from_template(self, order: Order, tier: TemplateTier, *, why: str) -> Started:
-        template, made_in = self._get_template(order, tier)
+    def _start_from_template(self, order: Order, tier: TemplateTier, *, key: str, why: str) -> Started:
+        template, made_in = self._get_template(order, tier, key=key)
         try:
             started = self._start_clone(order, template, why=why)
         except StateDamaged as failure:  # it is made anew, once
             self._templates.discard(order, template, reason=failure.brief)
-            template, made_in = self._get_template(order, tier)
+            template, made_in = self._get_template(order, tier, key=key)
             started = self._start_clone(order, template, why=why)
         if made_in is None:
             return started
         boot = _boot_event(order, seconds=made_in, why="no template yet")
         return replace(started, events=(boot, *started.events))
 
-    def _get_template(self, order: Order, tier: TemplateTier) -> tuple[Template, float | None]:
+    def _get_template(self, order: Order, tier: TemplateTier, *, key: str) -> tuple[Template, float | None]:
         """Return a template, and the seconds it took if it had to be made."""
         begun = time.monotonic()
-        template, made = self._templates.get(order, tier)
+        template, made = self._templates.get(order, tier, key=key)
         return template, time.monotonic() - begun if made else None
 
     def _start_clone(self, order: Order, template: Template, *, why: str = "") -> Started:

@@ -1,4 +1,4 @@
-"""A domain's XML, from what the user asked and what the run chose.
+"""A domain's elements, from what the user asked and what the run chose.
 
 Element names and their meaning: https://libvirt.org/formatdomain.html.
 """
@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import SpecError
 from pytest_kvm.render.plan import DomainPlan
-from pytest_kvm.render.qemu_args import QEMU_NAMESPACE, commandline, ram_file_args, user_network_args
+from pytest_kvm.render.qemu_args import QEMU_NAMESPACE, add_arguments, user_network_args
 from pytest_kvm.spec.guest import GuestSpec
 
 if TYPE_CHECKING:
@@ -30,14 +29,8 @@ TRANSLATION_CACHE_MIB = 256
 to 1 GiB a guest; a Debian boot fills about 130 MiB."""
 
 
-def domain_xml(spec: GuestSpec, plan: DomainPlan) -> str:
-    """Return the XML of a transient domain.
-
-    Raises:
-        SpecError: The spec's ``xml`` hook returned something else than an element.
-    """
-    ET.register_namespace("qemu", QEMU_NAMESPACE)
-    ET.register_namespace("kvm", METADATA_NAMESPACE)
+def domain_element(spec: GuestSpec, plan: DomainPlan) -> ET.Element:
+    """Return a transient domain, without what the spec's ``xml`` hook does to it."""
     domain = ET.Element("domain", type="kvm" if plan.accel == "kvm" else "qemu")
     _identity(domain, spec, plan)
     _machine(domain, spec, plan)
@@ -45,11 +38,14 @@ def domain_xml(spec: GuestSpec, plan: DomainPlan) -> str:
     if plan.run_as is not None:
         _own_account(domain, *plan.run_as)
     lone = [planned for planned in plan.nics if not planned.nic.plugged]
-    arguments = user_network_args(plan.control_mac, lone, internet=spec.internet)
-    if plan.ram_file is not None:
-        arguments += ram_file_args(plan.ram_file, kib=spec.memory_kib)
-    domain.append(commandline(arguments))
-    domain = _hooked(domain, spec)
+    add_arguments(domain, user_network_args(plan.control_mac, lone, internet=spec.internet))
+    return domain
+
+
+def to_text(domain: ET.Element) -> str:
+    """Return a domain as libvirt wants it."""
+    ET.register_namespace("qemu", QEMU_NAMESPACE)
+    ET.register_namespace("kvm", METADATA_NAMESPACE)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"
 
@@ -57,8 +53,7 @@ def domain_xml(spec: GuestSpec, plan: DomainPlan) -> str:
 def _identity(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
     ET.SubElement(domain, "name").text = plan.name
     ET.SubElement(domain, "uuid").text = plan.uuid
-    if plan.genid is not None:
-        ET.SubElement(domain, "genid").text = plan.genid
+    ET.SubElement(domain, "genid").text = plan.genid
     run = ET.SubElement(ET.SubElement(domain, "metadata"), f"{{{METADATA_NAMESPACE}}}run")
     ET.SubElement(run, f"{{{METADATA_NAMESPACE}}}session").text = plan.session
     ET.SubElement(
@@ -160,7 +155,7 @@ def _consoles(devices: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
     """Log the kernel's console; with a virtio console the serial line stays as a second one."""
     if spec.console == "virtio":
         serial = ET.SubElement(devices, "serial", type="null")
-        ET.SubElement(serial, "log", file=str(plan.console_log.with_suffix(".firmware.log")), append="off")
+        ET.SubElement(serial, "log", file=str(plan.firmware_log), append="off")
         ET.SubElement(serial, "target", type="isa-serial", port="0")
         console = ET.SubElement(devices, "console", type="unix")
         target = ("virtio", "0")
@@ -168,22 +163,8 @@ def _consoles(devices: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
         console = ET.SubElement(devices, "serial", type="unix")
         target = ("isa-serial", "0")
     ET.SubElement(console, "source", mode="bind", path=str(plan.console_socket))
-    # What a template printed is its clones' past, too: they find it in their log.
-    append = "on" if plan.is_clone else "off"
-    ET.SubElement(console, "log", file=str(plan.console_log), append=append)
+    ET.SubElement(console, "log", file=str(plan.console_log), append="off")
     ET.SubElement(console, "target", type=target[0], port=target[1])
-
-
-def _hooked(domain: ET.Element, spec: GuestSpec) -> ET.Element:
-    if spec.xml is None:
-        return domain
-    changed = spec.xml(domain)
-    if not isinstance(changed, ET.Element):
-        raise SpecError(
-            f"GuestSpec.xml: the hook returned {type(changed).__name__}, not an element",
-            resolution="end the hook with `return domain`",
-        )
-    return changed
 
 
 _PREFIX: dict[Bus, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd"}

@@ -70,13 +70,18 @@ class DomainPlan:
     console_log: Path
     console_socket: Path
     direct_boot: DirectBoot | None
-    genid: str | None = None
+    genid: str
     """New for every start from a saved state; a kernel that knows it reseeds its RNG."""
     ram_file: RamFile | None = None
     is_clone: bool = False
     """Whether it goes on where a template was frozen."""
     run_as: tuple[int, int] | None = None
     """User and group id QEMU runs as; None leaves it to the connection."""
+
+    @property
+    def firmware_log(self) -> Path:
+        """What the serial line says where the console is another."""
+        return self.console_log.with_suffix(".firmware.log")
 
     @property
     def agent_socket(self) -> Path:

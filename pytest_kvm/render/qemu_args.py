@@ -27,12 +27,13 @@ _DEVICE = {"virtio": "virtio-net-pci", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 _RAM_ID = "kvm-ram"
 
 
-def commandline(arguments: Sequence[str]) -> ET.Element:
-    """Return ``<qemu:commandline>``: arguments that libvirt hands to QEMU as they are."""
-    element = ET.Element(f"{{{QEMU_NAMESPACE}}}commandline")
+def add_arguments(domain: ET.Element, arguments: Sequence[str]) -> None:
+    """Add to ``<qemu:commandline>``: arguments that libvirt hands to QEMU as they are."""
+    commandline = domain.find(f"{{{QEMU_NAMESPACE}}}commandline")
+    if commandline is None:
+        commandline = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
     for argument in arguments:
-        ET.SubElement(element, f"{{{QEMU_NAMESPACE}}}arg", value=argument)
-    return element
+        ET.SubElement(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=argument)
 
 
 def user_network_args(control_mac: str, nics: Sequence[NicPlan], *, internet: bool) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest_kvm as kvm
 from pytest_kvm.images.image import Image, Manifest
 from pytest_kvm.provision.cache_key import MachineFacts, fingerprint
+from pytest_kvm.provision.plan import direct_boot
+from pytest_kvm.render.domain_draft import draft_domain
 
 
 def image(
@@ -70,7 +72,9 @@ RICH = kvm.GuestSpec(
 
 def key(spec: kvm.GuestSpec, *, of: Image | None = None, machine: MachineFacts = MACHINE) -> str:
     """Return a spec's key."""
-    return fingerprint(spec, image=of or image(), machine=machine)
+    of = of or image()
+    domain = draft_domain(spec, accel=machine.accel, direct_boot=direct_boot(spec, of, accel=machine.accel))
+    return fingerprint(domain, image=of, machine=machine)
 
 
 if __name__ == "__main__":

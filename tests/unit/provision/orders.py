@@ -10,15 +10,18 @@ import pytest_kvm as kvm
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.provision.order import Order, Place
 from pytest_kvm.provision.teardown import Teardown
+from pytest_kvm.render.domain_draft import draft_domain
 
 _LOG = logging.getLogger("pytest_kvm.web")
 _IMAGE: Any = SimpleNamespace(name="made up")
+_SPEC = kvm.GuestSpec(memory="512MiB")
 ORDER = Order(
-    spec=kvm.GuestSpec(memory="512MiB"),
+    spec=_SPEC,
     name="web",
     place=Place("web"),
     hostname="web",
     image=_IMAGE,
+    domain=draft_domain(_SPEC, accel="tcg", direct_boot=None),
     packages_left=(),
     resets=True,
     log=_LOG,

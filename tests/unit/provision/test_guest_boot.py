@@ -12,6 +12,7 @@ from pytest_kvm.errors import BootFailed
 from pytest_kvm.provision import guest_boot as boot_module
 from pytest_kvm.provision.guest_boot import GuestBoot
 from pytest_kvm.provision.order import Place
+from pytest_kvm.render.domain_draft import draft_domain
 from pytest_kvm.settings import Settings
 
 WITHIN = 60
@@ -36,6 +37,9 @@ class Starter:
 
     def get(self):
         return self
+
+    def draft(self, spec, image):
+        return draft_domain(spec, accel="tcg", direct_boot=None)
 
     def start(self, order):
         if self.failure:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pytest_kvm.render.cloud_config import meta_data, network_config, user_data
-from pytest_kvm.render.domain_xml import domain_xml
+from pytest_kvm.render.domain_draft import draft_domain
 from tests.golden_cases import CASES, CONTROL_MAC, IDENTITY, plan_for
 
 
@@ -23,9 +23,15 @@ def golden(request, project_root):
     return check
 
 
+def _domain_xml(spec):
+    plan = plan_for(spec)
+    draft = draft_domain(spec, accel=plan.accel, direct_boot=plan.direct_boot, run_as=plan.run_as)
+    return draft.filled_in(plan)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_domain_xml(case, golden):
-    text = domain_xml(CASES[case], plan_for(CASES[case]))
+    text = _domain_xml(CASES[case])
     ET.fromstring(text)
     golden(f"{case}.xml", text)
 
@@ -44,9 +50,7 @@ def test_hostile_text_stays_data():
     config = yaml.safe_load(user_data(spec, IDENTITY, packages=[]))
     assert config["write_files"][0]["content"] == spec.cloud_init.files[0].content
     assert config["runcmd"][2] == ["touch", "/with space; rm -rf /"]
-    cmdline = ET.fromstring(
-        domain_xml(CASES["small_virtio_console"], plan_for(CASES["small_virtio_console"]))
-    )
+    cmdline = ET.fromstring(_domain_xml(CASES["small_virtio_console"]))
     assert cmdline.findtext("os/cmdline").endswith("loglevel=7 a=\"<&>'")
 
 

@@ -1,0 +1,173 @@
+"""A guest's domain before anything is known of the machine that runs it.
+
+A guest can have several machines: the one its template is saved from, clones,
+those that follow resets. The user's ``xml`` hook is called once for all of them.
+It is given the domain with placeholders for names, paths and addresses, and
+they are replaced for each machine wherever the hook has left them.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.render.domain_xml import METADATA_NAMESPACE, domain_element, to_text
+from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
+from pytest_kvm.render.qemu_args import add_arguments, ram_file_args
+from pytest_kvm.spec.guest import GuestSpec
+
+_FOLDER = Path("/pytest-kvm-placeholder")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DomainDraft:
+    """A domain's XML with placeholders."""
+
+    spec: GuestSpec
+    xml: str
+    """As the hook left it; equal for equal guests, whichever run and process they are of."""
+    placeholders: DomainPlan
+    """What stands where a machine's plan will."""
+
+    def filled_in(self, plan: DomainPlan) -> str:
+        """Return the XML of one machine's transient domain.
+
+        Args:
+            plan: The machine's, with as many disks and cards as the spec has.
+        """
+        domain = ET.fromstring(self.xml)  # noqa: S314 - we have just written it
+        self._set_disk_formats(domain, plan)
+        self._set_log_mode(domain, plan)
+        for owner in domain.iter(f"{{{METADATA_NAMESPACE}}}owner"):
+            owner.attrib.update(pid=str(plan.owner_pid), started=f"{plan.owner_started:.2f}")
+        self._replace_words(domain, plan)
+        if plan.ram_file is not None:
+            add_arguments(domain, ram_file_args(plan.ram_file, kib=self.spec.memory_kib))
+        return to_text(domain)
+
+    def _set_disk_formats(self, domain: ET.Element, plan: DomainPlan) -> None:
+        """Say what a machine's disks are: a clone has overlays, whatever the template has."""
+        formats = {
+            str(ours.path): disk.format
+            for ours, disk in zip(self.placeholders.disks, plan.disks, strict=True)
+        }
+        for disk in domain.iter("disk"):
+            source, driver = disk.find("source"), disk.find("driver")
+            if source is not None and driver is not None and source.get("file") in formats:
+                driver.set("type", formats[source.attrib["file"]])
+
+    def _set_log_mode(self, domain: ET.Element, plan: DomainPlan) -> None:
+        """Keep what a template printed: it is its clones' past, too, and stands in their log."""
+        for log in domain.iter("log"):
+            if plan.is_clone and log.get("file") == str(self.placeholders.console_log):
+                log.set("append", "on")
+
+    def _replace_words(self, domain: ET.Element, plan: DomainPlan) -> None:
+        words = dict(zip(_words(self.placeholders), _words(plan), strict=True))
+        # The longest first: the folder of a file is a word, too.
+        known = re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
+
+        def replaced(text: str) -> str:
+            return known.sub(lambda found: words[found[0]], text)
+
+        for element in domain.iter():
+            element.text = element.text and replaced(element.text)
+            for name, value in element.attrib.items():
+                element.set(name, replaced(value))
+
+
+def draft_domain(
+    spec: GuestSpec,
+    *,
+    accel: Literal["kvm", "tcg"],
+    direct_boot: DirectBoot | None,
+    run_as: tuple[int, int] | None = None,
+) -> DomainDraft:
+    """Return a guest's domain; calls the spec's ``xml`` hook.
+
+    Args:
+        spec: What the guest is made of.
+        accel: The accelerator.
+        direct_boot: The kernel QEMU loads; None: the firmware boots the disk.
+        run_as: User and group id QEMU runs as; None leaves it to the connection.
+
+    Raises:
+        SpecError: The hook returned something else than an element.
+    """
+    placeholders = replace(_placeholders(spec, direct_boot), accel=accel, run_as=run_as)
+    domain = domain_element(spec, placeholders)
+    if spec.xml is not None:
+        domain = spec.xml(domain)
+    if not isinstance(domain, ET.Element):
+        raise SpecError(
+            f"GuestSpec.xml: the hook returned {type(domain).__name__}, not an element",
+            resolution="end the hook with `return domain`",
+        )
+    return DomainDraft(spec=spec, xml=to_text(domain), placeholders=placeholders)
+
+
+def _placeholders(spec: GuestSpec, direct_boot: DirectBoot | None) -> DomainPlan:
+    """Return a plan that no machine has, always the same for a spec."""
+    macs = _unused_macs(spec)
+    disks = [
+        DiskPlan(
+            path=_FOLDER / f"disk{number}",
+            format=disk.format if disk.file is None else "qcow2",
+            bus=disk.bus,
+            serial=disk.serial,
+            readonly=disk.readonly,
+        )
+        for number, disk in enumerate(spec.disks, start=1)
+    ]
+    if direct_boot is not None:
+        initrd = None if direct_boot.initrd is None else _FOLDER / "initrd"
+        direct_boot = replace(direct_boot, kernel=_FOLDER / "kernel", initrd=initrd)
+    return DomainPlan(
+        name="pytest-kvm-placeholder-name",
+        uuid="00000000-0000-4000-8000-000000000000",
+        session="pytest-kvm-placeholder-session",
+        owner_pid=1,
+        owner_started=0.0,
+        accel="tcg",
+        disks=[
+            DiskPlan(path=_FOLDER / "root.qcow2", format="qcow2"),
+            *disks,
+            DiskPlan(path=_FOLDER / "seed.iso", format="raw", readonly=True),
+        ],
+        control_mac=next(macs),
+        nics=[NicPlan(nic=nic, mac=nic.mac or next(macs)) for nic in spec.nics],
+        console_log=_FOLDER / "console.log",
+        console_socket=_FOLDER / "console.sock",
+        direct_boot=direct_boot,
+        genid="00000000-0000-4000-8000-000000000001",
+    )
+
+
+def _unused_macs(spec: GuestSpec) -> Iterator[str]:
+    """Yield MAC addresses that no card of the spec has."""
+    given = {nic.mac.lower() for nic in spec.nics if nic.mac is not None}
+    everyone = (f"02:70:79:00:{number >> 8:02x}:{number & 255:02x}" for number in range(1 << 16))
+    return (mac for mac in everyone if mac not in given)
+
+
+def _words(plan: DomainPlan) -> Iterator[str]:
+    """Yield what is replaced as text, wherever it stands, in an order that all plans of a spec share."""
+    yield from (plan.name, plan.uuid, plan.session, plan.genid, plan.control_mac)
+    yield from (nic.mac for nic in plan.nics)
+    yield from (str(disk.path) for disk in plan.disks)
+    yield from (
+        str(plan.console_log),
+        str(plan.firmware_log),
+        str(plan.console_socket),
+        str(plan.agent_socket),
+    )
+    if plan.direct_boot is not None:
+        yield str(plan.direct_boot.kernel)
+        if plan.direct_boot.initrd is not None:
+            yield str(plan.direct_boot.initrd)
+    yield str(plan.console_log.parent)

@@ -69,7 +69,7 @@ class CommandResult:
 
     def __repr__(self) -> str:
         """One line, as an assertion's explanation shows it."""
-        last = shown(self.stderr_bytes[-400:]).strip().rpartition("\n")[2][-100:]
+        last = for_terminal(self.stderr_bytes[-400:]).strip().rpartition("\n")[2][-100:]
         said = f"; stderr ends {last!r}" if last else ""
         return f"<CommandResult {where(self)}: exit code {self.exit_code}{said}>"
 
@@ -105,11 +105,11 @@ def tail(data: bytes) -> tuple[str, str]:
     if not data:
         return "(empty)", ""
     cut = data[-TAIL_BYTES:]
-    lines = shown(cut).rstrip("\n").split("\n")
+    lines = for_terminal(cut).rstrip("\n").split("\n")
     whole = len(cut) == len(data) and len(lines) <= TAIL_LINES
     return "\n".join(lines[-TAIL_LINES:]), "" if whole else f" (the end of {len(data)} bytes)"
 
 
-def shown(data: bytes) -> str:
+def for_terminal(data: bytes) -> str:
     """Decode what a guest printed for a terminal: no control characters."""
     return plain(data.decode(errors="replace"))

@@ -71,6 +71,6 @@ class Settings:
     clone: CloneTier = "auto"
     """How guests are started from templates; ``auto`` probes for the fastest that works."""
     pool: int | None = None
-    """Clones parked ahead of need for each template in use; None: as memory allows."""
+    """Spare clones for each guest, started ahead of need; None: as memory allows."""
     events: Path | None = None
     """File that gets one line of JSON for each thing done to a guest; None: nothing is written."""

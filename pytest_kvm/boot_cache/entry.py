@@ -59,7 +59,7 @@ def read(folder: Path, key: str) -> Manifest:
     return manifest
 
 
-def checked(folder: Path, key: str) -> Manifest:
+def read_checked(folder: Path, key: str) -> Manifest:
     """Return the manifest of a key's entry, its files being what it says.
 
     Files that were moved or restored from an archive are read, and the

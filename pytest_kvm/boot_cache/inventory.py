@@ -64,7 +64,7 @@ class Inventory:
         Raises:
             UnknownTemplate: None does, or several do.
         """
-        keys = [key for key in self._layout.known() if key.startswith(prefix)]
+        keys = [key for key in self._layout.all_keys() if key.startswith(prefix)]
         if len(keys) == 1:
             return keys[0]
         if not keys:
@@ -115,7 +115,7 @@ class Inventory:
         return tuple(Problem(key=key, what=what) for key in keys for what in self._problems(key))
 
     def _infos(self) -> tuple[TemplateInfo, ...]:
-        found = (self._info(key) for key in self._layout.known())
+        found = (self._info(key) for key in self._layout.all_keys())
         return tuple(sorted((info for info in found if info), key=lambda info: info.last_used))
 
     def _info(self, key: str) -> TemplateInfo | None:

@@ -67,7 +67,7 @@ class Layout:
         """Return the lock of who makes the key's entry."""
         return self.folder / "locks" / f"{key}.lock"
 
-    def known(self) -> tuple[str, ...]:
+    def all_keys(self) -> tuple[str, ...]:
         """Return the keys that lead to an entry, in order."""
         return tuple(sorted(path.name for path in self._current.glob("[!.]*")))
 
@@ -144,7 +144,7 @@ class Layout:
 
     def sweep(self) -> None:
         """Remove the garbage; with the index held."""
-        wanted = {entry for key in self.known() if (entry := self.find(key)) and entry.exists()}
+        wanted = {entry for key in self.all_keys() if (entry := self.find(key)) and entry.exists()}
         for link in self._current.glob("*"):
             if self._is_own_link(link) and self.find(link.name) not in wanted:
                 link.unlink()

@@ -110,7 +110,7 @@ def record_of(path: Path) -> FileRecord:
         ctime_ns=before.st_ctime_ns,
         inode=before.st_ino,
     )
-    if not _untouched(path.stat(), found):
+    if not _is_untouched(path.stat(), found):
         raise Damage(f"{path.name} changes while it is read")
     return found
 
@@ -125,7 +125,7 @@ def check_files(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         Damage: A file is missing or holds something else.
     """
-    looked_at = {name: _checked(folder / name, known) for name, known in manifest.files.items()}
+    looked_at = {name: _check_file(folder / name, known) for name, known in manifest.files.items()}
     return manifest if looked_at == manifest.files else replace(manifest, files=looked_at)
 
 
@@ -133,21 +133,21 @@ def problems_of(folder: Path, manifest: Manifest) -> Iterable[str]:
     """Yield what is wrong with a folder's files; every file is read."""
     for name, known in manifest.files.items():
         try:
-            _compared(folder / name, known)
+            _compare_file(folder / name, known)
         except Damage as damage:
             yield str(damage)
 
 
-def _checked(path: Path, known: FileRecord) -> FileRecord:
+def _check_file(path: Path, known: FileRecord) -> FileRecord:
     try:
-        if _untouched(path.stat(), known):
+        if _is_untouched(path.stat(), known):
             return known
     except OSError as error:
         raise Damage(_unreadable(path, error)) from None
-    return _compared(path, known)
+    return _compare_file(path, known)
 
 
-def _compared(path: Path, known: FileRecord) -> FileRecord:
+def _compare_file(path: Path, known: FileRecord) -> FileRecord:
     try:
         size = path.stat().st_size
         if size != known.size:
@@ -160,7 +160,7 @@ def _compared(path: Path, known: FileRecord) -> FileRecord:
     return found
 
 
-def _untouched(now: os.stat_result, known: FileRecord) -> bool:
+def _is_untouched(now: os.stat_result, known: FileRecord) -> bool:
     seen = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
     return stat.S_ISREG(now.st_mode) and seen == (
         known.size,

@@ -64,12 +64,12 @@ class TemplateStore:
             key: Hexadecimal digits.
             on_discard: Told why one was dropped.
         """
-        held = self._layout.hold(_checked(key))
+        held = self._layout.hold(_check_key(key))
         if held is None:
             return None
         folder, lock = held
         try:
-            manifest = entry.checked(folder, key)
+            manifest = entry.read_checked(folder, key)
         except Damage as damage:
             lock.release()
             self._drop(key, folder, reason=str(damage))
@@ -101,7 +101,7 @@ class TemplateStore:
         Raises:
             NoCapacity: The other process did not finish in time, or the disk is full.
         """
-        lock = self._layout.build_lock(_checked(key))
+        lock = self._layout.build_lock(_check_key(key))
         describe = f"making template {key[:12]}"
         with (
             self._full_disk_is_told(),
@@ -113,7 +113,7 @@ class TemplateStore:
                 building = Building(
                     key,
                     folder=folder,
-                    ram=self._placed(folder, ram_mib),
+                    ram=self._place_ram_file(folder, ram_mib),
                     enter=lambda manifest: self._enter(manifest, folder, held),
                 )
                 yield building
@@ -130,11 +130,11 @@ class TemplateStore:
             key: Its key.
             reason: For the log ("QEMU refused its state").
         """
-        folder = self._layout.find(_checked(key))
+        folder = self._layout.find(_check_key(key))
         if folder is not None:
             self._drop(key, folder, reason=reason)
 
-    def _placed(self, folder: Path, ram_mib: int) -> ram_file.RamFilePlace:
+    def _place_ram_file(self, folder: Path, ram_mib: int) -> ram_file.RamFilePlace:
         placed = ram_file.choose_place(folder, self._ram_place, mib=ram_mib)
         missing = ram_mib - disk_free_mib(folder)
         if not placed.path.is_symlink() and missing > 0:
@@ -153,12 +153,12 @@ class TemplateStore:
         return self._template(folder, manifest, held)
 
     def _template(self, folder: Path, manifest: Manifest, held: locks.Held) -> Template:
-        def closed() -> None:
+        def on_close() -> None:
             if self._layout.find(manifest.key) != folder:  # dropped or replaced meanwhile
                 with self._layout.index():
                     self._layout.sweep()
 
-        return Template(folder, manifest, held=held, on_close=closed)
+        return Template(folder, manifest, held=held, on_close=on_close)
 
     def _drop(self, key: str, folder: Path, *, reason: str) -> None:
         _log.warning("template %s is dropped and will be made again: %s", key[:12], reason)
@@ -184,7 +184,7 @@ class TemplateStore:
         )
 
 
-def _checked(key: str) -> str:
+def _check_key(key: str) -> str:
     if _KEY.fullmatch(key) is None:
         raise ValueError(f"{key!r} is not a template's key")
     return key

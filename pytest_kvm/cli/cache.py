@@ -65,15 +65,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
     infos = Inventory.of(settings).list()
     if args.json:
-        print(json.dumps([_described(info) for info in infos], indent=2))
+        print(json.dumps([_to_json(info) for info in infos], indent=2))
         return 0
     for info in infos:
         print(
-            f"{info.key[:_SHORT]}  {_size(info.size):>9}  made {_made(info):>6} ago"
-            f"  used {_used(info):>6} ago  {'in use' if info.in_use else '':6}  {_summary(info)}"
+            f"{info.key[:_SHORT]}  {_size(info.size):>9}  made {_age_of(info):>6} ago"
+            f"  used {_unused_for(info):>6} ago  {'in use' if info.in_use else '':6}  {_summary(info)}"
         )
     total = _size(sum(info.size for info in infos))
-    print(f"{_counted(len(infos))}, {total} of {_size(settings.cache_size)}")
+    print(f"{_count(len(infos))}, {total} of {_size(settings.cache_size)}")
     return 0
 
 
@@ -102,7 +102,7 @@ def _collect(args: argparse.Namespace, settings: Settings) -> int:
     removed = Inventory.of(settings).collect(cap=_cap(args.size, settings))
     for info in removed:
         print(f"removed {info.key[:_SHORT]}  {_size(info.size):>9}  {_summary(info)}")
-    print(f"{_counted(len(removed))} removed, {_size(sum(info.size for info in removed))}")
+    print(f"{_count(len(removed))} removed, {_size(sum(info.size for info in removed))}")
     return 0
 
 
@@ -113,7 +113,7 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
     for problem in problems:
         print(f"{problem.key[:_SHORT]}  {problem.what}")
     damaged = len({problem.key for problem in problems})
-    print(f"{_counted(len(keys))} read, {damaged or 'none'} damaged")
+    print(f"{_count(len(keys))} read, {damaged or 'none'} damaged")
     return 1 if damaged else 0
 
 
@@ -123,7 +123,7 @@ def _cap(text: str | None, settings: Settings) -> int:
     return 0 if text == "0" else parse_kib(text, field="--size") * 1024
 
 
-def _described(info: TemplateInfo) -> dict[str, object]:
+def _to_json(info: TemplateInfo) -> dict[str, object]:
     return {
         "key": info.key,
         "folder": str(info.folder),
@@ -139,12 +139,12 @@ def _facts(info: TemplateInfo) -> list[tuple[str, str]]:
         ("key", info.key),
         ("folder", str(info.folder)),
         ("size", _size(info.size)),
-        ("last used", f"{_used(info)} ago{', in use now' if info.in_use else ''}"),
+        ("last used", f"{_unused_for(info)} ago{', in use now' if info.in_use else ''}"),
         ("spec", _summary(info)),
     ]
     if info.manifest is None:
         return facts
-    facts.append(("made", f"{info.manifest.created}, {_made(info)} ago"))
+    facts.append(("made", f"{info.manifest.created}, {_age_of(info)} ago"))
     facts.append(("with", ", ".join(f"{name} {version}" for name, version in info.manifest.versions.items())))
     facts += [
         ("file", f"{name}  {_size(file.size)}  {file.sha256[:_SHORT]}")
@@ -158,13 +158,13 @@ def _summary(info: TemplateInfo) -> str:
     return info.manifest.summary if info.manifest else "damaged: the next use drops it"
 
 
-def _made(info: TemplateInfo) -> str:
+def _age_of(info: TemplateInfo) -> str:
     if info.manifest is None:
         return "?"
     return _age(time.time() - datetime.fromisoformat(info.manifest.created).timestamp())
 
 
-def _used(info: TemplateInfo) -> str:
+def _unused_for(info: TemplateInfo) -> str:
     return _age(time.time() - info.last_used)
 
 
@@ -178,5 +178,5 @@ def _size(count: int) -> str:
     return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:.0f} {name}"
 
 
-def _counted(count: int) -> str:
+def _count(count: int) -> str:
     return "1 template" if count == 1 else f"{count} templates"

@@ -85,7 +85,7 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
     for problem in store.damaged():
         print(f"pytest-kvm: warning: {problem}", file=sys.stderr)
     if args.json:
-        print(json.dumps([_described(image) for image in images], indent=2))
+        print(json.dumps([_to_json(image) for image in images], indent=2))
         return 0
     for image in images:
         size = f"{image.disk.stat().st_size / _GIB:.1f} of {image.virtual_size / _GIB:.0f} GiB"
@@ -107,7 +107,7 @@ def _path(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _described(image: Image) -> dict[str, object]:
+def _to_json(image: Image) -> dict[str, object]:
     return {
         **json.loads(image.manifest.to_json()),
         "disk_path": str(image.disk),

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
     arguments = parser().parse_args(argv)
     try:
-        settings = settings_from([lambda option: _given(arguments, option), from_environment])
+        settings = settings_from([lambda option: _flag_and_value(arguments, option), from_environment])
         return int(arguments.handler(arguments, settings))
     except KvmError as error:
         sys.stderr.write(f"pytest-kvm: {error}\n")
@@ -44,5 +44,5 @@ _WANTED = ("uri", "accel", "cache_dir", "run_dir", "events")
 """Options that mean something without a test."""
 
 
-def _given(arguments: argparse.Namespace, option: Option) -> tuple[str, str | None]:
+def _flag_and_value(arguments: argparse.Namespace, option: Option) -> tuple[str, str | None]:
     return option.flag, getattr(arguments, option.ini, None)

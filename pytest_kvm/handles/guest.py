@@ -469,7 +469,7 @@ class Guest:
         Raises:
             SpecError: A character is not on that keyboard.
         """
-        for codes in keyboard.typed(text):
+        for codes in keyboard.chords_of(text):
             self.machine.domain.send_keys(codes)
 
     def journal(self, unit: str | None = None, *, since: str | None = None, lines: int | None = None) -> str:

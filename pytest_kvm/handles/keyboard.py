@@ -46,7 +46,7 @@ def chord(keys: str) -> list[int]:
         ) from None
 
 
-def typed(text: str) -> list[list[int]]:
+def chords_of(text: str) -> list[list[int]]:
     """Return one chord per character, for a guest with a US keyboard layout.
 
     Raises:

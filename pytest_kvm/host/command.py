@@ -81,7 +81,7 @@ def run(
     if exit_code is None:
         raise _failure(args, f"ran out of time after {timeout:.0f} s", streams)
     if exit_code != 0:
-        raise _failure(args, _told(exit_code), streams)
+        raise _failure(args, _outcome(exit_code), streams)
     return Completed(argv=tuple(args), exit_code=exit_code, stdout=streams.stdout, stderr=streams.stderr)
 
 
@@ -200,7 +200,7 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _told(exit_code: int) -> str:
+def _outcome(exit_code: int) -> str:
     return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with {exit_code}"
 
 

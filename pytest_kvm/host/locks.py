@@ -127,7 +127,7 @@ def try_shared(path: Path) -> Held | None:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return _tried(path, fcntl.LOCK_SH)
+    return _try_lock(path, fcntl.LOCK_SH)
 
 
 def try_exclusive(path: Path) -> Held | None:
@@ -136,10 +136,10 @@ def try_exclusive(path: Path) -> Held | None:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return _tried(path, fcntl.LOCK_EX)
+    return _try_lock(path, fcntl.LOCK_EX)
 
 
-def _tried(path: Path, kind: int) -> Held | None:
+def _try_lock(path: Path, kind: int) -> Held | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

@@ -126,7 +126,7 @@ def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> Non
         raise ValueError(f"{folder} was not made by pytest-kvm")
     problems: list[OSError] = []
     for _ in range(_PASSES):
-        problems = _emptied(folder, discard or discarded)
+        problems = _empty(folder, discard or discard_tree)
     if problems:
         raise problems[0]
     (folder / MARKER).unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> Non
         folder.rmdir()
 
 
-def discarded(path: Path) -> None:
+def discard_tree(path: Path) -> None:
     """Remove a file, a link, or a folder with all it holds; never what a link leads to.
 
     Raises:
@@ -155,7 +155,7 @@ def discarded(path: Path) -> None:
         raise problems[0]
 
 
-def _emptied(folder: Path, discard: Callable[[Path], object]) -> list[OSError]:
+def _empty(folder: Path, discard: Callable[[Path], object]) -> list[OSError]:
     """Remove everything but the marker; return what went wrong."""
     problems: list[OSError] = []
     for path in folder.iterdir() if folder.exists() else ():

@@ -90,9 +90,9 @@ def qemu_fact() -> Fact:
         return Fact(name="QEMU", severity="error", seen="not installed", remedy=hint)
     version = _version_in(_answer_of(qemu, "--version"))
     if version is None or version < QEMU_FLOOR:
-        seen = f"{qemu} is version {_dotted(version)}; {_dotted(QEMU_FLOOR)} is the oldest that will do"
+        seen = f"{qemu} is version {_dot(version)}; {_dot(QEMU_FLOOR)} is the oldest that will do"
         return Fact(name="QEMU", severity="error", seen=seen, remedy=hint)
-    return Fact(name="QEMU", severity="ok", seen=f"{_dotted(version)} ({qemu})")
+    return Fact(name="QEMU", severity="ok", seen=f"{_dot(version)} ({qemu})")
 
 
 def program_facts() -> Iterator[Fact]:
@@ -115,9 +115,9 @@ def libvirt_library_fact() -> Fact:
         return Fact(name="libvirt library", severity="error", seen="not installed", remedy=hint)
     version = max(found)
     if version < LIBVIRT_FLOOR:
-        seen = f"version {_dotted(version)}; {_dotted(LIBVIRT_FLOOR)} is the oldest that will do"
+        seen = f"version {_dot(version)}; {_dot(LIBVIRT_FLOOR)} is the oldest that will do"
         return Fact(name="libvirt library", severity="error", seen=seen, remedy=hint)
-    return Fact(name="libvirt library", severity="ok", seen=_dotted(version))
+    return Fact(name="libvirt library", severity="ok", seen=_dot(version))
 
 
 def libvirt_module_fact() -> Fact:
@@ -215,7 +215,7 @@ def _version_in(text: str | None) -> Version | None:
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
-def _dotted(version: Version | None) -> str:
+def _dot(version: Version | None) -> str:
     return ".".join(map(str, version)) if version else "unknown"
 
 

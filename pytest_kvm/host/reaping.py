@@ -170,7 +170,7 @@ class PidfileWatch:
                 if self._users == 0:
                     set_subreaper(on=self._was_subreaper)
 
-    def adopted(self, pidfile: str) -> HostProcess | None:
+    def find_child(self, pidfile: str) -> HostProcess | None:
         """Return the child of a pidfile (a path below the root), None if it is not ours."""
         self._scan()
         with self._lock:

@@ -61,7 +61,7 @@ def end_processes(folder: Path) -> list[int]:
             # given away: look again now that it cannot be.
             if pid in processes_of(folder):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-                _gone(handle)
+                _await_end(handle)
                 ended.append(pid)
         except (PermissionError, ProcessLookupError) as error:
             sys.stderr.write(f"pytest-kvm: cannot end QEMU {pid} of {folder}: {error}\n")
@@ -85,7 +85,7 @@ def remove_run(folder: Path) -> list[int]:
     return ended + end_processes(folder)
 
 
-def _gone(handle: int) -> bool:
+def _await_end(handle: int) -> bool:
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     return bool(poll.poll(_PATIENCE_MS))

@@ -92,8 +92,8 @@ def host_facts(connection: libvirt.virConnect) -> HostFacts:
         known = _capabilities(connection, kind=None)
         return HostFacts(
             uri=connection.getURI(),
-            hypervisor_version=_dotted(connection.getVersion()),
-            library_version=_dotted(connection.getLibVersion()),
+            hypervisor_version=_version_text(connection.getVersion()),
+            library_version=_version_text(connection.getLibVersion()),
             emulator=known.findtext("path") or "",
             kvm=_offers_kvm(connection),
             uefi=any(value.text == "efi" for value in known.iterfind("os/enum[@name='firmware']/value")),
@@ -118,6 +118,6 @@ def _offers_kvm(connection: libvirt.virConnect) -> bool:
         return False
 
 
-def _dotted(version: int) -> str:
+def _version_text(version: int) -> str:
     """Turn libvirt's 7002022 into "7.2.22"."""
     return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"

@@ -37,11 +37,11 @@ _SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED
 def connect(uri: str, *, run_dir: Path, cache_dir: Path) -> LibvirtHypervisor:
     """Open a connection; see :func:`pytest_kvm.hypervisor.connect.open_hypervisor`."""
     if not is_embed(uri):
-        return LibvirtHypervisor(opening.opened(uri), root=None)
+        return LibvirtHypervisor(opening.open_connection(uri), root=None)
     root = embed_root(uri, run_dir=run_dir, cache_dir=cache_dir)
     with root.watch.watching(), root.capabilities.shared():
         if os.getpid() not in _embedded:
-            hypervisor = LibvirtHypervisor(opening.opened(root.uri), root=root)
+            hypervisor = LibvirtHypervisor(opening.open_connection(root.uri), root=root)
             hypervisor.facts()  # has libvirt ask QEMU for its capabilities, unless they are known
             _embedded[os.getpid()] = hypervisor
     return _embedded[os.getpid()]
@@ -100,7 +100,7 @@ class LibvirtHypervisor:
             DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
         """
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
-        return self._started(xml, partial(_created, xml=xml, flags=flags), doing="create")
+        return self._start(xml, partial(_create_domain, xml=xml, flags=flags), doing="create")
 
     def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> LibvirtDomain:
         """Start a transient domain from a snapshot that its disks hold; see :func:`start_from_snapshot`.
@@ -110,14 +110,17 @@ class LibvirtHypervisor:
             DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
         """
         start = partial(start_from_snapshot, xml=xml, snapshot=snapshot, paused=paused)
-        return self._started(xml, start, doing="revive")
+        return self._start(xml, start, doing="revive")
 
-    def _started(self, xml: str, start: _Start, *, doing: str) -> LibvirtDomain:
+    def _start(self, xml: str, start: _Start, *, doing: str) -> LibvirtDomain:
         connection = self._connection.get()
         name = _name_in(xml)
         with self._born(name) as life:
             doing = f"{doing} the domain {name}"
-            with self._watching(), translated(doing, error=DomainFailed, details=lambda: self._said(name)):
+            with (
+                self._watching(),
+                translated(doing, error=DomainFailed, details=lambda: self._qemu_log(name)),
+            ):
                 raw = _started_once_free(connection, name, start)
                 process = self._process_of(raw)
             domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=process)
@@ -129,7 +132,7 @@ class LibvirtHypervisor:
         """Return every running domain of the connection, also those of former processes."""
         with translated("list domains"):
             found = self._connection.get().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        return [domain for domain in map(self._known, found) if domain is not None and domain.alive()]
+        return [domain for domain in map(self._find_ours, found) if domain is not None and domain.alive()]
 
     def close(self) -> None:
         """Let libvirt finish with domains that have ended, and close the connection.
@@ -149,7 +152,7 @@ class LibvirtHypervisor:
             connection.domainEventDeregisterAny(self._callback)
             connection.close()
 
-    def _known(self, raw: libvirt.virDomain) -> LibvirtDomain | None:
+    def _find_ours(self, raw: libvirt.virDomain) -> LibvirtDomain | None:
         """Return a listed domain; None for one that is only being created, or has ended since."""
         name: str = raw.name()
         with self._lock:
@@ -202,19 +205,19 @@ class LibvirtHypervisor:
 
     def _process_of(self, raw: libvirt.virDomain) -> HostProcess | None:
         if self._root is not None:
-            ours = self._root.watch.adopted(self._root.pidfile(raw.name()))
+            ours = self._root.watch.find_child(self._root.pidfile(raw.name()))
             if ours is not None:
                 return ours
         return find_qemu(raw.UUIDString())
 
-    def _said(self, name: str) -> str:
+    def _qemu_log(self, name: str) -> str:
         return qemu_log.tail(self._root.qemu_log(name)) if self._root else ""
 
     def _autopsy(self, name: str) -> str:
         with self._lock:
             domain = self._domains.get(name)
         how = domain.how_qemu_ended(_DEATH_IS_SEEN_WITHIN) if domain else "ended while it was started"
-        said = self._said(name)
+        said = self._qemu_log(name)
         return f"it {how}:\n{said}" if said else f"it {how}"
 
     def _on_event(
@@ -227,7 +230,7 @@ class LibvirtHypervisor:
         if (event, detail) == _SHUT_DOWN and self._root and life.alive:
             signalled = qemu_log.foreign_signal(self._root.qemu_log(life.name))
             if signalled:
-                life.ended(f"QEMU died: {signalled}")
+                life.note_end(f"QEMU died: {signalled}")
         life.event(event, detail)
         if life.settled:
             self._forget(life)
@@ -236,7 +239,7 @@ class LibvirtHypervisor:
         with self._lock:
             lives = list(self._lives.values())
         for life in lives:
-            life.ended(f"the connection to libvirt was lost: {reason}")
+            life.note_end(f"the connection to libvirt was lost: {reason}")
 
 
 _Start = Callable[[libvirt.virConnect], libvirt.virDomain]
@@ -252,7 +255,7 @@ def _is_active(raw: libvirt.virDomain) -> bool:
             raise
 
 
-def _created(connection: libvirt.virConnect, *, xml: str, flags: int) -> libvirt.virDomain:
+def _create_domain(connection: libvirt.virConnect, *, xml: str, flags: int) -> libvirt.virDomain:
     return connection.createXML(xml, flags)
 
 

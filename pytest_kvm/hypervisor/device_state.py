@@ -41,7 +41,7 @@ def save(domain: libvirt.virDomain, target: BinaryIO) -> None:
     _skip_shared_ram(domain, skip=True)
     _hand_over(domain, target)
     qmp(domain, "migrate", arguments={"uri": f"fd:{_FILE}"})
-    _finished(domain, doing="saving the state")
+    _wait_for_job(domain, doing="saving the state")
 
 
 def load(domain: libvirt.virDomain, source: BinaryIO) -> None:
@@ -53,7 +53,7 @@ def load(domain: libvirt.virDomain, source: BinaryIO) -> None:
     _skip_shared_ram(domain, skip=True)
     _hand_over(domain, source)
     qmp(domain, "migrate-incoming", arguments={"uri": f"fd:{_FILE}"})
-    _finished(domain, doing="loading the state")
+    _wait_for_job(domain, doing="loading the state")
     # A savepoint of the clone has to hold its memory, too.
     _skip_shared_ram(domain, skip=False)
 
@@ -77,7 +77,7 @@ def _with_files(domain: libvirt.virDomain, request: str, files: list[int]) -> st
     return call(domain, request, files, 0)[0]
 
 
-def _finished(domain: libvirt.virDomain, *, doing: str) -> None:
+def _wait_for_job(domain: libvirt.virDomain, *, doing: str) -> None:
     wait_until(
         partial(_check_finished, domain, doing),
         describe=f"{doing} of {domain.name()}",

@@ -214,16 +214,16 @@ class LibvirtDomain:
         """
         raw = self._domain.get()
         self._lifecycle.expect("destroyed")
-        if not self._killed():
+        if not self._kill():
             try:
                 raw.destroy()
             except libvirt.libvirtError as failure:
                 if failure.get_error_code() not in _GONE:
                     with translated(f"destroy {self.name}", error=DomainFailed):
                         raise
-        self._lifecycle.ended("destroyed")
+        self._lifecycle.note_end("destroyed")
 
-    def _killed(self) -> bool:
+    def _kill(self) -> bool:
         """Kill QEMU if that is ours to do; say whether nothing is left for libvirt to kill."""
         process = self._process
         if process is None:

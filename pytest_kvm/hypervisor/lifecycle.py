@@ -83,18 +83,18 @@ class Lifecycle:
     def event(self, event: int, detail: int) -> None:
         """Take in a libvirt life-cycle event (``virDomainEventType`` and its detail)."""
         if event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
-            self.ended("crashed: the guest's kernel panicked")
+            self.note_end("crashed: the guest's kernel panicked")
         elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED and self.alive:
             if self._expected:
-                self.ended(self._expected)
+                self.note_end(self._expected)
             elif detail in _FAILURES:
-                self.ended(f"QEMU died: {self._autopsy()}")
+                self.note_end(f"QEMU died: {self._autopsy()}")
             else:
-                self.ended(_STOPPED_BECAUSE.get(detail, f"stopped (libvirt's detail {detail})"))
+                self.note_end(_STOPPED_BECAUSE.get(detail, f"stopped (libvirt's detail {detail})"))
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._settled.set()
 
-    def ended(self, reason: str) -> None:
+    def note_end(self, reason: str) -> None:
         """Note the end; only the first call counts."""
         with self._lock:
             if not self.alive:

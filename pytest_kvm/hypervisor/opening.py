@@ -68,7 +68,7 @@ _CAUSES = (
 )
 
 
-def opened(uri: str) -> ProcessBound[libvirt.virConnect]:
+def open_connection(uri: str) -> ProcessBound[libvirt.virConnect]:
     """Open a connection, the event loop running.
 
     Raises:
@@ -79,23 +79,23 @@ def opened(uri: str) -> ProcessBound[libvirt.virConnect]:
     try:
         return ProcessBound(libvirt.open(uri))
     except libvirt.libvirtError as failure:
-        raise _explained(uri, failure) from None
+        raise _explain(uri, failure) from None
 
 
 def on_lost(connection: libvirt.virConnect, callback: Callable[[str], None]) -> None:
     """Call back when a remote connection breaks; local drivers cannot lose theirs."""
 
-    def closed(_connection: object, reason: int, _mine: object) -> None:
+    def on_close(_connection: object, reason: int, _mine: object) -> None:
         if reason != libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT:
             callback("the daemon or the network went away")
 
     # Drivers that live in this process know neither call.
     with suppress(libvirt.libvirtError):
         connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_MISSES)
-        connection.registerCloseCallback(closed, None)
+        connection.registerCloseCallback(on_close, None)
 
 
-def _explained(uri: str, failure: libvirt.libvirtError) -> KvmError:
+def _explain(uri: str, failure: libvirt.libvirtError) -> KvmError:
     text = failure.get_error_message() or str(failure)
     for cause in _CAUSES:
         if cause.text in text:

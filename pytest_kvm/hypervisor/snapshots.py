@@ -158,7 +158,7 @@ class Snapshots:
     def _run(self, command: str, arguments: Mapping[str, Any]) -> None:
         self._domain.qmp(command, {"job-id": _JOB, **arguments})
         problem = wait_until(
-            partial(self._concluded, command),
+            partial(self._job_error, command),
             describe=f"{command} of {self._domain.name}",
             timeout=_WITHIN,
             every=_LOOK_EVERY,
@@ -170,7 +170,7 @@ class Snapshots:
                 f"QEMU of {self._domain.name} failed at {command} {arguments['tag']}: {problem}"
             )
 
-    def _concluded(self, command: str) -> str:
+    def _job_error(self, command: str) -> str:
         """Return the job's error, empty if it has none."""
         for job in self._domain.qmp("query-jobs"):
             if job["id"] == _JOB and job["status"] != "concluded":
@@ -209,7 +209,7 @@ def start_from_snapshot(
     """
     domain = connection.defineXML(xml)
     try:
-        told = domain.snapshotCreateXML(_told(domain, snapshot), _REDEFINE)
+        told = domain.snapshotCreateXML(_redefinition(domain, snapshot), _REDEFINE)
         running = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
         domain.revertToSnapshot(told, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED if paused else running)
     finally:
@@ -217,7 +217,7 @@ def start_from_snapshot(
     return domain
 
 
-def _told(domain: libvirt.virDomain, snapshot: str) -> str:
+def _redefinition(domain: libvirt.virDomain, snapshot: str) -> str:
     """Return the snapshot's description; when it was taken is asked for and of no importance."""
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = snapshot

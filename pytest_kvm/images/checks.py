@@ -96,12 +96,12 @@ def _files_in(archive: bytes) -> Iterator[tuple[str, bytes]]:
     at = 0
     while archive[at : at + len(_CPIO)] == _CPIO:
         size, name_size = (int(archive[at + field : at + field + 8], 16) for field in (54, 94))
-        content = _aligned(at + 110 + name_size)
+        content = _align(at + 110 + name_size)
         yield archive[at + 110 : at + 110 + name_size - 1].decode(), archive[content : content + size]
-        at = _aligned(content + size)
+        at = _align(content + size)
 
 
-def _aligned(offset: int) -> int:
+def _align(offset: int) -> int:
     return -(-offset // 4) * 4
 
 

@@ -57,11 +57,11 @@ def ensure(
     store = Store.of(settings)
     image = None if refresh else _current(store, ref)
     if image is None:
-        image = _built(store, _recipe(store, ref), refresh=refresh, progress=progress, on_built=on_built)
+        image = _build(store, _recipe(store, ref), refresh=refresh, progress=progress, on_built=on_built)
     wanted = tuple(sorted(set(packages)))
     if not wanted or not image.built_from_packages:
         return image
-    return _derived(store, image, wanted, progress=progress, on_built=on_built)
+    return _derive(store, image, wanted, progress=progress, on_built=on_built)
 
 
 def check_known(ref: ImageRef, *, settings: Settings) -> None:
@@ -99,7 +99,7 @@ def _recipe(store: Store, ref: ImageRef) -> Recipe:
     return recipe
 
 
-def _built(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress, on_built: OnBuilt) -> Image:
+def _build(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress, on_built: OnBuilt) -> Image:
     before = store.find(ImageRef(recipe.name))
     with store.building(recipe.name, on_wait=_waiting(recipe.name, progress)) as work:
         now = _current(store, ImageRef(recipe.name))
@@ -112,7 +112,7 @@ def _built(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress, o
     return image
 
 
-def _derived(
+def _derive(
     store: Store, base: Image, packages: tuple[str, ...], *, progress: Progress, on_built: OnBuilt
 ) -> Image:
     name = derived_name(base, packages)

@@ -106,7 +106,7 @@ def fetch(address: str, target: Path, *, progress: Progress = silent) -> None:
         except urllib.error.HTTPError as refusal:
             refusal.close()
             if refusal.code < http.client.INTERNAL_SERVER_ERROR:
-                raise _failed(address, f"{refusal.code} {refusal.reason}") from None
+                raise _failure(address, f"{refusal.code} {refusal.reason}") from None
             raise NotYet(f"{refusal.code} {refusal.reason}") from None
         except (OSError, http.client.HTTPException) as broken:
             raise NotYet(f"{type(broken).__name__}: {broken}") from None
@@ -148,7 +148,7 @@ def _copy(reply: http.client.HTTPResponse, file: IO[bytes], progress: Progress) 
         raise http.client.IncompleteRead(b"", total - file.tell())
 
 
-def _failed(address: str, reason: str) -> DownloadFailed:
+def _failure(address: str, reason: str) -> DownloadFailed:
     return DownloadFailed(
         f"{address} cannot be downloaded: {reason}",
         resolution="check the address in a browser; proxies are taken from http_proxy and https_proxy",

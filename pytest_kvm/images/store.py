@@ -232,13 +232,13 @@ class Store:
         Nothing is removed while a manifest is damaged: nobody knows which blobs it names.
         """
         try:
-            self._named()
+            self._named_blobs()
         except ImageError as problem:
             _log.warning("replaced images are kept: %s", problem.brief)
             return
         for path, manifest in list(self._retired_manifests()):
             if time.time() - path.lstat().st_mtime > _RETIRED_FOR:
-                for name in manifest.blobs - self._named(but=path):
+                for name in manifest.blobs - self._named_blobs(but=path):
                     if _is_file(self._blobs / name, BLOB):
                         (self._blobs / name).unlink()
                 path.unlink()  # last: until then the blobs are known to be the store's
@@ -250,7 +250,7 @@ class Store:
     def _retired_files(self) -> Iterator[Path]:
         return (path for path in self._retired.glob("*.json") if _is_file(path, _RETIRED_FILE))
 
-    def _named(self, *, but: Path | None = None) -> set[str]:
+    def _named_blobs(self, *, but: Path | None = None) -> set[str]:
         """Return the blobs that manifests name, leaving out one retired manifest."""
         retired = [manifest for path, manifest in self._retired_manifests() if path != but]
         return {blob for manifest in (*self._named_images.all(), *retired) for blob in manifest.blobs}
@@ -264,7 +264,7 @@ class Store:
         works = self.folder / "work"
         found = {*self._blobs.glob("*"), *works.glob("*")}
         # Only now: a blob is named before it is there.
-        found -= {self._blobs / blob for blob in self._named() if BLOB.fullmatch(blob)}
+        found -= {self._blobs / blob for blob in self._named_blobs() if BLOB.fullmatch(blob)}
         found -= set(_works_in(works))
         found |= {each for each in self._retired.glob("[!.]*") if not _is_file(each, _RETIRED_FILE)}
         found |= set(self._named_images.strangers())

@@ -161,7 +161,7 @@ class GuestAgent:
             WaitTimeout: It still runs.
         """
 
-        def ended() -> CommandResult:
+        def poll_end() -> CommandResult:
             try:
                 status: dict[str, Any] = self.call("guest-exec-status", {"pid": pid})
             except AgentError as error:
@@ -174,7 +174,7 @@ class GuestAgent:
                 raise self._too_much(argv)
             return _result(argv, status)
 
-        return wait_until(ended, describe=argv[0], timeout=timeout, every=every, clock=self._domain.clock)
+        return wait_until(poll_end, describe=argv[0], timeout=timeout, every=every, clock=self._domain.clock)
 
     def _too_much(self, argv: Sequence[str]) -> AgentError:
         return AgentError(

@@ -91,7 +91,7 @@ def wait_for_cloud_init(boot: Boot, *, timeout: float) -> None:
         CloudInitTimeout: It still runs; names the stage.
         BootFailed: The guest died on the way.
     """
-    verdict, status = _waited(boot, timeout=timeout)
+    verdict, status = _wait_for_end(boot, timeout=timeout)
     if verdict == "absent":
         boot.machine.log.debug("no cloud-init in this image")
         return
@@ -106,12 +106,12 @@ def wait_for_cloud_init(boot: Boot, *, timeout: float) -> None:
         )
 
 
-def _waited(boot: Boot, *, timeout: float) -> tuple[str, Status]:
+def _wait_for_end(boot: Boot, *, timeout: float) -> tuple[str, Status]:
     """Block until cloud-init ends, and return how that was seen and what it says of itself."""
     shell, clock = boot.machine.shell, boot.machine.domain.clock
     deadline = clock() + timeout
 
-    def finished() -> str:
+    def wait_for_file() -> str:
         try:
             left = max(1.0, deadline - clock())
             waited = boot.run_watched(lambda: shell.run(["sh", "-c", _WAIT], timeout=left, check=False))
@@ -128,7 +128,7 @@ def _waited(boot: Boot, *, timeout: float) -> tuple[str, Status]:
 
     try:
         said = wait_until(
-            finished, describe="cloud-init's end", timeout=timeout, error=CloudInitTimeout, clock=clock
+            wait_for_file, describe="cloud-init's end", timeout=timeout, error=CloudInitTimeout, clock=clock
         )
     except (CommandTimeout, CloudInitTimeout) as late:
         stages = _STAGE.findall(late.result.stdout) if isinstance(late, CommandTimeout) else []

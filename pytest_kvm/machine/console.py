@@ -96,7 +96,7 @@ class Console:
         regex = re.compile(pattern, re.MULTILINE)
         reader = self.follow(since=self.offset() if since is None else since)
 
-        def matched() -> re.Match[str]:
+        def find_match() -> re.Match[str]:
             ended = self._ended()  # asked before the last look: its last words count
             for window in reader.windows():
                 if match := regex.search(window):
@@ -109,7 +109,7 @@ class Console:
             raise NotYet(reader.last_line)
 
         return wait_until(
-            matched,
+            find_match,
             describe=f"/{regex.pattern}/ on the console",
             timeout=timeout,
             every=0.1,
@@ -140,7 +140,7 @@ class Console:
         """Hand everything to the UART, which takes 16 bytes at a time."""
         left = memoryview(data)
 
-        def taken() -> None:
+        def check_taken() -> None:
             nonlocal left
             with contextlib.suppress(BlockingIOError):
                 # What the guest prints meanwhile is in the log already; left
@@ -155,7 +155,7 @@ class Console:
                 raise NotYet(f"{len(left) + queued} of {len(data)} bytes not taken yet")
 
         wait_until(
-            taken,
+            check_taken,
             describe="the guest to read its console",
             timeout=_SEND_TIMEOUT,
             every=0.02,

@@ -139,7 +139,7 @@ class ConsoleWatch:
             self._spoke = self._clock()
         elif self._found is None and self._clock() - self._spoke > _STUCK_AFTER:
             self._found = _stuck(self._reader.last_line)
-        return None if fresh and self._found and _unfinished(self._reader, self._found) else self._found
+        return None if fresh and self._found and _may_grow(self._reader, self._found) else self._found
 
 
 def _search(window: str) -> Finding | None:
@@ -155,6 +155,6 @@ def _stuck(last_line: str) -> Finding | None:
     return Finding(symptom=STUCK, text=last_line.strip()) if STUCK.pattern.search(last_line) else None
 
 
-def _unfinished(reader: ConsoleReader, found: Finding) -> bool:
+def _may_grow(reader: ConsoleReader, found: Finding) -> bool:
     """Say whether the line may still grow: a panic's reason follows its first words."""
     return bool(found.last_line) and reader.last_line.strip() == found.last_line[-200:]

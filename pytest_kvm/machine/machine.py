@@ -17,7 +17,7 @@ from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
 
 if TYPE_CHECKING:
-    from pytest_kvm.machine.renewal import Parked
+    from pytest_kvm.machine.renewal import Prestarted
     from pytest_kvm.ssh.shell import Shell
 
 
@@ -66,7 +66,7 @@ class Machine:
     """Seconds from power on to each rung of the readiness ladder."""
     open_resources: OpenResources = field(default_factory=OpenResources)
     """What a test has open into it, besides processes."""
-    savepoints: dict[str, Parked | None] = field(default_factory=dict[str, "Parked | None"])
+    savepoints: dict[str, Prestarted | None] = field(default_factory=dict[str, "Prestarted | None"])
     """Those in its disks, by name, each with the program that waits there to renew the guest."""
     renewal_due: threading.Event = field(default_factory=threading.Event)
     """Set while it is paused where it was put back to, and has not been renewed."""

@@ -52,14 +52,14 @@ def wait_until_ready(
     begun = clock() - phases.elapsed()
     boot = Boot(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, clock=clock))
 
-    def left(own: float) -> float:
+    def time_left(own: float) -> float:
         return own if boot_timeout is None else max(0.0, boot_timeout - (clock() - begun))
 
-    log_in(boot, banner=left(machine.timeouts.boot), login=left(machine.timeouts.login))
-    wait_for_cloud_init(boot, timeout=left(machine.timeouts.cloud_init))
+    log_in(boot, banner=time_left(machine.timeouts.boot), login=time_left(machine.timeouts.login))
+    wait_for_cloud_init(boot, timeout=time_left(machine.timeouts.cloud_init))
     phases.reached("cloud_init")
     for unit in units:
-        _wait_for_wanted(boot, unit, timeout=left(machine.timeouts.command))
+        _wait_for_wanted(boot, unit, timeout=time_left(machine.timeouts.command))
     phases.reached("ready")
 
 

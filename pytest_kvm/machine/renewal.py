@@ -1,11 +1,11 @@
-"""Makes a restored guest a guest of its own, before anybody uses it.
+"""Gives a restored guest its own random numbers, clock and names, before a test uses it.
 
-Whatever was restored from one memory image has the same random numbers to
-come, the same clock and the same names. A small program in the guest
-(:mod:`~pytest_kvm.machine.renewal_script`) changes that: started by the guest
-agent, over SSH where there is none, or *parked*: started before the guest was
-frozen and waiting in each restored one, which spares a translated guest the
-start of an interpreter.
+All guests that are restored from one memory image draw the same random numbers,
+and have the same clock and the same names. A script in the guest
+(:mod:`~pytest_kvm.machine.renewal_script`) changes that. The guest agent starts
+it, or SSH where there is no agent. It can also be *prestarted*: started before
+the guest is saved, so that it waits in each restored guest. Starting a Python
+interpreter takes a guest under TCG a second or two.
 """
 
 from __future__ import annotations
@@ -35,58 +35,58 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pytest_kvm.renewal")
 _PYTHON = ("python3", "-I", "-S", "-c")
 _FIFO = "/run/pytest-kvm-renewal-"
-"""Followed by a random part: each program waits at its own."""
+"""Followed by a random part: each prestarted script waits at a FIFO of its own."""
 _SEED_BYTES = 256
 _CONNECTED_WITHIN = 5.0
-"""Seconds after which a guest has no agent; one that was resumed is not
-connected for the first few milliseconds."""
+"""Seconds to wait for the agent before the guest is taken to have none. After a
+resume the agent is not connected for a few milliseconds."""
 _GREETING_WITHIN = 3.0
-"""Seconds for the first answer: a question asked while the agent was about to
-connect is lost, and whoever waits for the answer waits in vain."""
+"""Seconds to wait for the answer to one question. QEMU drops a question that is
+asked just before the agent connects; it is asked again after this time."""
 _LOOK_EVERY = 0.004
 _VISIBLE = 100_000_000
-"""Nanoseconds by which the clock has to be wrong for its being set to be noticed."""
+"""Nanoseconds. A clock that was wrong by more is watched: it jumps when it is set."""
 _RIGHT = 30_000_000
-"""Nanoseconds by which a clock that was set may be wrong."""
+"""Nanoseconds by which a clock may be wrong after it was set."""
 _MOVED_WITHIN = 2.0
 _SAMPLES = 5
 _GOOD_ROUND_TRIP = 60_000_000
-"""Nanoseconds; the clock is then off by at most half of it."""
+"""Nanoseconds. The error of a measurement is at most half of its round trip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Renewal:
-    """What a restored guest gets of its own, beside random numbers and the time."""
+    """What is changed in a restored guest, besides its random numbers and its clock."""
 
     hostname: str | None = None
     """The kernel's, ``/etc/hostname`` and the loopback lines of ``/etc/hosts``."""
     machine_id: str | None = None
-    """32 hexadecimal digits for ``machine-id(5)``. Running daemons go on with
-    what they have read: journald with its folder, D-Bus with its own copy."""
+    """32 hexadecimal digits for ``machine-id(5)``. Daemons that run keep the old
+    one: journald writes into its old folder, D-Bus has a copy of its own."""
     host_key: KeyPair | None = None
-    """sshd's ed25519 host key. Whoever logs in afterwards must pin the new one."""
+    """sshd's ed25519 host key. The next login must pin the new one."""
     macs: Sequence[tuple[str, str]] = ()
     """(old, new) addresses of network cards; leases of ``systemd-networkd`` are renewed."""
 
 
-class Parked(NamedTuple):
-    """The agent's numbers of a parked program: part of the memory image it waits in."""
+class Prestarted(NamedTuple):
+    """A prestarted script, as the guest agent knows it. Both numbers are part of the saved memory."""
 
     pid: int
     handle: int
-    """The FIFO's."""
+    """The agent's handle of the FIFO that the script waits at."""
 
 
-def renew(machine: Machine, wish: Renewal | None = None, *, parked: Parked | None = None) -> None:
-    """Reseed the guest's random numbers, set its clock, and renew what is wished for.
+def renew(machine: Machine, wish: Renewal | None = None, *, prestarted: Prestarted | None = None) -> None:
+    """Reseed the guest's random numbers, set its clock, and change what else is wanted.
 
-    The clock is measured from here and moved by the difference, so that the
-    time it takes to tell the guest is not part of the error.
+    The host measures how wrong the guest's clock is, and the guest moves it by
+    that difference. So the time that the message takes does not count.
 
     Args:
-        machine: The guest, running since a moment ago.
-        wish: What else it gets of its own.
-        parked: From :func:`park`, called before what it was restored from was saved.
+        machine: The guest; it was resumed a moment ago.
+        wish: What else to change.
+        prestarted: What :func:`prestart` returned before the guest was saved.
 
     Raises:
         GuestError: The guest could not do it.
@@ -99,50 +99,50 @@ def renew(machine: Machine, wish: Renewal | None = None, *, parked: Parked | Non
         wait_until(
             partial(_check_connected, GuestAgent(machine.domain, timeout=_GREETING_WITHIN)),
             describe=f"the agent of {machine.name}",
-            timeout=_CONNECTED_WITHIN if parked is None else machine.timeouts.agent,
+            timeout=_CONNECTED_WITHIN if prestarted is None else machine.timeouts.agent,
             every=_LOOK_EVERY,
             error=AgentError,
             clock=machine.domain.clock,
         )
-        failed = _renewed_by_agent(agent, wish, parked=parked, timeouts=machine.timeouts)
+        failed = _renew_by_agent(agent, wish, prestarted=prestarted, timeouts=machine.timeouts)
     except AgentError as absent:
         machine.log.info("%s: renewed over SSH: %s", machine.name, absent.brief)
-        failed = _renewed_over_ssh(machine, wish)
+        failed = _renew_over_ssh(machine, wish)
     if failed:
         raise GuestError(
             f"{machine.name}: could not be made a guest of its own: {failed.splitlines()[-1]}",
             details=failed,
-            resolution="the guest needs python3; what it cannot renew can be left out of the wish",
+            resolution='it needs python3; with identity="shared" only clock and random numbers change',
         )
 
 
-def park(machine: Machine) -> Parked | None:
-    """Start the program that renews a guest, and leave it waiting there.
+def prestart(machine: Machine) -> Prestarted | None:
+    """Start the renewal script in the guest; it waits at a FIFO until :func:`renew` sends it orders.
 
-    It ends with the renewal: :func:`renew` the guest after it was saved, too.
+    The script waits in the guest that is saved as well as in those that are
+    restored. It ends when it is used, so :func:`renew` a guest that runs on.
 
     Returns:
-        What :func:`renew` has to be given; None where the guest's agent
-        cannot start it, and nothing is waiting.
+        What to give to :func:`renew`; None if the guest's agent cannot start the script.
     """
     agent = GuestAgent(machine.domain, timeout=machine.timeouts.agent)
     fifo = _FIFO + secrets.token_hex(4)
     try:
         pid = agent.start([*_PYTHON, _script(), fifo])
         handle = wait_until(
-            partial(_opened, agent, fifo),
+            partial(_open_fifo, agent, fifo),
             describe=f"{machine.name} to be ready to be renewed",
             timeout=machine.timeouts.agent,
             every=0.02,
             clock=machine.domain.clock,
         )
     except (AgentError, WaitTimeout) as error:
-        machine.log.info("%s: nothing is parked: %s", machine.name, error.brief)
+        machine.log.info("%s: the renewal script was not prestarted: %s", machine.name, error.brief)
         return None
-    return Parked(pid, handle)
+    return Prestarted(pid, handle)
 
 
-def _opened(agent: GuestAgent, fifo: str) -> int:
+def _open_fifo(agent: GuestAgent, fifo: str) -> int:
     try:
         return agent.open(fifo)
     except AgentError as error:
@@ -153,9 +153,9 @@ def _opened(agent: GuestAgent, fifo: str) -> int:
 
 
 def _orders(wish: Renewal, *, clock: int) -> bytes:
-    orders = [f"seed {_encoded(os.urandom(_SEED_BYTES))}"]
+    orders = [f"seed {_base64(os.urandom(_SEED_BYTES))}"]
     if wish.hostname is not None:
-        orders.append(f"hostname {_encoded(wish.hostname.encode())}")
+        orders.append(f"hostname {_base64(wish.hostname.encode())}")
     if wish.machine_id is not None:
         orders.append(f"machine-id {wish.machine_id}")
     orders += [f"mac {old} {new}" for old, new in wish.macs]
@@ -163,11 +163,11 @@ def _orders(wish: Renewal, *, clock: int) -> bytes:
         orders.append("leases")
     if wish.host_key is not None:
         private, public = wish.host_key.private.encode(), f"{wish.host_key.public}\n".encode()
-        orders.append(f"host-key {_encoded(private)} {_encoded(public)}")
+        orders.append(f"host-key {_base64(private)} {_base64(public)}")
     return "".join(f"{order}\n" for order in [*orders, f"clock {clock}", "end"]).encode()
 
 
-def _encoded(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return b64encode(data).decode()
 
 
@@ -179,8 +179,8 @@ def _clock_error(ask: Callable[[], int]) -> int:
     """Return by how many nanoseconds the guest's wall clock is ahead of the host's.
 
     Args:
-        ask: Returns the guest's time. The answer was true at some moment of
-            the call; the shorter the call, the less that says.
+        ask: Returns the guest's time. It was read at some moment of the call, so a
+            short call makes a good measurement.
     """
     looks: list[tuple[int, int]] = []
     while len(looks) < _SAMPLES and (not looks or min(looks)[0] > _GOOD_ROUND_TRIP):
@@ -189,7 +189,7 @@ def _clock_error(ask: Callable[[], int]) -> int:
 
 
 def _look(ask: Callable[[], int]) -> tuple[int, int]:
-    """Return the nanoseconds a look at the guest's clock took, and by how many it is ahead."""
+    """Return how long a look at the guest's clock took, and how far the clock is ahead, in nanoseconds."""
     before = time.time_ns()
     told = ask()
     after = time.time_ns()
@@ -210,33 +210,35 @@ def _check_connected(agent: GuestAgent) -> None:
         raise NotYet(error.brief) from error
 
 
-def _renewed_by_agent(agent: GuestAgent, wish: Renewal, *, parked: Parked | None, timeouts: Timeouts) -> str:
+def _renew_by_agent(
+    agent: GuestAgent, wish: Renewal, *, prestarted: Prestarted | None, timeouts: Timeouts
+) -> str:
     """Return why it failed, "" if it did not."""
-    if parked is not None:
+    if prestarted is not None:
         try:
-            failed = _carried_out(agent, wish, give=partial(_tell, agent, parked), timeout=timeouts.agent)
+            failed = _carry_out(agent, wish, give=partial(_tell, agent, prestarted), timeout=timeouts.agent)
         except (AgentError, WaitTimeout) as error:
             failed = error.brief
         if not failed:
             return ""
-        _log.warning("the parked program is of no use, another is started: %s", failed)
-    return _carried_out(agent, wish, give=partial(_start, agent), timeout=timeouts.command)
+        _log.warning("the prestarted script failed, another is started: %s", failed)
+    return _carry_out(agent, wish, give=partial(_start, agent), timeout=timeouts.command)
 
 
-def _tell(agent: GuestAgent, parked: Parked, orders: bytes) -> int:
-    agent.write(parked.handle, orders)
-    return parked.pid
+def _tell(agent: GuestAgent, prestarted: Prestarted, orders: bytes) -> int:
+    agent.write(prestarted.handle, orders)
+    return prestarted.pid
 
 
 def _start(agent: GuestAgent, orders: bytes) -> int:
     return agent.start([*_PYTHON, _script()], input=orders)
 
 
-def _carried_out(agent: GuestAgent, wish: Renewal, *, give: Callable[[bytes], int], timeout: float) -> str:
-    """Give orders to a program in the guest; return why it failed, "" if it did not.
+def _carry_out(agent: GuestAgent, wish: Renewal, *, give: Callable[[bytes], int], timeout: float) -> str:
+    """Send orders to a script in the guest; return why they failed, "" if they did not.
 
-    The clock is the last order: once it is right, all is done. The program's
-    end, which says the same, takes a translated guest a tenth of a second more.
+    Setting the clock is the last order: once the clock has jumped, all orders were
+    carried out. Waiting for the script to end takes 0.1 s more under TCG.
     """
     error = _clock_error(partial(_agent_time, agent))
     pid = give(_orders(wish, clock=-error))
@@ -262,7 +264,7 @@ def _check_moved(agent: GuestAgent) -> None:
 # ------------------------------------------------------------ over SSH
 
 
-def _renewed_over_ssh(machine: Machine, wish: Renewal) -> str:
+def _renew_over_ssh(machine: Machine, wish: Renewal) -> str:
     """Return why it failed, "" if it did not."""
     process = machine.shell.start([*_PYTHON, _script()], user="root")
     try:

@@ -235,7 +235,7 @@ def obey(orders: Iterable[bytes]) -> None:
     raise EOFError("the orders broke off")
 
 
-def park(path: str) -> None:
+def prestart(path: str) -> None:
     """Wait at a FIFO for the orders; it is there once nothing is left to be prepared."""
     new = path + ".new"
     os.mkfifo(new, 0o600)
@@ -250,7 +250,7 @@ def park(path: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        park(sys.argv[1])
+        prestart(sys.argv[1])
     else:
         obey(sys.stdin.buffer)
-    os._exit(0)  # a parked interpreter that was just restored takes a while to tidy up
+    os._exit(0)  # a prestarted interpreter that was just restored takes a while to tidy up

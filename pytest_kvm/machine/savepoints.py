@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pytest_kvm.errors import GuestGone, SavepointGone, SavepointRefused
 from pytest_kvm.hypervisor.protocol import DomainState
-from pytest_kvm.machine.renewal import park, renew
+from pytest_kvm.machine.renewal import prestart, renew
 
 if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
@@ -49,13 +49,14 @@ def take(machine: Machine, name: str) -> None:
         machine.savepoints[name] = None
         return
     # What waits in the savepoint makes each return to it faster.
-    parked = park(machine)
+    prestarted = prestart(machine)
     try:
         machine.domain.take_snapshot(name)
-        machine.savepoints[name] = parked
+        machine.savepoints[name] = prestarted
     finally:
-        # The clock stood still while QEMU wrote; and it ends what was parked.
-        renew(machine, parked=parked)
+        # The clock stood still while QEMU wrote. And the prestarted script must not wait on in
+        # the guest that runs: the one to be renewed is in the savepoint.
+        renew(machine, prestarted=prestarted)
 
 
 def restore(machine: Machine, name: str) -> None:
@@ -88,7 +89,7 @@ def restore(machine: Machine, name: str) -> None:
         machine.renewal_due.set()
     else:
         machine.renewal_due.clear()
-        renew(machine, parked=machine.savepoints.get(name))
+        renew(machine, prestarted=machine.savepoints.get(name))
 
 
 def renew_if_due(machine: Machine) -> None:

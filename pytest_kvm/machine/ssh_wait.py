@@ -90,7 +90,7 @@ def wait_for_banner(
                 boot.phases.reached("console")
             attempts.dial_when_due()
             for key, _ in selector.select(attempts.pause()):
-                if line := attempts.answered(key.fileobj):
+                if line := attempts.take_answered(key.fileobj):
                     return line
             boot.check()
             check_stuck(attempts.seen)
@@ -134,19 +134,19 @@ class SshStuckDetector:
         self._next = self._clock() + _ASK_EVERY
         if state == "maintenance":
             raise self._boot.failure(
-                EmergencyMode, "init is in rescue or emergency mode", details=self._failed()
+                EmergencyMode, "init is in rescue or emergency mode", details=self._failed_units()
             )
         settled = state in {"running", "degraded"}
         if settled and self._settled:
             raise self._boot.failure(
                 SshNeverAnswered,
                 f"the guest has finished booting ({state}) and SSH does not answer: {seen}",
-                details=self._failed(),
+                details=self._failed_units(),
                 resolution="sshd must be enabled and able to start, and the first NIC be configured by DHCP",
             )
         self._settled = settled
 
-    def _failed(self) -> str:
+    def _failed_units(self) -> str:
         units = self._ask(["systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager"])
         return f"failed units:\n{units}" if units else ""
 
@@ -250,7 +250,7 @@ class _BannerAttempts:
                 self._card_is_up = True
         return self._card_is_up
 
-    def answered(self, line: object) -> socket.socket | None:
+    def take_answered(self, line: object) -> socket.socket | None:
         """Return a readable attempt that has a banner; forget it if it has not."""
         attempt = next((each for each in self._open if each is line), None)
         if attempt is None:  # dropped while its event was on the way

@@ -96,7 +96,7 @@ def wait_for_unit(machine: Machine, unit: str, *, timeout: float) -> None:
         WaitTimeout: It was not active after ``timeout`` seconds.
         GuestGone: The guest ended or panicked.
     """
-    seen = _looped(machine, _UNIT, [unit], what=f"unit {unit}", timeout=timeout, every=0.3)
+    seen = _loop_in_guest(machine, _UNIT, [unit], what=f"unit {unit}", timeout=timeout, every=0.3)
     if seen is not None:
         raise UnitFailed(
             f"{machine.name}: unit {unit} will not become active: {seen}",
@@ -121,7 +121,7 @@ def wait_for_port(machine: Machine, port: int, *, host: str, closed: bool, timeo
     """
     wanted = "closed" if closed else "open"
     what = f"port {port} of {host} to be {wanted}"
-    seen = _looped(machine, _PORT, [host, str(port), wanted], what=what, timeout=timeout, every=0.2)
+    seen = _loop_in_guest(machine, _PORT, [host, str(port), wanted], what=what, timeout=timeout, every=0.2)
     if seen is not None:
         raise WaitTimeout(f"{machine.name}: cannot look at port {port}: {seen}")
 
@@ -134,7 +134,7 @@ def wait_for_file(machine: Machine, path: str, *, absent: bool, timeout: float) 
         GuestGone: The guest ended or panicked.
     """
     wanted = "absent" if absent else "there"
-    _looped(machine, _FILE, [path, wanted], what=f"{path} to be {wanted}", timeout=timeout, every=0.1)
+    _loop_in_guest(machine, _FILE, [path, wanted], what=f"{path} to be {wanted}", timeout=timeout, every=0.1)
 
 
 def wait_until_succeeds(
@@ -149,7 +149,7 @@ def wait_until_succeeds(
     clock = machine.domain.clock
     begun, last = clock(), ""
 
-    def tried() -> CommandResult:
+    def try_once() -> CommandResult:
         nonlocal last
         left = max(_ONE_LOOK, timeout - (clock() - begun))
         try:
@@ -161,13 +161,13 @@ def wait_until_succeeds(
         return result
 
     def succeeds() -> CommandResult:
-        result = tried()
+        result = try_once()
         if result.ok:
             return result
         final = (result.stderr.strip() or result.stdout.strip()).rpartition("\n")[2]
         raise NotYet(f"exit code {result.exit_code}: {final[:200]}")
 
-    def waited() -> CommandResult:
+    def wait() -> CommandResult:
         return wait_until(
             succeeds,
             describe=f"{command!r} to succeed in {machine.name}",
@@ -178,7 +178,7 @@ def wait_until_succeeds(
             clock=clock,
         )
 
-    return run_while_alive(machine, waited, what=f"{command!r} to succeed")
+    return run_while_alive(machine, wait, what=f"{command!r} to succeed")
 
 
 def wait_for_log(
@@ -203,7 +203,7 @@ def wait_for_log(
                 return last
         return None
 
-    def looked(seconds: float) -> str | None:
+    def look(seconds: float) -> str | None:
         limit = max(1, math.ceil(seconds))  # none at all is what 0 means to timeout(1)
         argv = ["timeout", str(limit), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
         with machine.shell.start(argv, user="root") as journal:
@@ -211,7 +211,7 @@ def wait_for_log(
             return run_while_alive(machine, lambda: matching(lines), what=f"/{regex.pattern}/ in the journal")
 
     for left in time_left(timeout, clock=machine.domain.clock):
-        if (line := looked(left)) is not None:
+        if (line := look(left)) is not None:
             return line
     raise WaitTimeout(
         f"{machine.name}: timed out after {timeout:.0f} s waiting for /{regex.pattern}/ in the journal; "
@@ -219,7 +219,7 @@ def wait_for_log(
     )
 
 
-def _looped(
+def _loop_in_guest(
     machine: Machine, probe: str, arguments: list[str], *, what: str, timeout: float, every: float
 ) -> str | None:
     """Run a probe in a loop inside the guest.

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_kvm.errors import KvmError, SpecError
 from pytest_kvm.plugin.declare import SPEC_FUNCTION, SpecFunction, spec_from
-from pytest_kvm.plugin.hook_calls import modified
+from pytest_kvm.plugin.hook_calls import modify_spec
 from pytest_kvm.plugin.markers import FOR_EVERY_GUEST, overrides_of
 from pytest_kvm.plugin.session import check_image, check_sources, settings_stashed
 
@@ -67,7 +67,7 @@ def _marker_mistakes(item: pytest.Item) -> list[str]:
     try:
         overrides = overrides_of(item)
     except SpecError as error:
-        return [_located(error, *_place_of(item))]
+        return [_with_place(error, *_place_of(item))]
     idle_fields = sorted(set(overrides) - FOR_EVERY_GUEST)
     if idle_fields and not _applies(item):
         idle = SpecError(
@@ -75,7 +75,7 @@ def _marker_mistakes(item: pytest.Item) -> list[str]:
             "as the test starts no guest of its own",
             resolution="it applies to function-scoped guest fixtures and to kvm_guests",
         )
-        return [_located(idle, *_place_of(item))]
+        return [_with_place(idle, *_place_of(item))]
     return []
 
 
@@ -109,7 +109,7 @@ def _call_mistakes(definition: Any, fixtures: dict[str, object], item: pytest.It
             check_image(spec, settings_stashed(item.config))
             check_sources(spec)
     except KvmError as error:
-        return [_located(error, *_origin(error, getattr(definition.func, SPEC_FUNCTION)))]
+        return [_with_place(error, *_origin(error, getattr(definition.func, SPEC_FUNCTION)))]
     except OSError:
         return []  # a folder that cannot be read: set-up raises the same, for the tests that need it
     return []
@@ -119,7 +119,7 @@ def _spec_or_none(definition: Any, fixtures: dict[str, object], item: pytest.Ite
     node = item.session if definition.scope == "session" else item
     try:
         spec = spec_from(getattr(definition.func, SPEC_FUNCTION), **fixtures)
-        return modified(node, spec, name=definition.argname)
+        return modify_spec(node, spec, name=definition.argname)
     except KvmError:
         raise
     except _OF_THE_FUNCTION:
@@ -141,5 +141,5 @@ def _place_of(item: pytest.Item) -> tuple[str, int]:
     return str(item.path), (item.reportinfo()[1] or 0) + 1
 
 
-def _located(error: KvmError, filename: str, line: int) -> str:
+def _with_place(error: KvmError, filename: str, line: int) -> str:
     return f"{os.path.relpath(filename)}:{line}: {type(error).__name__}: {error}"

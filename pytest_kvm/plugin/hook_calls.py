@@ -21,7 +21,7 @@ Node: TypeAlias = "pytest.Item | pytest.Collector"
 """Whom a guest is for: a test, or the module, class, package or session of its fixture."""
 
 
-def modified(node: Node, spec: GuestSpec, *, name: str) -> GuestSpec:
+def modify_spec(node: Node, spec: GuestSpec, *, name: str) -> GuestSpec:
     """Return a guest's spec as ``pytest_kvm_modify_spec`` leaves it.
 
     Args:

@@ -54,10 +54,10 @@ class Record:
         said = {name for name, _ in item.user_properties}
         for name, events in starts.items():
             if (key := f"kvm_guest_{name}") not in said:
-                item.user_properties.append((key, ", ".join(map(told, events))))
+                item.user_properties.append((key, ", ".join(map(event_text, events))))
         for event in fresh:
             if event.kind in ("reset", "savepoint", "reboot"):
-                item.user_properties.append((f"kvm_{event.kind}_{event.guest}", told(event)))
+                item.user_properties.append((f"kvm_{event.kind}_{event.guest}", event_text(event)))
         return fresh
 
     def _note_start(self, event: Event) -> None:
@@ -72,12 +72,12 @@ def attach(report: pytest.TestReport, events: list[Event]) -> None:
     setattr(report, EVENTS, [asdict(event) for event in events])
 
 
-def attached(report: pytest.TestReport) -> list[Event]:
+def events_of(report: pytest.TestReport) -> list[Event]:
     """Return the events a report carries."""
     return [Event(**fields) for fields in getattr(report, EVENTS, ())]
 
 
-def told(event: Event) -> str:
+def event_text(event: Event) -> str:
     """Return an event as people read it, without the guest's name."""
     words = [
         event.kind if event.kind in ("boot", "clone") else "",

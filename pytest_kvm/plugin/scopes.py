@@ -115,7 +115,7 @@ class Scopes:
             return
         owner = Owner(f"fixture {definition.argname}")
         # Finalizers run last in, first out: this one when the fixture's own are done …
-        definition.addfinalizer(partial(self._ended, owner))
+        definition.addfinalizer(partial(self._end_fixture, owner))
         try:
             with self._coordinator.at_work(owner):
                 yield
@@ -126,9 +126,9 @@ class Scopes:
             definition=definition, request=request, param=getattr(request, "param", None)
         )
         # … and this one before them.
-        definition.addfinalizer(partial(self._ending, owner))
+        definition.addfinalizer(partial(self._begin_teardown, owner))
 
-    def _ending(self, owner: Owner) -> None:
+    def _begin_teardown(self, owner: Owner) -> None:
         """Let a fixture be at work during its teardown."""
         del self._fixtures[owner]
         # First of all: what is finished here may be needed by the fixture itself,
@@ -139,7 +139,7 @@ class Scopes:
             self._end_test()
         self._finish_losers(owner)
 
-    def _ended(self, owner: Owner) -> None:
+    def _end_fixture(self, owner: Owner) -> None:
         self._coordinator.leave(owner)
         self._end(owner)
 

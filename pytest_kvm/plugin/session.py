@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modified
+from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modify_spec
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
 from pytest_kvm.provision.event_log import EventLog
@@ -96,7 +96,7 @@ def start_guest(node: Node, spec: GuestSpec, *, name: str, resets: bool) -> Gues
         resets: Whether it outlives a test, and is put back before the next.
     """
     return run_of(node.config).start(
-        modified(node, spec, name=name),
+        modify_spec(node, spec, name=name),
         name=name,
         resets=resets,
         on_booted=partial(node.config.stash[_OUTCOMES].tell, node=node),

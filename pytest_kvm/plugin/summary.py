@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_kvm.plugin.collection import uses_guests
-from pytest_kvm.plugin.record import attached, told
+from pytest_kvm.plugin.record import event_text, events_of
 from pytest_kvm.plugin.report import stands_on
 from pytest_kvm.provision.events import WORDS
 
@@ -63,7 +63,7 @@ class Summary:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect a report's events."""
         worker = str(getattr(report, "worker_id", ""))
-        self._told += [_Told(event=event, worker=worker, test=report.nodeid) for event in attached(report)]
+        self._told += [_Told(event=event, worker=worker, test=report.nodeid) for event in events_of(report)]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write one line, with ``-v`` one for each guest before it, with ``-vv`` one for each event."""
@@ -83,9 +83,9 @@ class Summary:
 
     def _parts(self) -> Iterable[str]:
         events = [each.event for each in self._told]
-        yield _counted(_starts(self._told), "guest")
+        yield _count(_starts(self._told), "guest")
         for kind, what in WORDS.items():
-            yield from _timed([each for each in events if each.kind == kind], what)
+            yield from _count_and_median([each for each in events if each.kind == kind], what)
         yield from self._cache()
 
     def _cache(self) -> Iterable[str]:
@@ -95,7 +95,7 @@ class Summary:
         used = [each for each in Inventory.of(self._settings).list() if each.last_used >= self._began]
         if used:
             size = sum(each.size for each in used) / _MIB
-            yield f"{_counted(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"
+            yield f"{_count(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"
 
     def _left_alone(self) -> str:
         from pytest_kvm.provision.strangers import strangers_named  # noqa: PLC0415 - as above
@@ -110,7 +110,7 @@ class Summary:
             why = event.why if event.kind in _SAYING_WHY else ""
             groups[each.worker, event.guest, event.kind, event.tier, why].append(event)
         for (worker, guest, kind, tier, why), events in groups.items():
-            (timed,) = _timed(events, f"{tier} {kind}" if tier else WORDS[kind])
+            (timed,) = _count_and_median(events, f"{tier} {kind}" if tier else WORDS[kind])
             reason = f" ({why})" if why else ""
             yield f"{_place(worker, guest)}: {timed}{reason}"
 
@@ -118,7 +118,7 @@ class Summary:
         for each in self._told:
             event = each.event
             kind = "" if event.kind in ("boot", "clone") else f"{WORDS[event.kind]} "
-            yield f"{_place(each.worker, event.guest)}: {kind}{told(event)} in {each.test}"
+            yield f"{_place(each.worker, event.guest)}: {kind}{event_text(event)} in {each.test}"
 
 
 def _place(worker: str, guest: str) -> str:
@@ -140,14 +140,14 @@ def _starts(told_events: list[_Told]) -> int:
     return count
 
 
-def _timed(events: list[Event], what: str) -> Iterable[str]:
+def _count_and_median(events: list[Event], what: str) -> Iterable[str]:
     """Yield how many there were and how long one took; nothing if there were none."""
     if events:
         seconds = statistics.median(event.seconds for event in events)
         median = "" if len(events) == 1 else "median "
         digits = 1 if seconds >= 10 else 2
-        yield f"{_counted(len(events), what)} {median}{seconds:.{digits}f} s"
+        yield f"{_count(len(events), what)} {median}{seconds:.{digits}f} s"
 
 
-def _counted(number: int, what: str, several: str = "") -> str:
+def _count(number: int, what: str, several: str = "") -> str:
     return f"{number} {what if number == 1 else several or what + 's'}"

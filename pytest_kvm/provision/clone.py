@@ -11,7 +11,7 @@ from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.host.keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.renewal import Parked, Renewal, renew
+from pytest_kvm.machine.renewal import Prestarted, Renewal, renew
 from pytest_kvm.provision.cold_boot import (
     apply_link_state,
     assemble_machine,
@@ -45,7 +45,7 @@ class Clone:
     tier: TemplateTier
     renewal: Renewal
     """What it must not have in common with other clones."""
-    parked: tuple[Parked, ...]
+    prestarted: tuple[Prestarted, ...]
     """Renewal programs that wait in the guest, each for one use."""
 
     def wake(self) -> Clone:
@@ -54,10 +54,10 @@ class Clone:
         Raises:
             GuestError: It could not be renewed.
         """
-        first, rest = (self.parked[0], self.parked[1:]) if self.parked else (None, ())
+        first, rest = (self.prestarted[0], self.prestarted[1:]) if self.prestarted else (None, ())
         self.machine.domain.resume()
-        renew(self.machine, self.renewal, parked=first)
-        return replace(self, renewal=Renewal(), parked=rest)
+        renew(self.machine, self.renewal, prestarted=first)
+        return replace(self, renewal=Renewal(), prestarted=rest)
 
 
 def start_paused(resources: RunResources, order: Order, *, template: Template, stack: ExitStack) -> Clone:
@@ -89,7 +89,7 @@ def start_paused(resources: RunResources, order: Order, *, template: Template, s
         resources, order, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY)
     )
     stack.callback(machine.shell.close)
-    return Clone(machine=machine, tier=facts.tier, renewal=renewal, parked=facts.parked)
+    return Clone(machine=machine, tier=facts.tier, renewal=renewal, prestarted=facts.prestarted)
 
 
 def _from_ram_file(

@@ -32,7 +32,7 @@ class Event:
     restart; ``failure``: it never became ready; ``image``: one was built for it."""
     tier: Tier | None = None
     """How it was done: ``cold`` boot, ``cow`` clone of a template's memory,
-    ``snapshot`` in a new domain, a clone parked in the ``pool``, ``load`` in
+    ``snapshot`` in a new domain, a spare clone of the ``pool``, ``load`` in
     place; None for all other kinds."""
     seconds: float
     why: str = ""

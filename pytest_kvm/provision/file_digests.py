@@ -48,7 +48,7 @@ def file_digest(path: Path, *, field: str) -> str:
     found = path.stat()
     if found.st_size < _WORTH_REMEMBERING:
         return digest_of(path)
-    return _remembered(path.absolute(), found.st_size, found.st_mtime_ns, found.st_ino)
+    return _digest_of_unchanged(path.absolute(), found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def disk_digests(path: Path, *, field: str) -> list[str]:
@@ -118,7 +118,7 @@ def _below(top: Path) -> Iterator[Path]:
 
 
 @functools.lru_cache(maxsize=256)
-def _remembered(path: Path, _size: int, _changed: int, _inode: int) -> str:
+def _digest_of_unchanged(path: Path, _size: int, _changed: int, _inode: int) -> str:
     return digest_of(path)
 
 

@@ -56,7 +56,7 @@ class GuestState:
 
     def take(self) -> Point:
         """Take a savepoint of memory and all writable disks, in place."""
-        machine = self._started().machine
+        machine = self._get_started().machine
         name = f"kvm-{next(self._numbers)}"
         savepoints.take(machine, name)
         return _Taken(machine=machine, name=name)
@@ -65,7 +65,7 @@ class GuestState:
         """Put the guest back to a point."""
         if point is self._base:
             return self._restore_base()
-        if not isinstance(point, _Taken) or point.machine is not self._started().machine:
+        if not isinstance(point, _Taken) or point.machine is not self._get_started().machine:
             raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
         savepoints.restore(point.machine, point.name)
         return "load"
@@ -74,20 +74,20 @@ class GuestState:
         """Say whether a point can still be restored; savepoints end with their QEMU."""
         if not isinstance(point, _Taken):
             return point is self._base
-        return point.machine is self._started().machine and point.machine.domain.alive()
+        return point.machine is self._get_started().machine and point.machine.domain.alive()
 
     def drop(self, point: Point) -> None:
         """Forget a point; one of a former machine went with it."""
-        if isinstance(point, _Taken) and point.machine is self._started().machine:
+        if isinstance(point, _Taken) and point.machine is self._get_started().machine:
             savepoints.drop(point.machine, point.name)
 
-    def _started(self) -> Started:
+    def _get_started(self) -> Started:
         if self._current is None:
             self._current = self._boot.started.result()
         return self._current
 
     def _restore_base(self) -> Tier:
-        current = self._started()
+        current = self._get_started()
         if current.base is None or not current.machine.domain.alive():
             return self._replace_machine()
         try:
@@ -102,7 +102,7 @@ class GuestState:
 
     def _replace_machine(self) -> Tier:
         """Start a machine like the first one, and point the guest's handle at it."""
-        former = self._started()
+        former = self._get_started()
         order = former.order.successor(next(self._numbers))
         fresh = self._starter.get().start_like(former, order)
         self._current = fresh

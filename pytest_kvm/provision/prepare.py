@@ -62,7 +62,7 @@ def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep
 def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:
     where = f"{machine.name}: {which} ({_title(step)})"
     try:
-        result = run_while_alive(machine, lambda: _done(machine, step), what=which)
+        result = run_while_alive(machine, lambda: _do_step(machine, step), what=which)
     except CommandTimeout as error:
         raise PrepareFailed(
             f"{where} did not end within {machine.timeouts.command:.0f} s",
@@ -84,7 +84,7 @@ def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:
         )
 
 
-def _done(machine: Machine, step: PrepareStep) -> CommandResult | None:
+def _do_step(machine: Machine, step: PrepareStep) -> CommandResult | None:
     """Do one step; a copied file has no result."""
     if isinstance(step, HostFile):
         files = Files(machine.shell, log=machine.log)

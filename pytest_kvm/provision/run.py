@@ -73,7 +73,7 @@ class Run:
                 waits for it.
         """
         with self._lock:
-            name = self._unused(name)
+            name = self._unused_name(name)
             self._places[name] += 1
             number = self._places[name]
             boot = GuestBoot(
@@ -141,7 +141,7 @@ class Run:
             self._starter.close()
             self._resources.close()
 
-    def _unused(self, name: str) -> str:
+    def _unused_name(self, name: str) -> str:
         base = _NOT_IN_NAMES.sub("-", name).strip("-.~")[:_LONGEST_NAME] or "guest"
         taken = {guest.name for guest in self._boots}
         number, unused = 1, base

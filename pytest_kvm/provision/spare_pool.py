@@ -82,11 +82,11 @@ class _Slot(NamedTuple):
 
 
 class SparePool:
-    """Parks clones in the background.
+    """Makes spare clones in the background.
 
     Args:
         make_clone: Starts one.
-        size: How many to park for each guest; None: one, while memory lasts.
+        size: How many to keep for each guest; None: one, while memory lasts.
     """
 
     def __init__(self, make_clone: MakeClone, *, size: int | None) -> None:
@@ -133,7 +133,7 @@ class SparePool:
             waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the last one used is the last
             self._make_room(slot)
             try:
-                while len(waiting) < self._wanted(order):
+                while len(waiting) < self._number_wanted(order):
                     waiting.append(self._worker.submit(self._make_spare, order, template))
             except RuntimeError as failure:  # there is no thread to be had
                 self._note(f"{order.name}: no spare clone could be started: {failure}")
@@ -158,7 +158,7 @@ class SparePool:
             if not future.cancel():
                 self._worker.submit(_remove, future)
 
-    def _wanted(self, order: Order) -> int:
+    def _number_wanted(self, order: Order) -> int:
         if self._size is not None:
             return self._size
         return 1 if memory_available_mib() * 1024 > _MEMORY_LEFT * order.spec.memory_kib else 0

@@ -16,7 +16,7 @@ from pytest_kvm.host.keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import guest_connections
-from pytest_kvm.machine.renewal import Parked, park
+from pytest_kvm.machine.renewal import Prestarted, prestart
 from pytest_kvm.provision.cold_boot import BootFiles, Powered, power_on
 from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
@@ -55,15 +55,15 @@ class TemplateFacts:
     """Public half; the private one is in the guest."""
     disks: tuple[tuple[str, DiskFormat], ...]
     """File name and format of each frozen disk, the root disk first."""
-    parked: tuple[Parked, ...]
-    """Programs that wait in each clone to renew it (:func:`~pytest_kvm.machine.renewal.park`):
+    prestarted: tuple[Prestarted, ...]
+    """Programs that wait in each clone to renew it (:func:`~pytest_kvm.machine.renewal.prestart`):
     one for its start, one for when it was paused in the pool."""
     boot_seconds: float
     """What its cold boot took, from power on to ready."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as the manifest stores them."""
-        return asdict(self) | {"parked": [each._asdict() for each in self.parked]}
+        return asdict(self) | {"prestarted": [each._asdict() for each in self.prestarted]}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> TemplateFacts:
@@ -71,7 +71,7 @@ class TemplateFacts:
         lists: dict[str, Any] = {
             "macs": tuple(stored["macs"]),
             "disks": tuple((name, disk_format) for name, disk_format in stored["disks"]),
-            "parked": tuple(Parked(**each) for each in stored["parked"]),
+            "prestarted": tuple(Prestarted(**each) for each in stored["prestarted"]),
         }
         return cls(**(stored | lists))
 
@@ -105,7 +105,7 @@ def freeze(
     machine = powered.machine
     _settle(machine)
     _log_out(machine)
-    parked = tuple(each for each in (park(machine), park(machine)) if each is not None)
+    prestarted = tuple(each for each in (prestart(machine), prestart(machine)) if each is not None)
     machine.domain.suspend()
     xml = machine.domain.xml()
     if tier == "cow":
@@ -117,7 +117,7 @@ def freeze(
     write_private(building.folder / DOMAIN_XML, xml)
     shutil.copyfile(machine.console.log, building.folder / CONSOLE)
     _make_relocatable(order, powered.plan.disks[0])
-    return _facts(powered, tier=tier, parked=parked, boot_seconds=boot_seconds)
+    return _facts(powered, tier=tier, prestarted=prestarted, boot_seconds=boot_seconds)
 
 
 def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:
@@ -167,7 +167,7 @@ def _make_relocatable(order: Order, root: DiskPlan) -> None:
 
 
 def _facts(
-    powered: Powered, *, tier: TemplateTier, parked: tuple[Parked, ...], boot_seconds: float
+    powered: Powered, *, tier: TemplateTier, prestarted: tuple[Prestarted, ...], boot_seconds: float
 ) -> TemplateFacts:
     *disks, _seed = powered.plan.disks
     return TemplateFacts(
@@ -177,6 +177,6 @@ def _facts(
         hostname=powered.identity.hostname,
         host_key=powered.identity.host_public_key,
         disks=tuple((disk.path.name, disk.format) for disk in disks),
-        parked=parked,
+        prestarted=prestarted,
         boot_seconds=boot_seconds,
     )

@@ -207,12 +207,12 @@ class UndoLog:
         try:
             point = self._state.take()
         except SnapshotFailed as error:
-            raise self._refused(error, owner) from error
+            raise self._refusal(error, owner) from error
         self._taken.append(point)
         self._note("savepoint", since=begun, why=f"before {owner.name}")
         return point
 
-    def _refused(self, error: SnapshotFailed, owner: Owner) -> SnapshotFailed:
+    def _refusal(self, error: SnapshotFailed, owner: Owner) -> SnapshotFailed:
         changed = f"what {self._entries[-1].owner.name} did" if self._entries else "what was done before"
         return type(error)(
             f"{self._guest}: no savepoint between {changed} and {owner.name}: {error.brief}",

@@ -19,7 +19,7 @@ from pytest_kvm.render.plan import NicPlan
 from pytest_kvm.spec.cloudinit import CloudInit, File, User
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.network import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
-from pytest_kvm.spec.user_data import CLOUD_CONFIG, header_of, parsed
+from pytest_kvm.spec.user_data import CLOUD_CONFIG, header_of, parse_cloud_config
 
 _HEADER = "#cloud-config\n"
 
@@ -45,12 +45,13 @@ def user_data(spec: GuestSpec, identity: Identity, *, packages: Sequence[str]) -
         identity: Who this guest is.
         packages: What is left for cloud-init to install.
     """
-    config = _generated(spec, identity, packages)
+    config = _generate(spec, identity, packages)
     raw = spec.cloud_init.user_data
     if isinstance(raw, str) and header_of(raw) != CLOUD_CONFIG:
         return _archive(_dump(config), raw)
     if raw is not None:
-        config = merge(config, parsed(raw, field="CloudInit.user_data") if isinstance(raw, str) else raw)
+        given = parse_cloud_config(raw, field="CloudInit.user_data") if isinstance(raw, str) else raw
+        config = merge(config, given)
     return _dump(config)
 
 
@@ -113,7 +114,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _generated(spec: GuestSpec, identity: Identity, packages: Sequence[str]) -> dict[str, Any]:
+def _generate(spec: GuestSpec, identity: Identity, packages: Sequence[str]) -> dict[str, Any]:
     config: dict[str, Any] = {
         "hostname": identity.hostname,
         "manage_etc_hosts": "localhost",

@@ -72,13 +72,13 @@ class DomainDraft:
         # The longest first: the folder of a file is a word, too.
         known = re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
 
-        def replaced(text: str) -> str:
+        def replace_words(text: str) -> str:
             return known.sub(lambda found: words[found[0]], text)
 
         for element in domain.iter():
-            element.text = element.text and replaced(element.text)
+            element.text = element.text and replace_words(element.text)
             for name, value in element.attrib.items():
-                element.set(name, replaced(value))
+                element.set(name, replace_words(value))
 
 
 def draft_domain(

@@ -76,10 +76,10 @@ def check_text(text: str, *, field: str) -> None:
             "https://docs.cloud-init.io/en/latest/explanation/format.html",
         )
     if header == CLOUD_CONFIG:
-        parsed(text, field=field)
+        parse_cloud_config(text, field=field)
 
 
-def parsed(text: str, *, field: str) -> Mapping[str, Any]:
+def parse_cloud_config(text: str, *, field: str) -> Mapping[str, Any]:
     """Return a cloud-config's content.
 
     Raises:

@@ -27,7 +27,7 @@ def spec_value(cls: type[T]) -> type[T]:
     known = {each.name: each for each in fields(made)}
 
     @functools.wraps(generated)
-    def checked(self: T, *args: object, **given: object) -> None:
+    def init_checked(self: T, *args: object, **given: object) -> None:
         _check_fields(cls.__name__, known, given, positional=len(args))
         try:
             generated(self, *args, **given)
@@ -40,7 +40,7 @@ def spec_value(cls: type[T]) -> type[T]:
             raise
         _check_types(made, {name: getattr(self, name) for name in known})
 
-    made.__init__ = checked
+    made.__init__ = init_checked
     made.__repr__ = _short_repr
     return cast("type[T]", made)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from pytest_kvm.errors import RemoteFileError
-from pytest_kvm.results import shown
+from pytest_kvm.results import for_terminal
 
 _PIECE = 1024**2
 _STEP = 4 * _PIECE
@@ -211,7 +211,8 @@ class _Tree:
         return path
 
     def _leave_out(self, parts: tuple[str, ...], why: str) -> None:
-        self.log.warning("%s %s: left out", shown("/".join(parts).encode(errors="surrogateescape")), why)
+        path = "/".join(parts).encode(errors="surrogateescape")
+        self.log.warning("%s %s: left out", for_terminal(path), why)
 
 
 def _parts(name: str) -> tuple[str, ...]:

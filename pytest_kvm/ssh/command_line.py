@@ -41,7 +41,7 @@ def as_given(command: Command) -> tuple[str, ...] | str:
     return given
 
 
-def quoted(argv: Sequence[str]) -> str:
+def quote_argv(argv: Sequence[str]) -> str:
     """Join words so that a shell sees exactly these.
 
     Unlike :func:`shlex.join` the first word is always quoted: bare, ``time``
@@ -85,7 +85,7 @@ def command_line(
         lines.append(_MARK)
         lines += [f"cd -- {shlex.quote(cwd)} || exit 125"] if cwd is not None else []
         lines += [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
-        lines.append(command if isinstance(command, str) else quoted(command))
+        lines.append(command if isinstance(command, str) else quote_argv(command))
     else:
         lines += [] if isinstance(command, str) else [_MARK]
         lines.append(_folder_of(user, cwd))
@@ -111,8 +111,8 @@ def _as_user(command: tuple[str, ...] | str, *, env: Mapping[str, str], user: st
         # The login user's own shell, so that naming a user does not change the
         # language that the string is written in.
         script = shlex.quote(f"{_MARK}\n{command}")
-        return f'{quoted(change)} "${{SHELL:-/bin/sh}}" -c {script}'
-    return quoted([*change, *command])
+        return f'{quote_argv(change)} "${{SHELL:-/bin/sh}}" -c {script}'
+    return quote_argv([*change, *command])
 
 
 def signal_line(signal: str, group: int, *, as_root: bool) -> str:

@@ -50,7 +50,7 @@ class Connection:
         self._asking = threading.Lock()
 
     @classmethod
-    def opened(
+    def open(
         cls, access: Access, sock: socket.socket | None, *, within: float, log: logging.Logger, guest: str
     ) -> Connection:
         """Connect; nobody is logged in yet.

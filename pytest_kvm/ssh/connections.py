@@ -105,7 +105,7 @@ class Connections:
             if taken := self._on_those_there_are(within):
                 return taken
             if len(self._alive()) < _MOST:
-                connection = self._reconnected(within)
+                connection = self._reconnect(within)
                 channel = connection.session(within=within)
                 if channel is not None:
                     return connection, channel
@@ -133,7 +133,7 @@ class Connections:
                 return connection, channel
         return None
 
-    def _reconnected(self, within: float) -> Connection:
+    def _reconnect(self, within: float) -> Connection:
         return wait_until(
             self._try_login,
             describe=f"SSH of {self._guest}",
@@ -153,7 +153,7 @@ class Connections:
             raise NotYet(error.brief) from error
 
     def _log_in(self, sock: socket.socket | None) -> Connection:
-        connection = Connection.opened(
+        connection = Connection.open(
             self._access, sock, within=self._login_within, log=self._log, guest=self._guest
         )
         with self._lock:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pytest_kvm.results import shown
+from pytest_kvm.results import for_terminal
 from pytest_kvm.ssh.channel import Channel
 from pytest_kvm.ssh.command_line import GROUP_MARK
 
@@ -155,7 +155,7 @@ class LineLog:
 
     def _tell(self, line: bytes) -> None:
         more = "…" if len(line) > _LINE_BYTES else ""
-        self._log.info("%s%s%s", self._prefix, shown(line[:_LINE_BYTES].removesuffix(b"\r")), more)
+        self._log.info("%s%s%s", self._prefix, for_terminal(line[:_LINE_BYTES].removesuffix(b"\r")), more)
 
     def _tell_skipped(self) -> None:
         if self._skipped:

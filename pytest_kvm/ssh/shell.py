@@ -185,11 +185,11 @@ class Shell:
         try:
             connection.execute(channel, line, within=within)
         except SshUnavailable as error:
-            raise self._lost(connection) or error from None
+            raise self._loss_of(connection) or error from None
         return channel, CommandContext(
             guest=self._guest,
             log=self._log,
-            lost=partial(self._lost, connection),
+            lost=partial(self._loss_of, connection),
             round_trip=connection.round_trip,
             send_signal=partial(self._send_signal, as_root=user is not None and self._access.user != "root"),
             timeout=self._timeouts.command,
@@ -222,17 +222,17 @@ class Shell:
 
     def _check_alive(self) -> None:
         if not self._is_alive():
-            raise self._gone()
+            raise self._guest_gone()
 
-    def _gone(self) -> GuestGone:
+    def _guest_gone(self) -> GuestGone:
         return GuestGone(f"{self._guest}: the guest has ended: {self._end_reason()}")
 
-    def _lost(self, connection: Connection) -> GuestError | None:
+    def _loss_of(self, connection: Connection) -> GuestError | None:
         """Say why nothing can come over a connection any more."""
         if self._is_alive() and connection.alive:
             return None
         if goes_down(self._access, is_alive=self._is_alive, log=self._log):
-            return self._gone()
+            return self._guest_gone()
         return SshUnavailable(
             f"{self._guest}: the SSH connection was lost while the guest runs on",
             resolution="where a test restarts sshd or the network, start() that command instead",

@@ -84,10 +84,10 @@ class Transfer:
         Raises:
             RemoteFileError: Nothing came for as long as a command may take.
         """
-        while not self._ahead and (received := self._received()):
+        while not self._ahead and (received := self._receive()):
             self._ahead = memoryview(self._out_start.feed(received))
             if self._out_start.overrun:
-                raise self._drowned(bytes(self._ahead[:_ERRORS_KEPT]))
+                raise self._start_up_overflow(bytes(self._ahead[:_ERRORS_KEPT]))
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         return bytes(data)
 
@@ -105,15 +105,15 @@ class Transfer:
         try:
             self._channel.shutdown_write()
         except (OSError, EOFError) as error:
-            raise self._context.lost() or self._broken() from error
+            raise self._context.lost() or self._break_off_error() from error
         if not self._channel.status_event.wait(self._context.timeout):
-            raise self._stalled()
+            raise self._stall_error()
         self._listener.join(_EXIT_WITHIN)
         code, said = self._channel.exit_status, bytes(self._errors)
         if code == -1:
-            raise self._context.lost() or self._broken()
+            raise self._context.lost() or self._break_off_error()
         if code not in (0, harmless):
-            raise self._failed(code, said)
+            raise self._failure(code, said)
         if not self._err_start.happened:
             raise RemoteFileError(
                 f"{self._where()}: the login shell ended with exit code {code} and did nothing for it",
@@ -130,12 +130,12 @@ class Transfer:
     ) -> None:
         self._channel.close()
 
-    def _received(self) -> bytes:
+    def _receive(self) -> bytes:
         """Return what has come, as a whole: paramiko moves all that is left for every part."""
         try:
             return self._channel.recv(_READ_BYTES)
         except TimeoutError as error:
-            raise self._stalled() from error
+            raise self._stall_error() from error
         except (OSError, EOFError):
             return b""
 
@@ -158,24 +158,24 @@ class Transfer:
     def _where(self) -> str:
         return f"{self._context.guest}:{self._path}"
 
-    def _failed(self, code: int, said: bytes) -> RemoteFileError:
+    def _failure(self, code: int, said: bytes) -> RemoteFileError:
         kind = next((kind for pattern, kind in _REASONS if pattern.search(said)), RemoteFileError)
         lines = said.decode(errors="replace").strip().splitlines()
         last = lines[-1][-200:] if lines else f"exit code {code}"
         return kind(f"{self._where()}: {last}", details=tail(said)[0] if len(lines) > 1 else "")
 
-    def _drowned(self, printed: bytes) -> RemoteFileError:
+    def _start_up_overflow(self, printed: bytes) -> RemoteFileError:
         return RemoteFileError(
             f"{self._where()}: the shell's start-up files print more than {START_UP_LIMIT} bytes",
             details=tail(printed)[0],
             resolution="have them print nothing where the shell is not interactive",
         )
 
-    def _stalled(self) -> RemoteFileError:
+    def _stall_error(self) -> RemoteFileError:
         return RemoteFileError(
             f"{self._where()}: no progress for {self._context.timeout:.0f} s",
             details=tail(bytes(self._errors))[0],
         )
 
-    def _broken(self) -> SshUnavailable:
+    def _break_off_error(self) -> SshUnavailable:
         return SshUnavailable(f"{self._where()}: the transfer broke off")

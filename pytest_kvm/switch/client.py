@@ -257,7 +257,7 @@ class Switch:
             with self._lock:
                 self._connection.sendall(line)
         except OSError as failure:
-            raise self._gone() from failure
+            raise self._switch_gone() from failure
 
     def _listen(self) -> None:
         try:
@@ -267,16 +267,16 @@ class Switch:
                     if "question" in message:
                         self._judge(message)
                     else:
-                        self._answered(message)
+                        self._take_answer(message)
         finally:
             # Nobody waits for an answer that this thread will not hear.
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
             for answer in list(self._answers.values()):
                 if not answer.done():
-                    answer.set_exception(self._gone())
+                    answer.set_exception(self._switch_gone())
 
-    def _answered(self, message: dict[str, Any]) -> None:
+    def _take_answer(self, message: dict[str, Any]) -> None:
         answer = self._answers.get(message["id"])
         if answer is None:
             return  # nobody waits for it any more
@@ -290,7 +290,7 @@ class Switch:
         with suppress(SwitchFailed):  # it has ended meanwhile, which the next line tells
             self._tell(verdict=message["question"], drop=drop)
 
-    def _gone(self) -> SwitchFailed:
+    def _switch_gone(self) -> SwitchFailed:
         return SwitchFailed(
             "the switch of this run has ended",
             details="" if self._closed else f"its process was {self.pid}, exit status {self._process.poll()}",

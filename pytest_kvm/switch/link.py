@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvm.switch.faults import Faults
-from pytest_kvm.switch.wire import wired
+from pytest_kvm.switch.wire import to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class Link:
     def hand_one(self, frame: bytes) -> None:
         """Give one frame to the card, and to the captures if it was taken."""
         before = self.got.frames
-        self.hand(memoryview(wired(frame)), frames=1)
+        self.hand(memoryview(to_wire(frame)), frames=1)
         if self.got.frames > before:
             for capture in self.captures:
                 capture.take(frame)

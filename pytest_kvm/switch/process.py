@@ -182,7 +182,7 @@ class Process:
         orders = self._orders.read()
         for order in orders or ():
             if "verdict" in order:
-                self._answered(**order)
+                self._take_verdict(**order)
             elif order["do"] == "wait_capture":
                 self._waiting.append((order["id"], order["number"], order["frames"]))
             else:
@@ -217,7 +217,7 @@ class Process:
         self._asked[self._questions] = answered
         self._orders.tell(question=self._questions, fault=fault, frame=b64encode(frame).decode())
 
-    def _answered(self, *, verdict: int, drop: bool) -> None:
+    def _take_verdict(self, *, verdict: int, drop: bool) -> None:
         self._asked.pop(verdict)(drop=drop)
 
 

@@ -76,7 +76,7 @@ class Segment:
         """Undo a cut."""
         self._cuts.pop(number, None)
 
-    def joined(self, source: Link, target: Link) -> bool:
+    def are_joined(self, source: Link, target: Link) -> bool:
         """Say whether no cut lies between two links."""
         return all(
             any(source in group and target in group for group in groups) for groups in self._cuts.values()
@@ -134,7 +134,7 @@ class Segment:
             return None
         self._learn(source, frame)
         target = self._where.get(station(frame, 0))
-        if target is None or target is source or not target.clear or not self.joined(source, target):
+        if target is None or target is source or not target.clear or not self.are_joined(source, target):
             return None
         return target
 
@@ -175,7 +175,7 @@ class Segment:
         for target in targets:
             if target is source:
                 continue
-            if not self.joined(source, target):
+            if not self.are_joined(source, target):
                 target.got.dropped["partition"] += 1
                 continue
             crossed = True
@@ -189,7 +189,7 @@ class Segment:
 
     def _arrive(self, source: Link, target: Link, frame: bytes) -> None:
         """End a frame's way; what was cut meanwhile does not arrive."""
-        if self.joined(source, target):
+        if self.are_joined(source, target):
             target.hand_one(frame)
         else:
             target.got.dropped["partition"] += 1
@@ -199,9 +199,9 @@ class Segment:
         if faults.clear:
             then(frame)
         else:
-            self._asked(faults, link, frame, then=then, asks=list(faults.asks))
+            self._ask_verdicts(faults, link, frame, then=then, asks=list(faults.asks))
 
-    def _asked(
+    def _ask_verdicts(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
     ) -> None:
         tally = link.got if faults is link.into else link.sent
@@ -209,13 +209,13 @@ class Segment:
             self._faulty(faults, frame, then=then, dropped=tally.dropped)
             return
 
-        def answered(*, drop: bool) -> None:
+        def take_verdict(*, drop: bool) -> None:
             if drop:
                 tally.dropped["drop"] += 1
             else:
-                self._asked(faults, link, frame, then=then, asks=asks[1:])
+                self._ask_verdicts(faults, link, frame, then=then, asks=asks[1:])
 
-        self._ask(asks[0], frame, answered)
+        self._ask(asks[0], frame, take_verdict)
 
     def _faulty(
         self, faults: Faults, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]

@@ -22,7 +22,7 @@ class BrokenStreamError(Exception):
     """What was read cannot be frames."""
 
 
-def wired(frame: bytes) -> bytes:
+def to_wire(frame: bytes) -> bytes:
     """Return a frame as it is sent."""
     return PREFIX.pack(len(frame)) + frame
 

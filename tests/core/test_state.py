@@ -22,7 +22,7 @@ def vm():
 
 
 class TestSwapped:
-    """A guest that nothing but its own tests has changed is swapped for a parked clone."""
+    """A guest that nothing but its own tests has changed is swapped for a prestarted clone."""
 
     @pytest.mark.parametrize("time", ["first", "second"])
     def test_nothing_of_an_earlier_test_is_there(self, vm, time):

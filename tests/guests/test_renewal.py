@@ -10,7 +10,7 @@ import pytest
 import pytest_kvm as kvm
 from pytest_kvm.errors import LoginRefused
 from pytest_kvm.host.keys import new_key_pair
-from pytest_kvm.machine.renewal import Renewal, park, renew
+from pytest_kvm.machine.renewal import Renewal, prestart, renew
 from pytest_kvm.ssh.shell import Shell
 from tests.guest_clock import clock_error
 from tests.guest_specs import FULL, SMALL
@@ -35,22 +35,22 @@ def test_the_clock_is_the_hosts_afterwards(own, words):
     assert error + uncertain <= 0.1
 
 
-def test_a_parked_program_renews_once_and_is_gone(own):
-    parked = park(own.machine)
-    assert parked is not None
-    assert own.agent.exec(["cat", f"/proc/{parked.pid}/comm"]).stdout == "python3\n"
+def test_a_prestarted_program_renews_once_and_is_gone(own):
+    prestarted = prestart(own.machine)
+    assert prestarted is not None
+    assert own.agent.exec(["cat", f"/proc/{prestarted.pid}/comm"]).stdout == "python3\n"
     put_clock(own, "-3 minutes")
-    renew(own.machine, Renewal(hostname="parked"), parked=parked)
+    renew(own.machine, Renewal(hostname="prestarted"), prestarted=prestarted)
     assert clock_error(own)[0] <= 0.1
-    assert own.run("hostname").stdout == "parked\n"
-    own.wait_until(f"! test -e /proc/{parked.pid}", timeout=60)
+    assert own.run("hostname").stdout == "prestarted\n"
+    own.wait_until(f"! test -e /proc/{prestarted.pid}", timeout=60)
     assert own.run("ls /run").stdout.count("pytest-kvm-renewal") == 0
 
 
-def test_a_parked_program_that_was_killed_is_replaced(own):
-    parked = park(own.machine)
-    own.agent.exec(["sh", "-c", f"kill -9 {parked.pid}"])
-    renew(own.machine, Renewal(hostname="replaced"), parked=parked)
+def test_a_prestarted_program_that_was_killed_is_replaced(own):
+    prestarted = prestart(own.machine)
+    own.agent.exec(["sh", "-c", f"kill -9 {prestarted.pid}"])
+    renew(own.machine, Renewal(hostname="replaced"), prestarted=prestarted)
     assert own.run("hostname").stdout == "replaced\n"
 
 
@@ -100,7 +100,7 @@ def test_without_an_agent_the_same_is_done_over_ssh(boot):
     guest = boot(SMALL)
     put_clock(guest, "-10 minutes")
     guest.run("systemctl stop qemu-guest-agent")
-    assert park(guest.machine) is None
+    assert prestart(guest.machine) is None
     renew(guest.machine, Renewal(hostname="by-ssh"))
     before = time.time()
     told = float(guest.run("date +%s.%N").stdout)

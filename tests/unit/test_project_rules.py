@@ -31,6 +31,10 @@ MAX_POSITIONAL = 2
 MAX_PUBLIC_NAMES = 20
 """Besides errors."""
 
+PARTICIPLE = re.compile(r"_*([a-z]+(?<!e)ed|done|found|given|gone|kept|known|lost|made|said|seen|taken|told)")
+PARTICIPLES_THAT_SAY_IT = {"finished", "reached", "damaged", "elapsed", "scaled"}
+"""Events that somebody is told of; what others call by this word."""
+
 VAGUE_NAMES = {"base.py", "common.py", "helpers.py", "misc.py", "tools.py", "util.py", "utils.py"}
 HEAVY_MODULES = {"cryptography", "libvirt", "paramiko", "psutil", "pycdlib", "rich", "tenacity", "yaml"}
 
@@ -98,6 +102,23 @@ def test_function_bodies_fit_on_a_screen():
         for f in functions(path)
         if (lines := body_lines(f)) > MAX_BODY_LINES
     }
+
+
+def test_functions_are_named_by_what_they_do_or_return():
+    """A participle alone says neither; one word is right for context managers and for events."""
+
+    def is_free(function: Function) -> bool:
+        is_special = any(
+            re.search("property|contextmanager", ast.unparse(d)) for d in function.decorator_list
+        )
+        return is_special or function.name.strip("_") in PARTICIPLES_THAT_SAY_IT
+
+    assert not [
+        f"{name_of(path)}:{f.lineno} {f.name}"
+        for path in MODULES
+        for f in functions(path)
+        if PARTICIPLE.fullmatch(f.name) and not is_free(f)
+    ]
 
 
 def test_more_than_two_arguments_are_named_by_the_caller():

@@ -76,7 +76,7 @@ def test_damage_that_hides_behind_the_old_times_is_found_by_verify(inventory, ma
     """A claim looks at sizes and times only: bits that rot on the disk are for ``verify``."""
     folder = make()
     flip(folder / "ram")
-    monkeypatch.setattr(manifest_module, "_untouched", lambda *_: True)
+    monkeypatch.setattr(manifest_module, "_is_untouched", lambda *_: True)
     (problem,) = inventory.verify([KEY])
     assert problem.what == "ram is not what was written"
 

@@ -187,7 +187,7 @@ def test_a_claim_that_is_interrupted_lets_go(store, inventory, make, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-        patched.setattr(entry, "checked", interrupted)
+        patched.setattr(entry, "read_checked", interrupted)
         store.claim(KEY)
     (info,) = inventory.list()
     assert not info.in_use

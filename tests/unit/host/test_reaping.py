@@ -48,7 +48,7 @@ def child(tmp_path):
     watch = PidfileWatch(tmp_path, ("*.pid",))
     with watch.watching():
         daemon(tmp_path / "a.pid", "import time; time.sleep(600)")
-        found = eventually(lambda: watch.adopted("a.pid"))
+        found = eventually(lambda: watch.find_child("a.pid"))
     yield found
     found.kill()
     assert found.wait(10)
@@ -96,7 +96,7 @@ def test_a_process_of_another_parent_is_watched_but_not_adopted(tmp_path):
     with subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP})"]) as between:
         grandchild = eventually(psutil.Process(between.pid).children)[0].pid
         (tmp_path / "a.pid").write_text(str(grandchild))
-        assert PidfileWatch(tmp_path, ("*.pid",)).adopted("a.pid") is None
+        assert PidfileWatch(tmp_path, ("*.pid",)).find_child("a.pid") is None
         process = HostProcess(grandchild)
         assert not process.is_our_child
         process.kill()
@@ -107,7 +107,7 @@ def test_a_process_of_another_parent_is_watched_but_not_adopted(tmp_path):
 @pytest.mark.parametrize("text", ["", "nonsense", "999999999"])
 def test_a_pidfile_of_nobody_is_passed_over(tmp_path, text):
     (tmp_path / "a.pid").write_text(text)
-    assert PidfileWatch(tmp_path, ("*.pid",)).adopted("a.pid") is None
+    assert PidfileWatch(tmp_path, ("*.pid",)).find_child("a.pid") is None
 
 
 def test_a_process_that_does_not_exist():

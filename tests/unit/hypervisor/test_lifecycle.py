@@ -52,8 +52,8 @@ def test_an_expected_end_is_no_death(life):
 def test_only_the_first_reason_counts_and_each_callback_hears_it_once(life):
     heard = []
     life.on_end(heard.append)
-    life.ended("first")
-    life.ended("second")
+    life.note_end("first")
+    life.note_end("second")
     life.on_end(heard.append)
     assert heard == ["first", "first"]
 
@@ -62,6 +62,6 @@ def test_a_callback_that_fails_does_not_keep_the_others_from_hearing(life, caplo
     heard = []
     life.on_end(lambda _reason: 1 / 0)
     life.on_end(heard.append)
-    life.ended("over")
+    life.note_end("over")
     assert heard == ["over"]
     assert "a callback for the end of web failed" in caplog.text

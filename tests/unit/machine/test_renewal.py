@@ -14,7 +14,7 @@ from pytest_kvm.errors import AgentError, GuestError
 from pytest_kvm.machine import renewal
 from pytest_kvm.machine import renewal_script as script
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.renewal import Parked, Renewal, park, renew
+from pytest_kvm.machine.renewal import Prestarted, Renewal, prestart, renew
 from pytest_kvm.settings import Timeouts
 from tests.fakes import FakeDomain
 
@@ -26,7 +26,7 @@ class FakeGuest:
 
     def __init__(self, domain: FakeDomain) -> None:
         self.ahead = -10 * MINUTE
-        self.parked: list[str] = []
+        self.prestarted: list[str] = []
         self.started: list[str] = []
         self.exit_code = 0
         self.stderr = ""
@@ -39,7 +39,7 @@ class FakeGuest:
         }
 
     def _write(self, arguments: Mapping[str, Any]) -> dict[str, int]:
-        self.parked += self._obeyed(arguments["buf-b64"])
+        self.prestarted += self._obeyed(arguments["buf-b64"])
         return {}
 
     def _start(self, arguments: Mapping[str, Any]) -> dict[str, int]:
@@ -75,18 +75,18 @@ def test_the_clock_is_moved_by_what_it_is_off(inside, machine):
     assert inside.started == ["seed", "clock", "end"]
 
 
-def test_a_parked_program_is_told_and_no_other_started(inside, machine):
-    renew(machine, Renewal(hostname="web"), parked=Parked(1, 1000))
-    assert inside.parked == ["seed", "hostname", "clock", "end"]
+def test_a_prestarted_program_is_told_and_no_other_started(inside, machine):
+    renew(machine, Renewal(hostname="web"), prestarted=Prestarted(1, 1000))
+    assert inside.prestarted == ["seed", "hostname", "clock", "end"]
     assert inside.started == []
 
 
-def test_a_parked_program_that_is_gone_is_replaced(inside, machine, domain):
+def test_a_prestarted_program_that_is_gone_is_replaced(inside, machine, domain):
     def refuse(_arguments: Mapping[str, Any]) -> None:
         raise AgentError("handle '1000' has not been found")
 
     domain.agent_replies["guest-file-write"] = refuse
-    renew(machine, parked=Parked(1, 1000))
+    renew(machine, prestarted=Prestarted(1, 1000))
     assert inside.started == ["seed", "clock", "end"]
 
 
@@ -102,8 +102,8 @@ def test_a_guest_that_cannot_be_renewed_says_why(inside, hasty, monkeypatch):
         renew(hasty)
 
 
-def test_nothing_is_parked_where_no_agent_is(machine):
-    assert park(machine) is None
+def test_nothing_is_prestarted_where_no_agent_is(machine):
+    assert prestart(machine) is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_orders_that_break_off_are_no_success(monkeypatch):
     assert done == ["one", "two"]
 
 
-def test_a_parked_program_waits_at_a_fifo_and_takes_it_away(monkeypatch, tmp_path):
+def test_a_prestarted_program_waits_at_a_fifo_and_takes_it_away(monkeypatch, tmp_path):
     done: list[str] = []
     monkeypatch.setitem(script.ORDERS, "note", done.append)
     path = tmp_path / "fifo"
@@ -169,7 +169,7 @@ def test_a_parked_program_waits_at_a_fifo_and_takes_it_away(monkeypatch, tmp_pat
 
     kept: list[io.FileIO] = []
     monkeypatch.setattr(script, "seed", seeded)
-    script.park(str(path))
+    script.prestart(str(path))
     kept.pop().close()
     assert done == ["told"]
     assert list(tmp_path.iterdir()) == []

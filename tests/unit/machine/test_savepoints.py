@@ -9,10 +9,10 @@ import pytest
 from pytest_kvm.errors import GuestGone, SavepointGone, SavepointRefused, SnapshotFailed
 from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.machine import savepoints
-from pytest_kvm.machine.renewal import Parked
+from pytest_kvm.machine.renewal import Prestarted
 from tests.fakes import FakeDomain, FakeShell, fake_machine
 
-PARKED = Parked(7, 8)
+PRESTARTED = Prestarted(7, 8)
 
 
 class Thing:
@@ -36,9 +36,9 @@ def events(domain, shell, monkeypatch):
     monkeypatch.setattr(
         savepoints,
         "renew",
-        lambda _machine, parked=None: domain.done.append(f"renew {parked and parked.pid}"),
+        lambda _machine, prestarted=None: domain.done.append(f"renew {prestarted and prestarted.pid}"),
     )
-    monkeypatch.setattr(savepoints, "park", lambda _machine: domain.done.append("park") or PARKED)
+    monkeypatch.setattr(savepoints, "prestart", lambda _machine: domain.done.append("prestart") or PRESTARTED)
     return domain.done
 
 
@@ -54,11 +54,11 @@ def guest(machine):
 
 def test_taking_one_leaves_a_helper_in_it_and_none_behind(machine, events):
     savepoints.take(machine, "s")
-    assert events == ["park", "take s", "renew 7"]
+    assert events == ["prestart", "take s", "renew 7"]
 
 
 def test_without_a_helper_the_clock_is_put_right_as_well(machine, events, monkeypatch):
-    monkeypatch.setattr(savepoints, "park", lambda _machine: None)
+    monkeypatch.setattr(savepoints, "prestart", lambda _machine: None)
     savepoints.take(machine, "s")
     assert events == ["take s", "renew None"]
 
@@ -70,7 +70,7 @@ def test_a_helper_is_not_left_behind_where_nothing_was_taken(machine, events, mo
     monkeypatch.setattr(machine.domain, "take_snapshot", failing)
     with pytest.raises(SnapshotFailed, match="no room"):
         savepoints.take(machine, "s")
-    assert events == ["park", "renew 7"]
+    assert events == ["prestart", "renew 7"]
 
 
 def test_restoring_ends_what_came_later_and_renews(machine, events):
@@ -129,7 +129,7 @@ def test_by_hand_it_is_a_value_and_each_call_that_changes_the_guest_a_use(guest,
     assert repr(second) == "<Savepoint before the upgrade of web, dropped>"
     assert guest.uses == ["use"] * 3
     verbs = [event.split()[0] for event in events]
-    assert verbs == ["park", "take", "renew"] * 2 + ["load", "hang", "renew", "drop"]
+    assert verbs == ["prestart", "take", "renew"] * 2 + ["load", "hang", "renew", "drop"]
     with pytest.raises(SavepointGone, match="before the upgrade was dropped"):
         second.restore()
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.errors import BootFailed, SpecError
-from pytest_kvm.plugin.hook_calls import BootOutcomes, modified
+from pytest_kvm.plugin.hook_calls import BootOutcomes, modify_spec
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.undo_log import Owner
 from pytest_kvm.spec.guest import GuestSpec
@@ -57,12 +57,12 @@ def outcomes(coordinator):
 
 def test_a_hook_may_change_the_spec_and_the_next_one_sees_it():
     node = Node(modify=lambda spec: replace(spec, vcpus=3))
-    assert modified(node, GuestSpec(memory="1GiB"), name="web") == GuestSpec(memory="1GiB", vcpus=3)
+    assert modify_spec(node, GuestSpec(memory="1GiB"), name="web") == GuestSpec(memory="1GiB", vcpus=3)
 
 
 def test_a_hook_that_leaves_no_spec_is_told():
     with pytest.raises(SpecError, match="web: a pytest_kvm_modify_spec hook left NoneType, not a GuestSpec"):
-        modified(Node(modify=lambda spec: None), GuestSpec(), name="web")
+        modify_spec(Node(modify=lambda spec: None), GuestSpec(), name="web")
 
 
 def test_each_guest_is_told_of_once(outcomes, web, coordinator):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvm.ssh.command_line import GROUP_MARK, as_given, command_line, quoted, signal_line
+from pytest_kvm.ssh.command_line import GROUP_MARK, as_given, command_line, quote_argv, signal_line
 
 MARK = f'echo "{GROUP_MARK} $$"'
 NASTY = ["a b", "it's", '"', "$HOME", "`id`", "*", "\n", "", "-n", "\\", "ü", "#", ";", "!", "~", "a\tb"]
@@ -34,7 +34,7 @@ def test_a_word_arrives_as_it_was_given(word):
 
 @pytest.mark.parametrize("word", ["A=b", "if", "a b", "it's"])
 def test_the_first_word_is_a_program_and_nothing_else(word):
-    assert run(quoted([word])).returncode == 127
+    assert run(quote_argv([word])).returncode == 127
 
 
 @pytest.mark.parametrize("word", NASTY)

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import alone
-from pytest_kvm.host.keys import KeyPair, new_key_pair, write_private
+from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
 from pytest_kvm.images.qemu_img import create_overlay

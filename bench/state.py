@@ -36,7 +36,7 @@ from bench.resets import by_load, by_new_clone, by_pool, running
 from bench.state_table import Times, crowd_table, rows, table
 from bench.warm_start import warm_start
 from pytest_kvm.boot_cache import ram_file
-from pytest_kvm.host.keys import new_key_pair
+from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.options import from_environment, settings_from
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator

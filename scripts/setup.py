@@ -29,8 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "pytest-kvm-setup.json"
-PACKAGES = ROOT / "pytest_kvm" / "host" / "packages.py"
-INPUTS = (ROOT / "pyproject.toml", Path(__file__).resolve(), PACKAGES)
+INSTALL_HINTS = ROOT / "pytest_kvm" / "host" / "install_hints.py"
+INPUTS = (ROOT / "pyproject.toml", Path(__file__).resolve(), INSTALL_HINTS)
 BUILD_LOCK, TEST_LOCK, DEV_LOCK = LOCKS = tuple(
     ROOT / "requirements" / name for name in ("build.txt", "test.txt", "dev.txt")
 )
@@ -91,7 +91,7 @@ def say(line: str) -> None:
 
 
 def install_host_packages(*, needs_interpreter: bool) -> None:
-    """Install what the table in ``pytest_kvm/host/packages.py`` misses here, if allowed.
+    """Install what the table in ``pytest_kvm/host/install_hints.py`` misses here, if allowed.
 
     Args:
         needs_interpreter: Whether a Python that can make ``.venv`` counts as missing.
@@ -136,9 +136,9 @@ def run_as_root(commands: list[list[str]]) -> None:
 
 def load_table() -> ModuleType:
     """Return the module with the table: the package around it cannot be imported yet."""
-    spec = importlib.util.spec_from_file_location("host_packages", PACKAGES)
+    spec = importlib.util.spec_from_file_location("install_hints", INSTALL_HINTS)
     if spec is None or spec.loader is None:
-        raise SetupError(f"{PACKAGES} cannot be loaded")
+        raise SetupError(f"{INSTALL_HINTS} cannot be loaded")
     table = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = table  # dataclasses look there
     spec.loader.exec_module(table)

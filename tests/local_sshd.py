@@ -19,7 +19,7 @@ from pathlib import Path
 import paramiko
 from paramiko.common import cMSG_CHANNEL_SUCCESS
 
-from pytest_kvm.host.keys import new_key_pair, write_private
+from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.ssh.access import Access
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from pytest_kvm.errors import KvmError
-from pytest_kvm.host.paths import held_run_folder
 from pytest_kvm.host.probes import Fact, Severity, all_facts
+from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.hypervisor.connect import open_hypervisor
-from pytest_kvm.images.store import Store
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.provision.strangers import strangers_named
 from pytest_kvm.settings import Settings
 

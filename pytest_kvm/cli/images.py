@@ -7,10 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from pytest_kvm.cli.progress import shown_progress
+from pytest_kvm.cli.progress_line import shown_progress
 from pytest_kvm.images import importing
 from pytest_kvm.images.ensure import OnBuilt, ensure
-from pytest_kvm.images.store import Store
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.provision.event_log import EventLog
 from pytest_kvm.provision.events import Event, ignore
 from pytest_kvm.settings import Settings

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from pytest_kvm.errors import HostCommandFailed, MissingDependency
-from pytest_kvm.host import packages
+from pytest_kvm.host import install_hints as packages
 
 OnLine = Callable[[str], None]
 

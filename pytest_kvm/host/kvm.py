@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pytest_kvm.host.command import dying_with_us
-from pytest_kvm.host.packages import install_hint
+from pytest_kvm.host.install_hints import install_hint
 
 _DEVICE = Path("/dev/kvm")
 _KVM_GET_API_VERSION = 0xAE00

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pytest_kvm.host import packages
+from pytest_kvm.host import install_hints as packages
 from pytest_kvm.host.kvm import kvm_usable
 from pytest_kvm.host.resources import cpus_available, disk_free_mib, memory_available_mib
 

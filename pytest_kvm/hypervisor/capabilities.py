@@ -23,7 +23,7 @@ from pathlib import Path
 import libvirt
 
 from pytest_kvm.host.locks import exclusive
-from pytest_kvm.hypervisor.errors import translated
+from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.protocol import HostFacts
 
 _BELOW_ROOT = Path("cache/qemu/capabilities")

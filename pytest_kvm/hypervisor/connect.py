@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import MissingDependency
-from pytest_kvm.host.packages import install_hint
+from pytest_kvm.host.install_hints import install_hint
 from pytest_kvm.hypervisor.libvirt_log import logging_to
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def open_hypervisor(uri: str, *, run_dir: Path, cache_dir: Path) -> Hypervisor:
     try:
         with logging_to(run_dir / "libvirt.log"):
             # The plugin must load without libvirt.
-            from pytest_kvm.hypervisor.connection import connect  # noqa: PLC0415 - see above
+            from pytest_kvm.hypervisor.libvirt_hypervisor import connect  # noqa: PLC0415 - see above
     except ImportError as failure:
         if not (failure.name or "").startswith("libvirt") and "libvirt" not in str(failure):
             raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import libvirt_qemu
 
 from pytest_kvm.errors import DomainFailed
-from pytest_kvm.hypervisor.errors import translated
+from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.monitor import qmp, result_of
 from pytest_kvm.waiting import NotYet, wait_until
 

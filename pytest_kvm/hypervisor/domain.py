@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 import libvirt
 
 from pytest_kvm.errors import DomainFailed, StateDamaged
-from pytest_kvm.host.reaping import HostProcess
+from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import device_state, monitor, qemu_log
 from pytest_kvm.hypervisor.clock import GuestClock
-from pytest_kvm.hypervisor.errors import translated
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
+from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots, leave_snapshot

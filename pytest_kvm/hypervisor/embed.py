@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 from pytest_kvm.errors import ConnectionFailed
-from pytest_kvm.host.reaping import PidfileWatch
+from pytest_kvm.host.qemu_process import PidfileWatch
 from pytest_kvm.hypervisor.capabilities import CapabilityStore
 from pytest_kvm.hypervisor.libvirt_log import check_log_folder
 

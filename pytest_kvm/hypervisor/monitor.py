@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt_qemu
 
 from pytest_kvm.errors import AgentError, DomainFailed
-from pytest_kvm.hypervisor.errors import translated
+from pytest_kvm.hypervisor.libvirt_errors import translated
 
 if TYPE_CHECKING:
     import libvirt

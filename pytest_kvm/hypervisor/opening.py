@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import libvirt
 
 from pytest_kvm.errors import ConnectionFailed, KvmError, MissingDependency
-from pytest_kvm.host.packages import ADD_QEMU_ACCOUNT, install_hint
-from pytest_kvm.hypervisor.errors import from_libvirt
+from pytest_kvm.host.install_hints import ADD_QEMU_ACCOUNT, install_hint
 from pytest_kvm.hypervisor.event_loop import ensure_event_loop
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
+from pytest_kvm.hypervisor.libvirt_errors import from_libvirt
 
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_MISSES = 6

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 
 from pytest_kvm.errors import SavepointRefused, SnapshotFailed
-from pytest_kvm.hypervisor.errors import translated
+from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:

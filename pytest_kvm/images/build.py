@@ -10,11 +10,12 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pytest_kvm.errors import ImageError
 from pytest_kvm.host import command
-from pytest_kvm.images import bootloader, checks, disk, kernel, namespace, qemu_img, rootfs, toolbox
+from pytest_kvm.images import bootloader, checks, kernel, namespace, qemu_img, rootfs, toolbox
+from pytest_kvm.images import disk_layout as disk
+from pytest_kvm.images.build_progress import Progress
 from pytest_kvm.images.image import Image, Manifest, digest_of
-from pytest_kvm.images.progress import Progress
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.images.recipe import Recipe, recipe_for
-from pytest_kvm.images.store import Store
 
 _VERSIONS_OF = ("cloud-init", "linux-image-cloud-amd64", "openssh-server", "qemu-guest-agent", "systemd")
 _SERIAL = "console=ttyS0"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_kvm.host import command
 from pytest_kvm.images import namespace
-from pytest_kvm.images.progress import Progress, silent
+from pytest_kvm.images.build_progress import Progress, silent
 
 _TIMEOUT = 1800.0
 _KEYRINGS = (

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from pytest_kvm.host.locks import OnWait
 from pytest_kvm.images import build
+from pytest_kvm.images.build_progress import Progress, silent
 from pytest_kvm.images.image import Image
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.images.names import unknown
-from pytest_kvm.images.progress import Progress, silent
 from pytest_kvm.images.recipe import Recipe, recipe_for
-from pytest_kvm.images.store import Store
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 

@@ -14,10 +14,10 @@ from typing import IO, cast
 
 from pytest_kvm.errors import DownloadFailed, ImageError
 from pytest_kvm.images import qemu_img
+from pytest_kvm.images.build_progress import Progress, silent
 from pytest_kvm.images.image import Image, Manifest, digest_of, verify
-from pytest_kvm.images.progress import Progress, silent
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.images.recipe import recipe_for
-from pytest_kvm.images.store import Store
 from pytest_kvm.waiting import NotYet, wait_until
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 
 from pytest_kvm.errors import UnknownImage
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.images.recipe import known_names, recipe_for
-from pytest_kvm.images.store import Store
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_kvm.errors import HostCommandFailed, ImageError
 from pytest_kvm.images import debootstrap, lean, namespace
-from pytest_kvm.images.progress import Progress
+from pytest_kvm.images.build_progress import Progress
 from pytest_kvm.images.recipe import Recipe
 
 _DATA = Path(__file__).parent / "data"

@@ -28,7 +28,7 @@ from pytest_kvm.machine.agent import GuestAgent
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
-    from pytest_kvm.host.keys import KeyPair
+    from pytest_kvm.host.ssh_keys import KeyPair
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.settings import Timeouts
 

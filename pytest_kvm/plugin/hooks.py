@@ -13,9 +13,9 @@ import pytest
 
 from pytest_kvm.errors import KvmError
 from pytest_kvm.plugin import newhooks
+from pytest_kvm.plugin.addoption import add_options, settings_of
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.markers import MARKER
-from pytest_kvm.plugin.options import add_options, settings_of
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_machinery

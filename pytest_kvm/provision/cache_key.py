@@ -35,12 +35,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_kvm.host.stamps import firmware_stamps, kernel, processor, stamp
+from pytest_kvm.host.versions import firmware_stamps, kernel, processor, stamp
 from pytest_kvm.hypervisor.protocol import HostFacts
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine import renewal_script
 from pytest_kvm.provision.file_digests import disk_digests, file_digest, source_digest
-from pytest_kvm.provision.plan import direct_boot
+from pytest_kvm.provision.machine_plan import direct_boot
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.render.plan import DirectBoot, DomainPlan

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from pytest_kvm.boot_cache.template import Template
-from pytest_kvm.host.keys import new_key_pair
+from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.renewal import Prestarted, Renewal, renew
@@ -21,8 +21,8 @@ from pytest_kvm.provision.cold_boot import (
 )
 from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
 from pytest_kvm.provision.identity import is_unique, new_machine_id
+from pytest_kvm.provision.machine_plan import plan_domain
 from pytest_kvm.provision.order import Order
-from pytest_kvm.provision.plan import plan_domain
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.template_build import (
     CONSOLE,

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_kvm.errors import DomainFailed
-from pytest_kvm.host.keys import KeyPair, write_private
+from pytest_kvm.host.ssh_keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import made_disks
 from pytest_kvm.provision.identity import new_identity
+from pytest_kvm.provision.machine_plan import plan_domain
 from pytest_kvm.provision.order import Order, Place
-from pytest_kvm.provision.plan import plan_domain
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile

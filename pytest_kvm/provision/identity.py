@@ -6,7 +6,7 @@ import re
 import secrets
 import uuid
 
-from pytest_kvm.host.keys import KeyPair, new_key_pair
+from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.spec.guest import GuestSpec
 

@@ -10,8 +10,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pytest_kvm.host.accelerator import accelerator
-from pytest_kvm.host.keys import KeyPair, new_key_pair, write_private
-from pytest_kvm.host.paths import held_run_folder
+from pytest_kvm.host.run_folder import held_run_folder
+from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import Hypervisor
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts

@@ -16,8 +16,8 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.cold_boot import power_on
 from pytest_kvm.provision.events import Event, Tier
+from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.order import Order
-from pytest_kvm.provision.plan import draft
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.run_templates import RunTemplates, key_of
@@ -77,7 +77,7 @@ class GuestStarter:
         """Keys of templates that cannot be had here, and why."""
 
     def draft(self, spec: GuestSpec, image: Image) -> DomainDraft:
-        """Return what every machine of a guest is made of; see :func:`pytest_kvm.provision.plan.draft`.
+        """Return what every machine of a guest is made of.
 
         Raises:
             SpecError: The spec does not fit the image, or its ``xml`` hook returned no element.

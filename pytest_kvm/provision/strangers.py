@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.errors import KvmError
-from pytest_kvm.host import paths
-from pytest_kvm.images.store import Store
+from pytest_kvm.host import run_folder as paths
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.plaintext import plain
 from pytest_kvm.settings import Settings
 

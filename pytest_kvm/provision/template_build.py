@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pytest_kvm.boot_cache.building import Building
 from pytest_kvm.errors import CommandTimeout, DomainFailed
-from pytest_kvm.host.keys import new_key_pair, write_private
+from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import guest_connections

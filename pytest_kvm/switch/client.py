@@ -28,7 +28,7 @@ from pytest_kvm.switch.judges import Judge, Judges
 from pytest_kvm.switch.link import Direction
 
 _log = logging.getLogger("pytest_kvm.switch")
-_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.process import main; main()"
+_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.server import main; main()"
 _PATIENCE = 30.0
 """Seconds for an order, which takes less than a millisecond unless the machine stands still."""
 _ENDS_WITHIN = 5.0

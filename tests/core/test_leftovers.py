@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pytest_kvm.host import ownership
-from pytest_kvm.host.paths import RUNS, sweep
+from pytest_kvm.host.run_folder import RUNS, sweep
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.waiting import NotYet, wait_until

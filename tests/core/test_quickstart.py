@@ -13,7 +13,7 @@ from importlib.metadata import distribution
 import pytest
 from packaging.requirements import Requirement
 
-from pytest_kvm.host.paths import RUNS
+from pytest_kvm.host.run_folder import RUNS
 from pytest_kvm.plugin.session import settings_stashed
 from scripts.folders import own_folder
 from tests import timings

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pytest_kvm.host.paths import RUNS
+from pytest_kvm.host.run_folder import RUNS
 from pytest_kvm.plugin.session import settings_stashed
 from scripts.check import EVENTS
 from scripts.folders import own_folder

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.images.importing import take
-from pytest_kvm.images.store import Store
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.spec.image import ImageRef
 from tests.guest_specs import SMALL

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from pytest_kvm.images.store import Store
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.spec.image import ImageRef
 from tests import timings

@@ -9,7 +9,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import LoginRefused
-from pytest_kvm.host.keys import new_key_pair
+from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.machine.renewal import Renewal, prestart, renew
 from pytest_kvm.ssh.shell import Shell
 from tests.guest_clock import clock_error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.host import ownership
-from pytest_kvm.host.paths import RUNS
+from pytest_kvm.host.run_folder import RUNS
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.waiting import NotYet, wait_until
 from scripts.check import EVENTS

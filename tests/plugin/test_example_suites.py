@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvm.host.paths import RUNS
+from pytest_kvm.host.run_folder import RUNS
 from scripts.folders import own_folder
 
 

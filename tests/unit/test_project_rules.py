@@ -11,6 +11,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -93,6 +94,12 @@ def test_modules_stay_readable_in_one_sitting():
     lines = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
     assert lines
     assert not {name: n for name, n in lines.items() if n > LONGER.get(name, MAX_MODULE_LINES)}
+
+
+def test_a_module_has_its_name_for_itself():
+    """Only what a spec is made into may be called like the module of the spec."""
+    names = Counter(path.stem for path in MODULES if path.parent.name != "spec" and path.stem != "__init__")
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_function_bodies_fit_on_a_screen():

@@ -7,7 +7,7 @@ import pytest
 
 from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.boot_cache.inventory import Inventory
-from pytest_kvm.boot_cache.store import TemplateStore
+from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.settings import Settings
 
 KEY = "5ca1ab1e" * 8

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pytest_kvm.boot_cache.store import TemplateStore
+from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.settings import Settings
 from tests.conftest import ROOT
 from tests.unit.boot_cache.conftest import KEY, OTHER
@@ -19,7 +19,7 @@ _HEAD = textwrap.dedent(
     f"""
     import pathlib, sys
     from pytest_kvm.settings import Settings
-    from pytest_kvm.boot_cache.store import TemplateStore
+    from pytest_kvm.boot_cache.template_store import TemplateStore
     cache = pathlib.Path(sys.argv[1])
     store = TemplateStore.of(Settings(cache_dir=cache, run_dir=cache))
     key = "{KEY}"

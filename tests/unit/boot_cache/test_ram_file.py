@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.boot_cache import ram_file
-from pytest_kvm.boot_cache.store import TemplateStore
+from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.host import ownership
 from tests.unit.boot_cache.conftest import FILES, KEY
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pytest_kvm.boot_cache.store import TemplateStore
+from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.cli.cache import _age, _size
 from pytest_kvm.cli.main import main
 from pytest_kvm.settings import Settings

@@ -267,7 +267,7 @@ def test_phases_as_progress_calls_them():
 
 def test_host_packages():
     """The how-to for CI names what the table of packages has for apt."""
-    from pytest_kvm.host.packages import APT, NEEDS
+    from pytest_kvm.host.install_hints import APT, NEEDS
 
     (line,) = re.findall(r"^\$ apt-get install (.*)$", (DOCS / "how-to" / "ci.md").read_text(), re.MULTILINE)
     assert set(line.split()) == {name for need in NEEDS.values() for name in need.packages[APT]}

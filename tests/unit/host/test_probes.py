@@ -13,7 +13,8 @@ import pytest
 
 from pytest_kvm.errors import KvmUnavailable
 from pytest_kvm.host import accelerator as chooser
-from pytest_kvm.host import kvm, packages, probes, resources
+from pytest_kvm.host import install_hints as packages
+from pytest_kvm.host import kvm, probes, resources
 from pytest_kvm.host.kvm import KvmProbe
 from tests.conftest import ROOT
 
@@ -289,7 +290,7 @@ def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path):
 
 def test_a_bare_python_prints_what_is_missing():
     ran = subprocess.run(
-        [sys.executable, "-I", "-S", ROOT / "pytest_kvm/host/packages.py", "--missing"],
+        [sys.executable, "-I", "-S", ROOT / "pytest_kvm/host/install_hints.py", "--missing"],
         capture_output=True,
         text=True,
         check=False,

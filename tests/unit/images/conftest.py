@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pytest_kvm.images.image import Manifest
-from pytest_kvm.images.store import Store
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.settings import Settings
 
 

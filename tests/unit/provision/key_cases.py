@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest_kvm as kvm
 from pytest_kvm.images.image import Image, Manifest
 from pytest_kvm.provision.cache_key import MachineFacts, fingerprint
-from pytest_kvm.provision.plan import direct_boot
+from pytest_kvm.provision.machine_plan import direct_boot
 from pytest_kvm.render.domain_draft import draft_domain
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
-from pytest_kvm.host.keys import new_key_pair, write_private
+from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.machine.watchdog import run_watched
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh import connections

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_kvm.host.reaping import HostProcess, PidfileWatch, is_subreaper
+from pytest_kvm.host.qemu_process import HostProcess, PidfileWatch, is_subreaper
 from pytest_kvm.waiting import NotYet, wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -7,7 +7,7 @@ import libvirt
 import pytest
 
 from pytest_kvm.errors import AgentError, DomainFailed, HypervisorError, KvmError
-from pytest_kvm.hypervisor import errors
+from pytest_kvm.hypervisor import libvirt_errors as errors
 
 
 def failure(code, text="it broke"):

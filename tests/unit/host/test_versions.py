@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pytest_kvm.host.stamps import firmware_stamps, processor, stamp
+from pytest_kvm.host.versions import firmware_stamps, processor, stamp
 
 CPUINFO = """processor\t: 0
 vendor_id\t: GenuineIntel

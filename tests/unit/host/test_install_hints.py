@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.errors import MissingDependency
-from pytest_kvm.host import command, packages
+from pytest_kvm.host import command
+from pytest_kvm.host import install_hints as packages
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [*(ROOT / "pytest_kvm").rglob("*.py"), ROOT / "scripts/setup.py"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pytest_kvm.images.progress import Progress as Report
+from pytest_kvm.images.build_progress import Progress as Report
 
 
 @contextmanager

@@ -14,13 +14,13 @@ import libvirt
 import psutil
 
 from pytest_kvm.errors import DomainFailed
-from pytest_kvm.host.reaping import HostProcess
+from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import opening, qemu_log
 from pytest_kvm.hypervisor.capabilities import host_facts
 from pytest_kvm.hypervisor.domain import LibvirtDomain
 from pytest_kvm.hypervisor.embed import EmbedRoot, embed_root, is_embed
-from pytest_kvm.hypervisor.errors import translated
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
+from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.hypervisor.protocol import Domain, HostFacts
 from pytest_kvm.hypervisor.snapshots import start_from_snapshot

@@ -13,7 +13,7 @@ import pytest
 from pytest_kvm.errors import ImageError, SpecError, UnknownImage
 from pytest_kvm.host.ownership import MARKER
 from pytest_kvm.images.image import Manifest
-from pytest_kvm.images.store import Store
+from pytest_kvm.images.image_store import Store
 from pytest_kvm.spec.image import ImageRef
 from tests.conftest import ROOT
 
@@ -117,7 +117,7 @@ def test_work_is_removed_when_a_build_fails(store):
 _KILLED = textwrap.dedent(
     """
     import pathlib, sys
-    from pytest_kvm.images.store import Store
+    from pytest_kvm.images.image_store import Store
     with Store(pathlib.Path(sys.argv[1])).building("mine") as work:
         (work / "half").write_bytes(b"half")
         print("busy", flush=True)
@@ -149,7 +149,7 @@ _RACE = textwrap.dedent(
     """
     import hashlib, pathlib, sys
     from pytest_kvm.images.image import Manifest
-    from pytest_kvm.images.store import Store
+    from pytest_kvm.images.image_store import Store
     from pytest_kvm.spec.image import ImageRef
     store = Store(pathlib.Path(sys.argv[1]))
     sys.stdin.readline()

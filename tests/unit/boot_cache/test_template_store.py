@@ -153,14 +153,14 @@ def test_other_errors_stay_what_they_are(store):
 def test_room_is_made_for_a_ram_file(store, inventory, make, monkeypatch):
     make(OTHER, used=1)
     free = [10, 600]
-    monkeypatch.setattr("pytest_kvm.boot_cache.store.disk_free_mib", lambda _: free.pop(0))
+    monkeypatch.setattr("pytest_kvm.boot_cache.template_store.disk_free_mib", lambda _: free.pop(0))
     with store.building(KEY, ram_mib=512):
         assert inventory.list() == ()
 
 
 def test_no_guest_is_frozen_where_its_ram_has_no_room(store, make, monkeypatch):
     make(OTHER)
-    monkeypatch.setattr("pytest_kvm.boot_cache.store.disk_free_mib", lambda _: 10)
+    monkeypatch.setattr("pytest_kvm.boot_cache.template_store.disk_free_mib", lambda _: 10)
     with store.claim(OTHER), pytest.raises(NoCapacity, match="512 MiB"), store.building(KEY, ram_mib=512):
         pytest.fail("there is no room")
     with store.claim(OTHER) as template:

@@ -4,8 +4,8 @@ Errors and ``pytest-kvm doctor`` name packages from here, and set-up installs
 them. So it imports nothing but the standard library, and a bare ``python3``
 can run it before anything is installed::
 
-    python3 pytest_kvm/host/packages.py --print      # the commands to run next on this machine
-    python3 pytest_kvm/host/packages.py --missing    # the needs that are not met
+    python3 pytest_kvm/host/install_hints.py --print      # the commands to run next on this machine
+    python3 pytest_kvm/host/install_hints.py --missing    # the needs that are not met
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.host import ownership, paths, watcher
+from pytest_kvm.host import ownership, watcher
+from pytest_kvm.host import run_folder as paths
 from pytest_kvm.host.ownership import MARKER
 from pytest_kvm.hypervisor import embed
 

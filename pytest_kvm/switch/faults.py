@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from pytest_kvm.switch.wire import HEADER
+from pytest_kvm.switch.frames import HEADER
 
 
 class Fault(Protocol):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvm.switch.faults import Faults
-from pytest_kvm.switch.wire import to_wire
+from pytest_kvm.switch.frames import to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import dpkt
 
-from pytest_kvm.switch.wire import HEADER
+from pytest_kvm.switch.frames import HEADER
 
 _TCP_FLAGS = {
     "FIN": dpkt.tcp.TH_FIN,

@@ -6,7 +6,7 @@ import struct
 import time
 from pathlib import Path
 
-from pytest_kvm.switch.wire import LONGEST
+from pytest_kvm.switch.frames import LONGEST
 
 _FILE = struct.Struct("<IHHiIII")
 _RECORD = struct.Struct("<IIII")

@@ -1,4 +1,7 @@
-"""One L2 segment: learns who is where, and passes frames between its links."""
+"""One L2 segment: learns which address is behind which link, and passes frames between its links.
+
+A frame passes the faults of its sender's link, those of the segment, and those of its receiver's link.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.switch.faults import Faults
+from pytest_kvm.switch.frames import HEADER, LONGEST, PREFIX, BrokenStreamError, is_group, station
 from pytest_kvm.switch.link import Link
-from pytest_kvm.switch.wire import HEADER, LONGEST, PREFIX, BrokenStreamError, is_group, station
 
 if TYPE_CHECKING:
     from pytest_kvm.switch.pcap import Capture
@@ -23,10 +26,10 @@ _KEY = HEADER + 2
 
 
 class Answered(Protocol):
-    """What becomes of a frame once the test has judged it."""
+    """Goes on with a frame when the test has said what becomes of it."""
 
     def __call__(self, *, drop: bool) -> None:
-        """Go on with it, or not."""
+        """Drop the frame, or pass it on."""
         ...
 
 
@@ -38,18 +41,18 @@ class Segment:
     """A learning switch.
 
     Args:
-        schedule: Where frames wait that come later.
+        schedule: Where delayed frames wait.
         ask: Asks the test about a frame.
     """
 
     def __init__(self, schedule: Schedule, *, ask: Ask) -> None:
         self.links: dict[str, Link] = {}
         self.faults = Faults()
-        """Faults that each frame meets once, wherever it goes."""
+        """Faults of the segment: each frame passes them once, however many links it goes to."""
         self.captures: list[Capture] = []
         self._schedule = schedule
         self._ask = ask
-        self._where: dict[bytes, Link] = {}
+        self._link_of: dict[bytes, Link] = {}
         self._cuts: dict[int, list[frozenset[Link]]] = {}
         self._in_flight = 0
 
@@ -60,13 +63,13 @@ class Segment:
         self.links[link.name] = link
 
     def leave(self, link: Link) -> None:
-        """Remove a link, and all that was known of it."""
+        """Remove a link and forget the addresses behind it."""
         del self.links[link.name]
         self.forget(link)
 
     def forget(self, link: Link) -> None:
-        """Forget which addresses are behind a link: another card is, from now on."""
-        self._where = {key: each for key, each in self._where.items() if each is not link}
+        """Forget which addresses are behind a link; called when another card is plugged into it."""
+        self._link_of = {key: each for key, each in self._link_of.items() if each is not link}
 
     def cut(self, number: int, groups: list[frozenset[Link]]) -> None:
         """Let frames pass within these groups only; a link in none of them is alone."""
@@ -98,11 +101,11 @@ class Segment:
             return self._receive_fast(source, data)
         end = 0
         for begin, end in _frames(data):
-            self._take(source, data[begin:end])
+            self._from_guest(source, data[begin:end])
         return end
 
     def _receive_fast(self, source: Link, data: bytes) -> int:
-        """Pass frames on without touching them: neighbours with one way go as one piece."""
+        """Pass frames on unchanged; neighbours with the same target are handed over as one piece."""
         view = memoryview(data)
         begin = at = frames = total = 0
         last = b""
@@ -110,13 +113,13 @@ class Segment:
         for begins, ends in _frames(data):
             key = data[begins : begins + _KEY]
             if key != last:
-                last, way = key, self._way(source, data[begins:ends])
+                last, way = key, self._target_of(source, data[begins:ends])
                 if way is not target:
                     if target is not None:
                         target.hand(view[begin:at], frames=frames)
                     begin, frames, target = at, 0, way
             if target is None:
-                self._pass_on(source, data[begins:ends])
+                self._switch(source, data[begins:ends])
                 begin, last = ends, b""
             else:
                 frames += 1
@@ -128,29 +131,29 @@ class Segment:
         source.sent.bytes += at - PREFIX.size * total
         return at
 
-    def _way(self, source: Link, frame: bytes) -> Link | None:
-        """Return where a frame goes if that is one link without faults."""
+    def _target_of(self, source: Link, frame: bytes) -> Link | None:
+        """Return the link that a frame goes to, if it goes to one only and that has no faults."""
         if len(frame) < HEADER:
             return None
         self._learn(source, frame)
-        target = self._where.get(station(frame, 0))
+        target = self._link_of.get(station(frame, 0))
         if target is None or target is source or not target.clear or not self.are_joined(source, target):
             return None
         return target
 
     def _learn(self, source: Link, frame: bytes) -> None:
-        """Note where a frame's sender is."""
+        """Note which link a frame's sender is behind."""
         sender = station(frame, 6)
-        if self._where.get(sender) is source or is_group(sender):
+        if self._link_of.get(sender) is source or is_group(sender):
             return
-        if len(self._where) >= _MOST_STATIONS:
-            del self._where[next(iter(self._where))]
-        self._where[sender] = source
+        if len(self._link_of) >= _MOST_STATIONS:
+            del self._link_of[next(iter(self._link_of))]
+        self._link_of[sender] = source
 
     # ------------------------------------------------------------ one by one
 
-    def _take(self, source: Link, frame: bytes) -> None:
-        """Begin a frame's way: out of the guest."""
+    def _from_guest(self, source: Link, frame: bytes) -> None:
+        """Take a frame that a guest has sent, and apply the faults of its link."""
         if not source.up:
             source.sent.dropped["unplugged"] += 1
             return
@@ -158,18 +161,18 @@ class Segment:
         source.sent.bytes += len(frame)
         for capture in source.captures:
             capture.take(frame)
-        self._pass(source.out, source, frame, then=partial(self._cross, source))
+        self._apply_faults(source.out, source, frame, then=partial(self._apply_own_faults, source))
 
-    def _cross(self, source: Link, frame: bytes) -> None:
-        self._pass(self.faults, source, frame, then=partial(self._pass_on, source))
+    def _apply_own_faults(self, source: Link, frame: bytes) -> None:
+        self._apply_faults(self.faults, source, frame, then=partial(self._switch, source))
 
-    def _pass_on(self, source: Link, frame: bytes) -> None:
-        """Let a frame go where it is meant to, or everywhere if nobody knows."""
+    def _switch(self, source: Link, frame: bytes) -> None:
+        """Send a frame to the link its receiver is behind; to all links if that is not known."""
         if len(frame) < HEADER:
             source.sent.dropped["malformed"] += 1
             return
         self._learn(source, frame)
-        known = self._where.get(station(frame, 0))
+        known = self._link_of.get(station(frame, 0))
         targets = self.links.values() if known is None else (known,)
         crossed = False
         for target in targets:
@@ -182,20 +185,22 @@ class Segment:
             if target.clear:
                 target.hand_one(frame)
             else:
-                self._pass(target.into, target, frame, then=partial(self._arrive, source, target))
+                self._apply_faults(target.into, target, frame, then=partial(self._to_guest, source, target))
         if crossed:
             for capture in self.captures:
                 capture.take(frame)
 
-    def _arrive(self, source: Link, target: Link, frame: bytes) -> None:
-        """End a frame's way; what was cut meanwhile does not arrive."""
+    def _to_guest(self, source: Link, target: Link, frame: bytes) -> None:
+        """Hand a frame to a guest, unless a cut was made while the frame was delayed."""
         if self.are_joined(source, target):
             target.hand_one(frame)
         else:
             target.got.dropped["partition"] += 1
 
-    def _pass(self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]) -> None:
-        """Let a frame through faults, those that ask first."""
+    def _apply_faults(
+        self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]
+    ) -> None:
+        """Apply faults to a frame, first those that ask the test; ``then`` gets what is left."""
         if faults.clear:
             then(frame)
         else:
@@ -204,9 +209,10 @@ class Segment:
     def _ask_verdicts(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
     ) -> None:
+        """Ask the test about one fault after the other; a frame that none of them drops goes on."""
         tally = link.got if faults is link.into else link.sent
         if not asks:
-            self._faulty(faults, frame, then=then, dropped=tally.dropped)
+            self._apply_unasked(faults, frame, then=then, dropped=tally.dropped)
             return
 
         def take_verdict(*, drop: bool) -> None:
@@ -217,9 +223,10 @@ class Segment:
 
         self._ask(asks[0], frame, take_verdict)
 
-    def _faulty(
+    def _apply_unasked(
         self, faults: Faults, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]
     ) -> None:
+        """Apply the faults that ask nobody: they drop, change, repeat or delay a frame."""
         now = time.monotonic()
         left = faults.through(frame, now)
         if not left:
@@ -231,9 +238,9 @@ class Segment:
                 dropped["too many in flight"] += 1
             else:
                 self._in_flight += 1
-                self._schedule.at(moment, partial(self._land, then, each))
+                self._schedule.at(moment, partial(self._end_delay, then, each))
 
-    def _land(self, then: Callable[[bytes], None], frame: bytes) -> None:
+    def _end_delay(self, then: Callable[[bytes], None], frame: bytes) -> None:
         self._in_flight -= 1
         then(frame)
 

@@ -10,11 +10,11 @@ import sys
 from base64 import b64encode
 from typing import Any
 
-from pytest_kvm.switch.fabric import Fabric
+from pytest_kvm.switch.commands import Commands
+from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Port
 from pytest_kvm.switch.schedule import Schedule
 from pytest_kvm.switch.segment import Answered, whole
-from pytest_kvm.switch.wire import BrokenStreamError
 
 _CHUNK = 1 << 16
 _MOST_ASKED = 4096
@@ -76,7 +76,7 @@ class Process:
     def __init__(self, connection: socket.socket) -> None:
         self._orders = Orders(connection)
         self._schedule = Schedule()
-        self._fabric = Fabric(self._schedule, ask=self._ask, cards=self)
+        self._commands = Commands(self._schedule, ask=self._ask, cards=self)
         self._epoll = select.epoll()
         self._listening = select.EPOLLIN
         self._epoll.register(connection, self._listening)
@@ -146,7 +146,7 @@ class Process:
         if not data:
             self._hang_up(port)
             return
-        link = self._fabric.link_of.get(port)
+        link = self._commands.link_of.get(port)
         try:
             # A card without a cable sends in vain.
             done = whole(data) if link is None else link.segment.receive(link, data)
@@ -166,7 +166,7 @@ class Process:
         for port in ready:
             if port.fileno() in self._ports and not port.flush():
                 self._epoll.modify(port, select.EPOLLIN | select.EPOLLOUT)
-        for capture in self._fabric.captures.values():
+        for capture in self._commands.captures.values():
             capture.flush()
         if self._waiting:
             self._tell_waiting()
@@ -191,7 +191,7 @@ class Process:
 
     def _carry_out(self, number: int, name: str, arguments: dict[str, Any]) -> None:
         try:
-            answer = getattr(self._fabric, f"do_{name}")(**arguments)
+            answer = getattr(self._commands, f"do_{name}")(**arguments)
         except (KeyError, ValueError, OSError) as error:
             self._orders.tell(id=number, error=f"{type(error).__name__}: {error}")
         else:
@@ -200,7 +200,7 @@ class Process:
     def _tell_waiting(self) -> None:
         still: list[tuple[int, int, int]] = []
         for number, capture_number, frames in self._waiting:
-            capture = self._fabric.captures.get(capture_number)
+            capture = self._commands.captures.get(capture_number)
             if capture is None or capture.problem or capture.written > frames:
                 self._orders.tell(id=number, answer=capture is not None)
             else:

@@ -31,7 +31,7 @@ class Cards(Protocol):
         ...
 
 
-class Fabric:
+class Commands:
     """Segments, links, ports, faults and captures, each by its name or number.
 
     The methods that begin with ``do_`` are the orders of

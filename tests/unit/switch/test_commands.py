@@ -1,0 +1,37 @@
+"""What the client orders is what the switch's process can do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+
+from pytest_kvm.switch import client
+from pytest_kvm.switch.client import Switch
+from pytest_kvm.switch.commands import Commands
+
+OF_THE_SERVER = {"wait_capture"}
+"""Answered later than at once, so no method of the commands."""
+
+
+def orders_of_the_client():
+    """Return the name of each order that the client's code sends, and the arguments it names."""
+    orders = {}
+    for call in ast.walk(ast.parse(inspect.getsource(client))):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in {"self._order", "self._send"}:
+            name = call.args[0]
+            if isinstance(name, ast.Constant):
+                orders[name.value] = {each.arg for each in call.keywords} - {"heard", None}
+    return orders
+
+
+def test_each_order_has_its_command_and_each_command_its_order():
+    commands = {name.removeprefix("do_") for name in vars(Commands) if name.startswith("do_")}
+    assert set(orders_of_the_client()) - OF_THE_SERVER == commands
+    assert commands | OF_THE_SERVER <= set(vars(Switch))
+
+
+def test_orders_name_the_arguments_of_their_commands():
+    for name, arguments in orders_of_the_client().items():
+        if name not in OF_THE_SERVER:
+            command = inspect.signature(getattr(Commands, f"do_{name}"))
+            assert arguments <= set(command.parameters), name

@@ -18,6 +18,7 @@ from pytest_kvm.options import OPTIONS
 from pytest_kvm.plugin import declare, newhooks
 from tests.unit.docs.pages import DOCS, REFERENCE, ROOT, all_pages, directives, rows, section, table
 
+PACKAGE = ROOT / "pytest_kvm"
 SPECS = ["GuestSpec", "Disk", "Nic", "CloudInit", "User", "File", "Script", "HostFile", "ImageRef"]
 
 
@@ -199,6 +200,21 @@ def test_every_rung_of_the_ladder_has_its_cause_and_remedy():
     assert set(table((DOCS / "how-to" / "diagnose.md").read_text())) == rungs
     explained = set(re.findall(r"`(\w+)`", (DOCS / "explanation" / "readiness.md").read_text()))
     assert rungs <= explained
+
+
+# ---------------------------------------------------------------- the code
+
+PAGES_ON_THE_CODE = [*sorted((DOCS / "explanation").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def test_modules_that_pages_name_exist():
+    named = {
+        (page.name, name)
+        for page in PAGES_ON_THE_CODE
+        for name in re.findall(r"`(?:pytest_kvm/)?([a-z_]+/[a-z_]+\.py)`", page.read_text())
+    }
+    assert len(named) > 40
+    assert not [each for each in named if not any((base / each[1]).exists() for base in (ROOT, PACKAGE))]
 
 
 # ---------------------------------------------------------------- command line

@@ -1,8 +1,9 @@
-"""Tests on real machines: guests as pytest fixtures.
+"""The public names of pytest-kvm: tests on real virtual machines, with guests as pytest fixtures.
 
 ``import pytest_kvm as kvm``, then declare guests with :func:`guest` and
-:class:`GuestSpec`. Names are loaded when they are first used: pytest imports
-this package in every project that has the plugin installed, guests or not.
+:class:`GuestSpec`. Names are loaded when they are first used, because pytest
+imports this package in every project that has the plugin installed, also in
+projects without guests.
 """
 
 from __future__ import annotations

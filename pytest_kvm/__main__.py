@@ -1,4 +1,4 @@
-"""``python -m pytest_kvm`` is ``pytest-kvm``."""
+"""Makes ``python -m pytest_kvm`` the same as ``pytest-kvm``."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class KvmError(Exception):
         super().__init__(self.brief)
 
     def __str__(self) -> str:
-        """Brief, details and resolution as a terminal shows them."""
+        """Return brief, details and resolution as a terminal shows them."""
         parts = [self.brief]
         if self.details:
             parts.append(self.details.rstrip("\n"))
@@ -94,7 +94,7 @@ class KvmError(Exception):
 
 
 class SpecError(KvmError):
-    """A spec, marker or option holds something that cannot be meant."""
+    """A spec, marker or option has a value that is not valid."""
 
 
 class HostError(KvmError):
@@ -110,7 +110,7 @@ class KvmUnavailable(HostError):
 
 
 class NoCapacity(HostError):
-    """There is no room: disk, memory, or a lock somebody never releases."""
+    """Disk space or memory is missing, or another process does not release a lock."""
 
 
 class HostCommandFailed(HostError):
@@ -118,7 +118,7 @@ class HostCommandFailed(HostError):
 
 
 class SwitchFailed(HostError):
-    """The switch of a run's segments has ended, or could not do what it was told."""
+    """The switch process of a run's segments has ended, or refused a command."""
 
 
 class ImageError(KvmError):
@@ -130,7 +130,7 @@ class UnknownImage(ImageError):
 
 
 class ChecksumMismatch(ImageError):
-    """An image's bytes are not the ones its digest promises."""
+    """An image's bytes do not match its digest."""
 
 
 class DownloadFailed(ImageError):
@@ -142,7 +142,7 @@ class ConvertFailed(ImageError):
 
 
 class UnknownTemplate(KvmError):
-    """The boot cache has no template of that key, or several that begin so."""
+    """The boot cache has no template with that key, or several whose keys begin with it."""
 
 
 class HypervisorError(KvmError):
@@ -158,7 +158,7 @@ class DomainFailed(HypervisorError):
 
 
 class StateDamaged(DomainFailed):
-    """QEMU cannot take in the state that a template holds; another clone of it fares no better."""
+    """QEMU cannot load the state that a template holds; every other clone of the template fails too."""
 
 
 class SnapshotFailed(HypervisorError):
@@ -170,7 +170,7 @@ class SavepointGone(SnapshotFailed):
 
 
 class SavepointRefused(SnapshotFailed):
-    """Something is in the way of taking or restoring a savepoint; nothing has changed."""
+    """A savepoint cannot be taken or restored for the reason in the message; the guest has not changed."""
 
 
 class NetworkFailed(HypervisorError):
@@ -182,7 +182,7 @@ class GuestError(KvmError):
 
 
 class BootFailed(GuestError):
-    """The guest did not become ready; each rung of the ladder has a subclass."""
+    """The guest did not become ready; each rung of the readiness ladder has a subclass."""
 
 
 class QemuDied(BootFailed):
@@ -238,7 +238,7 @@ class WaitTimeout(GuestError):
 
 
 class UnitFailed(GuestError):
-    """A unit that was waited for has failed."""
+    """A systemd unit that a test waits for has failed."""
 
 
 class AgentError(GuestError):
@@ -261,7 +261,7 @@ class _CommandError(GuestError):
 
 
 class CommandFailed(_CommandError):
-    """A command in the guest exited non-zero and the caller asked to check, or was never run."""
+    """A command in the guest exited non-zero with ``check=True``, was never run, or wrote too much."""
 
 
 class CommandTimeout(_CommandError):

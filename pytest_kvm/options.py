@@ -1,7 +1,8 @@
-"""What a run can be told, and who is heard first.
+"""The options of a run, and the merging of their sources.
 
-One table for the command line, the environment and the ini file; a marker,
-where it has a say, comes before all of them.
+Command line, environment and ini file share one table of options. The first
+source that has a value for an option wins. A field that the ``kvm`` marker sets
+comes before all of them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pytest_kvm.settings import Accel, CacheMode, CloneTier, RamPlace, Settings,
 from pytest_kvm.sizes import parse_kib
 
 Lookup = Callable[["Option"], tuple[str, str | None]]
-"""Returns where an option would stand in one source, and its text there."""
+"""Returns how one source names an option (for messages), and the text it has for it, if any."""
 
 
 def _path(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
-    except RuntimeError as error:  # ~ of an account that is not there, or has no home
+    except RuntimeError as error:  # ~ of an account that does not exist, or has no home
         raise ValueError(text) from error
 
 
@@ -52,7 +53,7 @@ def _clones(text: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One thing a run can be told."""
+    """One option of a run."""
 
     name: str
     help: str
@@ -64,22 +65,22 @@ class Option:
 
     @property
     def is_path(self) -> bool:
-        """Say whether its value is a file or folder; a relative one begins at its source's folder."""
+        """Whether the value is a file or folder; a relative path is resolved from its source's folder."""
         return self.parse is _path
 
     @property
     def flag(self) -> str:
-        """The command line's spelling."""
+        """Its name on the command line."""
         return "--kvm-" + self.name.replace("_", "-")
 
     @property
     def ini(self) -> str:
-        """The ini file's spelling."""
+        """Its name in the ini file."""
         return f"kvm_{self.name}"
 
     @property
     def variable(self) -> str:
-        """The environment's spelling."""
+        """Its environment variable."""
         return f"PYTEST_KVM_{self.name.upper()}"
 
 
@@ -174,10 +175,10 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def settings_from(sources: Sequence[Lookup]) -> Settings:
-    """Merge sources into the run's settings; the first that says something is heard.
+    """Merge sources into the run's settings; the first source that has a value for an option wins.
 
     Raises:
-        SpecError: A value cannot be meant, and the message says where it stands;
+        SpecError: A value is not valid (the message says where it stands);
             or no cache folder is named, and the account has no home.
     """
     given = {option.name: value for option in OPTIONS for value in _values(option, sources)}
@@ -191,7 +192,7 @@ def settings_from(sources: Sequence[Lookup]) -> Settings:
 
 
 def from_environment(option: Option) -> tuple[str, str | None]:
-    """Look an option up in the environment."""
+    """Look an option up in the environment; see :data:`Lookup`."""
     return f"environment variable {option.variable}", os.environ.get(option.variable)
 
 
@@ -215,14 +216,15 @@ def default_cache_dir() -> Path:
 def default_run_dir() -> Path:
     """Return the parent of run folders.
 
-    On disk, as overlays may grow to gigabytes and ``/tmp`` and
-    ``$XDG_RUNTIME_DIR`` are memory on many systems; short, for sockets.
+    It is on disk, because overlays may grow to gigabytes, and ``/tmp`` and
+    ``$XDG_RUNTIME_DIR`` are memory on many systems. It is short, because the
+    path of a socket has at most 107 bytes (``unix(7)``).
     """
     return Path(f"/var/tmp/pytest-kvm-{os.getuid()}")  # noqa: S108 - made private and checked before use
 
 
 def _values(option: Option, sources: Sequence[Lookup]) -> Iterator[Any]:
-    """Yield the option's value, or nothing where no source has one."""
+    """Yield the option's value; yield nothing if no source has one."""
     for lookup in sources:
         where, text = lookup(option)
         if not text:

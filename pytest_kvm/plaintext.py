@@ -4,7 +4,7 @@ A guest decides every byte of its console, of what commands print, of the names
 of its files. Shown raw, they could move a terminal's cursor, set its title or
 answer its queries, so all control functions of ECMA-48 are removed and only
 text, tabs and newlines remain. Every error and every line of a guest's log
-passes :func:`plain`; what a test asks for (``result.stdout``) does not.
+passes :func:`plain`; output that a test reads (``result.stdout``) does not.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u
 def plain(text: str) -> str:
     """Return ``text`` without control functions, every line ended by a newline.
 
-    A lone carriage return, which redraws a line, becomes a line of its own:
-    what it would have painted over stays readable.
+    A lone carriage return, which makes a terminal overwrite the line, becomes a
+    newline: the text before it stays readable.
     """
     return _CONTROLS.sub("", _NEWLINES.sub("\n", _ESCAPES.sub("", text)))
 
@@ -40,7 +40,7 @@ _PLAIN_RECORDS = _PlainRecords()
 
 
 def guest_log(name: str) -> logging.Logger:
-    """Return a guest's logger, ``pytest_kvm.<name>``; what it passes on is plain."""
+    """Return a guest's logger, ``pytest_kvm.<name>``; its records are made plain."""
     log = logging.getLogger(f"pytest_kvm.{name}")
-    log.addFilter(_PLAIN_RECORDS)  # once: logging knows it again
+    log.addFilter(_PLAIN_RECORDS)  # a second call adds nothing: logging ignores a filter that it has
     return log

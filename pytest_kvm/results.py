@@ -1,4 +1,4 @@
-"""What a finished command left behind, and how its failure is told."""
+"""The result of a command that was run in a guest, and the texts that messages make of it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _LABEL_CHARS = 120
 class CommandResult:
     """A command that has ended in a guest.
 
-    The bytes are the truth; ``stdout`` and ``stderr`` decode them when asked,
-    because a guest may print anything.
+    The output is kept as bytes, because a guest may print anything;
+    ``stdout`` and ``stderr`` decode it when they are first read.
     """
 
     argv: tuple[str, ...] | str
@@ -29,7 +29,7 @@ class CommandResult:
     exit_code: int
     """Exit status; 128 plus the signal's number when a signal ended it (``sh(1)``).
 
-    -1 when it had not ended: the partial result of a time-out or a lost guest.
+    -1 if the command had not ended: a partial result, after a time-out or when the guest was lost.
     """
     stdout_bytes: bytes = b""
     stderr_bytes: bytes = b""
@@ -40,24 +40,24 @@ class CommandResult:
 
     @cached_property
     def stdout(self) -> str:
-        """Standard output as UTF-8, what is not UTF-8 replaced by U+FFFD."""
+        """Standard output, decoded as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self.stdout_bytes.decode(errors="replace")
 
     @cached_property
     def stderr(self) -> str:
-        """Standard error as UTF-8, what is not UTF-8 replaced by U+FFFD."""
+        """Standard error, decoded as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self.stderr_bytes.decode(errors="replace")
 
     @property
     def ok(self) -> bool:
-        """Say whether it exited with 0."""
+        """Whether the command exited with 0."""
         return self.exit_code == 0
 
     def check(self) -> CommandResult:
         """Return the result itself if the command exited with 0.
 
         Raises:
-            CommandFailed: It did not; the message shows both streams' tails.
+            CommandFailed: The command did not exit with 0; the message shows the end of both streams.
         """
         if self.ok:
             return self
@@ -68,7 +68,7 @@ class CommandResult:
         )
 
     def __repr__(self) -> str:
-        """One line, as an assertion's explanation shows it."""
+        """Return one line, as an assertion's explanation shows it."""
         last = for_terminal(self.stderr_bytes[-400:]).strip().rpartition("\n")[2][-100:]
         said = f"; stderr ends {last!r}" if last else ""
         return f"<CommandResult {where(self)}: exit code {self.exit_code}{said}>"
@@ -88,7 +88,7 @@ def where(result: CommandResult) -> str:
 
 
 def streams_of(result: CommandResult) -> str:
-    """Return both streams' tails under their names."""
+    """Return the end of stdout and of stderr, each under its name."""
     return "\n".join(
         f"--- {name}{note}\n{text}"
         for name, data in (("stdout", result.stdout_bytes), ("stderr", result.stderr_bytes))
@@ -97,10 +97,10 @@ def streams_of(result: CommandResult) -> str:
 
 
 def tail(data: bytes) -> tuple[str, str]:
-    """Return the end of a stream, and a note if something was left out.
+    """Return the end of a stream, and a note if its beginning was left out.
 
-    Control characters but line ends and tabs are left out: what a guest
-    printed must not steer the terminal that shows the message.
+    Control characters except line ends and tabs are removed: a guest's output
+    must not control the terminal that shows the message.
     """
     if not data:
         return "(empty)", ""
@@ -111,5 +111,5 @@ def tail(data: bytes) -> tuple[str, str]:
 
 
 def for_terminal(data: bytes) -> str:
-    """Decode what a guest printed for a terminal: no control characters."""
+    """Decode a guest's output, and remove control characters so that a terminal can show it."""
     return plain(data.decode(errors="replace"))

@@ -1,7 +1,7 @@
-"""What a run was told: options, environment and ini, already merged.
+"""The settings of a run, merged from command line, environment and ini file.
 
 The plugin and the command line both build one :class:`Settings`; every layer
-below receives it and asks nobody else.
+below receives it and reads no other source.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CloneTier = Literal["auto", "cow", "snapshot", "cold"]
 RamPlace = Literal["disk", "tmpfs"]
 
 TCG_FACTOR = 5.0
-"""How much longer a guest may take when QEMU translates its code.
+"""How many times longer a guest may take when QEMU translates its code (TCG).
 
 Measured elsewhere between 5 and 12 for whole boots; the time-outs below are
 generous already, so the lower end is enough.
@@ -34,7 +34,7 @@ class Timeouts:
     cloud_init: float = 240.0
     """From login to the end of cloud-init's final stage."""
     command: float = 300.0
-    """A command that names no time-out of its own."""
+    """A command for which the caller names no time-out."""
     shutdown: float = 60.0
     """From asking the guest to power off to the domain's end."""
     agent: float = 20.0
@@ -50,7 +50,7 @@ class Settings:
     """One run's settings."""
 
     cache_dir: Path
-    """Images and everything else worth keeping between runs."""
+    """Images, templates and libvirt's capability cache, which are kept between runs."""
     run_dir: Path
     """Parent of this run's own folder: overlays, seeds, sockets, logs.
 
@@ -63,11 +63,11 @@ class Settings:
     """None: 1 under KVM and :data:`TCG_FACTOR` under TCG."""
     timeouts: Timeouts = Timeouts()
     cache: CacheMode = "use"
-    """``refresh`` builds each template this run wants once more, ``off`` uses and makes none."""
+    """``refresh`` makes each template that this run needs once more, ``off`` neither uses nor makes any."""
     cache_size: int = 20 * 1024**3
-    """Bytes that templates may take up together; those used longest ago go first."""
+    """Bytes that all templates together may take up; those used longest ago are removed first."""
     cache_ram: RamPlace = "disk"
-    """Where templates' RAM files are: ``tmpfs`` is faster and costs that much memory."""
+    """Where templates' RAM files are: ``tmpfs`` is faster, and the files take up host memory."""
     clone: CloneTier = "auto"
     """How guests are started from templates; ``auto`` probes for the fastest that works."""
     pool: int | None = None

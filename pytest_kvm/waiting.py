@@ -1,7 +1,7 @@
-"""Waiting for a condition: the only place that polls.
+"""Waiting for a condition: the only module that polls.
 
-Every wait names what it waits for, logs only changes of what it sees, and
-carries the last observation when it runs out of time.
+Every wait names what it waits for and logs each observation that differs from
+the one before. If time runs out, the error carries the last observation.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def wait_until(
     """Call ``condition`` until it returns, and return its value.
 
     Args:
-        condition: Returns when what is waited for has come, raises
-            :class:`NotYet` with what it saw when it has not. Anything else it
-            raises ends the wait at once.
+        condition: Returns if what is waited for has happened; raises
+            :class:`NotYet` with its observation if not. Any other exception
+            ends the wait at once.
         describe: What is waited for, as a noun phrase ("port 80 of web").
         timeout: Seconds until ``error`` is raised.
         every: Seconds between two calls.
         error: The class raised when time runs out.
-        details: Asked once, when time runs out, for facts to add.
-        log: Where changes of the observation go.
-        clock: Measures ``timeout``; a guest's stands still while the host has no processor for it.
+        details: Called once, when time runs out; returns details for the error.
+        log: Gets each observation that differs from the one before.
+        clock: Measures ``timeout``. A guest's clock stands still while the host has no processor for it.
 
     Raises:
         KvmError: of class ``error``, with the last observation.
@@ -84,8 +84,8 @@ def wait_until(
 def time_left(timeout: float, *, clock: Clock) -> Iterator[float]:
     """Yield the seconds that are left of a time-out, at least once, until none are.
 
-    For what ends by a clock that goes on while ``clock`` stands still: it is
-    begun again for what it has lost.
+    For a call that limits itself by real time, while ``clock`` may stand still:
+    the call ends too early then, and is made again with the seconds that are left.
     """
     begun = clock()
     yield timeout

@@ -1,4 +1,4 @@
-"""A template that is being made."""
+"""The folder in which a template is made, until it is published."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Building:
     """The folder a template is made in, and the way to publish it.
 
     Args:
-        key: What it will answer to.
-        folder: Empty, mode 0700; its files keep their paths when it is published.
+        key: The template's key.
+        folder: An empty folder of mode 0700; its files keep their paths when it is published.
         ram: Where the RAM file is to be written.
-        enter: Puts a manifest's template into the store.
+        enter: Called with the manifest; puts the template into the store.
     """
 
     def __init__(
@@ -31,23 +31,24 @@ class Building:
         self.folder = folder
         self.ram = ram.path
         self.ram_note = ram.note
-        """Why the RAM file is not in memory though the setting wants it there."""
+        """Why the RAM file is not in memory, although the setting asks for it; else empty."""
         self.is_published = False
         self._enter = enter
 
     def publish(self, *, summary: str, versions: dict[str, str], facts: dict[str, Any]) -> Template:
-        """Make what is in the folder the template of the key, and return it, in use.
+        """Publish the folder as the template of the key, and return the template, in use.
 
-        Every regular file of the folder belongs to it, and from now on nobody
-        may write to one. All of it is on the disk before the key leads to it.
+        Every regular file of the folder belongs to the template, and nobody may
+        write to these files any more. All of them are synced to the disk before
+        the template can be found by its key.
 
         Args:
-            summary: What was frozen, for people.
-            versions: Of the programs that made it.
-            facts: What starting a clone needs to know; must be what JSON can hold.
+            summary: The spec of the saved guest, for people.
+            versions: Versions of the programs that made the template.
+            facts: What is needed to start a clone; only values that JSON can hold.
 
         Raises:
-            SnapshotFailed: A file is still written to.
+            SnapshotFailed: A file is still being written to.
             NoCapacity: The disk is full.
         """
         try:

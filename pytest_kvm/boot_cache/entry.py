@@ -1,4 +1,4 @@
-"""One entry's manifest and files: written, read, checked."""
+"""Write, read and check the manifest and the files of one entry of the boot cache."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pytest_kvm.boot_cache.manifest import Damage, FileRecord, Manifest, check_f
 from pytest_kvm.host.ownership import MARKER
 
 USED = "used"
-"""The lock that users of the entry share; its time is the last use."""
+"""Lock file that the users of the entry share; its modification time is the time of the last use."""
 
 _MANIFEST = "manifest.json"
 _OWN = frozenset({_MANIFEST, USED, MARKER})
 
 
 def settle(folder: Path) -> dict[str, FileRecord]:
-    """Make a folder's files private, put them on the disk, and write down what they hold.
+    """Make a folder's files private, sync them to the disk, and return a record of each.
 
     Raises:
-        Damage: One of them is still written to.
-        OSError: The disk is full, or worse.
+        Damage: A file is still being written to.
+        OSError: The disk is full or fails.
     """
     found: dict[str, FileRecord] = {}
     for path in sorted(folder.iterdir()):
@@ -35,7 +35,7 @@ def settle(folder: Path) -> dict[str, FileRecord]:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Write an entry's manifest, or replace it, at once and on the disk."""
+    """Write or replace an entry's manifest in one step, and sync it to the disk."""
     with NamedTemporaryFile("w", dir=folder, prefix=".manifest.", delete=False) as file:
         file.write(manifest.to_json())
         file.flush()
@@ -45,10 +45,10 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path, key: str) -> Manifest:
-    """Read the manifest of a key's entry; its files are not looked at.
+    """Read the manifest of a key's entry, without a look at the entry's files.
 
     Raises:
-        Damage: It cannot be believed.
+        Damage: The manifest cannot be read, is damaged, or belongs to another key.
     """
     try:
         manifest = Manifest.from_json((folder / _MANIFEST).read_text(errors="replace"))
@@ -60,18 +60,19 @@ def read(folder: Path, key: str) -> Manifest:
 
 
 def read_checked(folder: Path, key: str) -> Manifest:
-    """Return the manifest of a key's entry, its files being what it says.
+    """Return the manifest of a key's entry, after a check that the entry's files match it.
 
-    Files that were moved or restored from an archive are read, and the
-    manifest written anew, so that they are read once.
+    Files that were moved or restored from an archive are read in full. Then
+    the manifest is written again with their new records, so that the next
+    check need not read them.
 
     Raises:
-        Damage: They are not.
+        Damage: The manifest is damaged, or a file does not match it.
     """
     manifest = read(folder, key)
     current = check_files(folder, manifest)
     if current != manifest:
-        with suppress(OSError):  # no room: the next claim reads them again, that is all
+        with suppress(OSError):  # no room: then the next claim reads the files again
             write(folder, current)
     return current
 
@@ -93,7 +94,7 @@ def size(folder: Path) -> int:
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or a folder's list of files, is on the disk."""
+    """Sync a file, or a folder's list of files, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

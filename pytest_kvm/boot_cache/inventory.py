@@ -1,4 +1,4 @@
-"""What is in the boot cache, and what goes when room is needed."""
+"""List, check and remove the templates of the boot cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_kvm.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateInfo:
-    """A template, looked at from outside."""
+    """What can be told about a template without using it."""
 
     key: str
     folder: Path
     manifest: Manifest | None
-    """None when it cannot be read: the next use drops the template."""
+    """None if the manifest cannot be read: then the next use drops the template."""
     size: int
     """Bytes on disk and in memory; holes take none."""
     last_used: float
@@ -37,10 +37,10 @@ class Problem:
 
 
 class Inventory:
-    """The templates of a layout.
+    """Lists, checks and removes templates.
 
     Args:
-        layout: Where they are.
+        layout: The folders that the templates are in.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -62,7 +62,7 @@ class Inventory:
         """Return the one key that begins with ``prefix``.
 
         Raises:
-            UnknownTemplate: None does, or several do.
+            UnknownTemplate: No key begins with it, or several keys do.
         """
         keys = [key for key in self._layout.all_keys() if key.startswith(prefix)]
         if len(keys) == 1:
@@ -85,15 +85,16 @@ class Inventory:
             self._layout.sweep()
 
     def collect(self, *, cap: int) -> tuple[TemplateInfo, ...]:
-        """Remove templates, those used longest ago first, until the rest fits.
+        """Remove templates, those used longest ago first, until the rest fits into ``cap``.
 
-        One that is in use or being made stays. What killed runs left goes, too.
+        A template that is in use or being made stays. Leftovers of killed runs
+        are removed, too.
 
         Args:
             cap: Bytes that templates may take up together.
 
         Returns:
-            Those that were removed.
+            The templates that were removed.
         """
         if not self._layout.folder.exists():
             return ()
@@ -106,7 +107,7 @@ class Inventory:
         return removed
 
     def free(self, wanted: int) -> tuple[TemplateInfo, ...]:
-        """Remove templates as :meth:`collect` does, until they were ``wanted`` bytes."""
+        """Remove templates as :meth:`collect` does, until ``wanted`` bytes are freed."""
         total = sum(info.size for info in self.list())
         return self.collect(cap=total - wanted)
 
@@ -147,7 +148,7 @@ class Inventory:
 
 
 def _surplus(infos: Sequence[TemplateInfo], surplus: int) -> tuple[TemplateInfo, ...]:
-    """Return the first that nobody uses, until they make up the surplus (bytes)."""
+    """Return the first unused templates whose sizes together make up the surplus (bytes)."""
     chosen: list[TemplateInfo] = []
     for info in infos:
         if surplus <= 0:

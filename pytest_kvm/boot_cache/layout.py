@@ -1,21 +1,22 @@
-"""The store's folders: what leads where, what is held, what is garbage.
+"""The boot cache on disk: its folders, links and locks, and the removal of garbage.
 
 ::
 
     <store>/current/<key>            link to the entry that answers to the key
             entries/<key>.<random>/  an entry: its files and
                     made-by-…        … the marker of a folder that the plugin made
-                    manifest.json    … what they are; written last
-                    used             lock: shared by whoever uses the entry, held
-                                     alone by who makes it; its time: the last use
+                    manifest.json    … what the files contain; written last
+                    used             lock: shared by users of the entry, exclusive
+                                     for its maker; its time: the last use
             locks/<key>.lock         held by the process that makes the key's entry
             locks/index              held while links or folders change
 
-An entry appears, is replaced and is dropped by changing one link with
-rename(2) or unlink(2), and its own paths never change. An entry that no link
-leads to and that nobody holds is garbage, whether it was replaced, dropped,
-or left by a builder that was killed: flock(2) ends with its holder. What has
-no marker is somebody else's and stays (:mod:`pytest_kvm.host.ownership`).
+An entry is published, replaced and dropped by changing one link with rename(2)
+or unlink(2); the paths of its files never change. An entry is garbage if no
+link leads to it and nobody holds its lock: it was replaced or dropped, or its
+builder was killed (the kernel releases a flock(2) when its holder ends). A
+folder that the plugin did not make has no marker and stays
+(:mod:`pytest_kvm.host.ownership`).
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ _log = logging.getLogger("pytest_kvm.boot_cache")
 
 
 class Layout:
-    """Where entries are.
+    """The folders, links and locks of a store.
 
     Args:
-        folder: The store's; made when something is written.
+        folder: The store's folder; it is made when something is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,13 +59,13 @@ class Layout:
 
     @contextmanager
     def index(self) -> Iterator[None]:
-        """Keep everybody else from changing links and folders, and from taking locks alone."""
+        """Hold the index lock: nobody else can change links and folders, or lock an entry exclusively."""
         lock = self.folder / "locks" / "index"
         with locks.exclusive(lock, describe="looking after templates", timeout=_INDEX_TIMEOUT):
             yield
 
     def build_lock(self, key: str) -> Path:
-        """Return the lock of who makes the key's entry."""
+        """Return the path of the lock that the maker of the key's entry holds."""
         return self.folder / "locks" / f"{key}.lock"
 
     def all_keys(self) -> tuple[str, ...]:
@@ -75,23 +76,23 @@ class Layout:
         """Return the entry of a key, None when it has none."""
         try:
             name = (self._current / key).readlink().name
-        except OSError:  # nothing there, or nothing of ours
+        except OSError:  # there is no link
             return None
         return self._entries / name
 
     def hold(self, key: str) -> tuple[Path, locks.Held] | None:
-        """Share the entry of a key: until it is released, nobody removes its files.
+        """Take the shared lock of a key's entry: until it is released, nobody removes the entry's files.
 
         Returns None when the key has no entry.
         """
         found = self._try_hold(key)
         if found is None and self.find(key) is not None:
-            with self.index():  # who takes locks alone has the index: now nobody does
+            with self.index():  # now nobody else locks a linked entry exclusively
                 found = self._try_hold(key)
         return found
 
     def new(self, key: str) -> tuple[Path, locks.Held]:
-        """Make an empty entry that no link leads to yet, held alone; sweep before."""
+        """Sweep, then make an empty entry that no link leads to, and return it with its exclusive lock."""
         entry = self._entries / f"{key}.{secrets.token_hex(4)}"
         with self.index():
             self.sweep()
@@ -104,7 +105,7 @@ class Layout:
         return entry, held
 
     def link(self, key: str, entry: Path) -> None:
-        """Let a key lead to an entry, instead of the one before; with the index held."""
+        """Let a key lead to an entry, in place of its former entry. The caller holds the index."""
         self._current.mkdir(mode=0o700, exist_ok=True)
         link = self._current / f".{entry.name}"
         link.unlink(missing_ok=True)
@@ -113,22 +114,22 @@ class Layout:
         sync(self._current)
 
     def unlink(self, key: str, *, only: Path | None = None) -> None:
-        """Let a key lead nowhere; with the index held.
+        """Remove the link of a key. The caller holds the index.
 
         Args:
             key: The key.
-            only: Do it only if it leads to this entry.
+            only: Remove the link only if it leads to this entry.
         """
         link = self._current / key
         if self._is_own_link(link) and (only is None or self.find(key) == only):
             link.unlink()
 
     def is_held(self, entry: Path) -> bool:
-        """Say whether somebody uses or makes an entry; with the index held."""
+        """Say whether somebody uses or makes an entry. The caller holds the index."""
         try:
             held = locks.try_exclusive(entry / USED)
         except PermissionError:
-            return True  # another user's, perhaps: not ours to judge
+            return True  # perhaps another user's entry, which we cannot check
         except OSError:
             return False  # nothing there, or no entry at all
         if held is None:
@@ -137,13 +138,13 @@ class Layout:
         return False
 
     def abandon(self, held: locks.Held) -> None:
-        """Remove the new entry that was held alone."""
+        """Release the exclusive lock of a new entry, and remove the entry."""
         with self.index():
             held.release()
             self.sweep()
 
     def sweep(self) -> None:
-        """Remove the garbage; with the index held."""
+        """Remove links that lead nowhere, and garbage. The caller holds the index."""
         wanted = {entry for key in self.all_keys() if (entry := self.find(key)) and entry.exists()}
         for link in self._current.glob("*"):
             if self._is_own_link(link) and self.find(link.name) not in wanted:
@@ -154,13 +155,13 @@ class Layout:
         ram_file.sweep()
 
     def strangers(self) -> list[Path]:
-        """Return what lies among entries and links and was not put there by the plugin."""
+        """Return the files among entries and links that the plugin did not make."""
         entries = [path for path in self._entries.glob("*") if not _is_own(path)]
         links = [path for path in self._current.glob("*") if not self._is_own_link(path)]
         return sorted(entries + links)
 
     def _is_own_link(self, path: Path) -> bool:
-        """Say whether something is a link that :meth:`link` has made."""
+        """Say whether a path is a link that :meth:`link` has made."""
         if not path.is_symlink():
             return False
         target = path.readlink()
@@ -183,14 +184,18 @@ class Layout:
 
 
 def _is_own(entry: Path) -> bool:
-    """Say whether :meth:`Layout.new` has made a folder; with the index held."""
+    """Say whether :meth:`Layout.new` has made a folder. The caller holds the index."""
     if _ENTRY.fullmatch(entry.name) is None:
         return False
     return ownership.is_ours(entry) or ownership.is_blank(entry) or _is_of_before_markers(entry)
 
 
 def _is_of_before_markers(entry: Path) -> bool:
-    """Say whether a folder has the manifest, sealed by its checksum, of an entry of that name."""
+    """Say whether a folder is an entry from the time when entries had no markers.
+
+    Such a folder has no marker, but a manifest with a valid checksum and with
+    the key that is in the folder's name.
+    """
     if entry.is_symlink() or os.path.lexists(entry / ownership.MARKER):
         return False
     try:
@@ -205,5 +210,5 @@ def _remove(entry: Path) -> None:
         if _is_of_before_markers(entry):
             ownership.mark(entry)
         ownership.remove(entry)
-    except OSError as error:  # not ours, perhaps; the next sweep tries again
+    except OSError as error:  # perhaps another user's entry; the next sweep tries again
         _log.warning("%s cannot be removed: %s", entry, error)

@@ -1,8 +1,9 @@
-"""What a template is made of, as it is written down beside its files, and whether they are still that.
+"""The manifest of a template, and the check that the template's files still match it.
 
-A file that looks as it did when it was last read is believed. Its digest
-leaves blocks of zeros out: a RAM file is mostly holes, and a copy of it (a CI
-cache's archive, ``cp``) may turn zeros into holes or holes into zeros.
+A file is read again only if its size, times or inode have changed since it was
+last read. Its digest leaves out blocks of zeros: a RAM file is mostly holes,
+and a copy of it (a CI cache's archive, ``cp``) may turn zeros into holes or
+holes into zeros.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-"""Of an entry on disk. Another number is another plugin's: such an entry is dropped."""
+"""Format number of entries. An entry with another number is of another plugin version, and is dropped."""
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
 
 
 class Damage(Exception):  # noqa: N818 - it is no failure: the template is built again
-    """An entry cannot be used; the text says why, for a warning."""
+    """Raised if an entry cannot be used; its text says why, for a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One file's contents, and how it looked when they were last read."""
+    """Size and digest of a file, and its times and inode when it was last read."""
 
     size: int
     """Bytes."""
     sha256: str
-    """:func:`digest_of` of it."""
+    """Digest by :func:`digest_of`, not the SHA-256 of the whole file."""
     mtime_ns: int
     ctime_ns: int
     inode: int
@@ -42,20 +43,20 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the store knows of a template."""
+    """What the store knows about a template."""
 
     key: str
     format: int
     created: str
     """When it was published, ISO 8601 in UTC."""
     summary: str
-    """What was frozen, for people: the spec."""
+    """The spec of the saved guest, for people."""
     versions: dict[str, str]
-    """Of QEMU, libvirt and the plugin that made it."""
+    """Versions of QEMU, libvirt and the plugin that made the template."""
     facts: dict[str, Any]
-    """What starting a clone needs to know, as JSON has it."""
+    """What is needed to start a clone, in values that JSON can hold."""
     files: dict[str, FileRecord]
-    """By name, without a folder."""
+    """Records of the files, by name without a folder."""
 
     def to_json(self) -> str:
         """Return the manifest as it is stored: with a checksum over itself."""
@@ -67,7 +68,7 @@ class Manifest:
         """Read a stored manifest.
 
         Raises:
-            Damage: It is none, is not what was written, or of another format.
+            Damage: The text is no manifest, its checksum is wrong, or it has another format.
         """
         try:
             stored = json.loads(text)
@@ -94,7 +95,7 @@ def _plain(name: str) -> str:
 
 
 def record_of(path: Path) -> FileRecord:
-    """Read a file and write down what it holds.
+    """Read a file and return its record.
 
     Raises:
         Damage: It is no regular file, or was written to meanwhile.
@@ -116,14 +117,14 @@ def record_of(path: Path) -> FileRecord:
 
 
 def check_files(folder: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest of a folder whose files are as it says.
+    """Check a folder's files, and return the manifest with up-to-date records of them.
 
-    A file that looks as it did is believed; one that looks different (it was
-    copied, or restored from an archive) is read. The manifest that is returned
-    knows the new looks.
+    A file whose size, times and inode are those of its record is not read. A
+    file with others is read: it was copied, or restored from an archive. The
+    returned manifest has its new times and inode.
 
     Raises:
-        Damage: A file is missing or holds something else.
+        Damage: A file is missing or has other contents.
     """
     looked_at = {name: _check_file(folder / name, known) for name, known in manifest.files.items()}
     return manifest if looked_at == manifest.files else replace(manifest, files=looked_at)
@@ -178,10 +179,10 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Return a digest, in hexadecimal, that is the same for the same bytes.
+    """Return a digest of a file in hexadecimal, which is the same whether zeros are stored or are holes.
 
-    SHA-256 of the file's size, then of each block of 64 KiB that is not all
-    zeros behind its number.
+    It is the SHA-256 of the file's size, and then of the number and the
+    contents of each block of 64 KiB that is not all zeros.
     """
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

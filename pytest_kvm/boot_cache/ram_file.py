@@ -1,8 +1,8 @@
-"""Where a template's RAM file is: in the entry's folder, or in memory.
+"""Choose where a template's RAM file is: in the entry's folder, or in memory.
 
-``/dev/shm`` is memory on every Linux system (``shm_overview(7)``). A RAM file
-there is reached through a link in the entry, and the marker of its folder
-names that entry, so that whoever sweeps finds the files whose entry is gone.
+``/dev/shm`` is memory on every Linux system (``shm_overview(7)``). If a RAM
+file is there, the entry has a link to the file, and the marker of the file's
+folder names the entry. So a sweep can find the files whose entry is gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_kvm.settings import RamPlace
 RAM = "ram"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a new folder of our own is made in it
 _KEPT_FREE = 0.25
-"""Share of the memory that RAM files leave to everybody else."""
+"""Share of the host's memory that has to stay free after a RAM file was written."""
 _log = logging.getLogger("pytest_kvm.boot_cache")
 
 
@@ -29,16 +29,16 @@ class RamFilePlace:
 
     path: Path
     note: str = ""
-    """Why it is not where the setting wants it."""
+    """Why the RAM file is not where the setting wants it; else empty."""
 
 
 def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
-    """Choose a RAM file's place, and make what leads there.
+    """Choose a RAM file's place; if that is in memory, make an empty file there and the link to it.
 
     Args:
         entry: The entry's folder.
-        place: What the setting says.
-        mib: What the file may take up.
+        place: The place that the setting asks for.
+        mib: Size that the file may have, in MiB.
     """
     own = entry / RAM
     if place == "disk":
@@ -49,8 +49,8 @@ def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
     folder = _MEMORY / f"{_prefix()}{entry.name}"
     try:
         ownership.make(folder, entry=str(entry.absolute()))
-        # QEMU tries for ever to make what a link leads to (file_ram_open() in
-        # softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
+        # If the link led to a missing file, QEMU would try for ever to make it (file_ram_open()
+        # in softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
         (folder / RAM).touch(mode=0o600)
     except OSError as error:
         return RamFilePlace(path=own, note=f"{folder} cannot be made: {error.strerror}")
@@ -59,14 +59,14 @@ def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
 
 
 def sweep() -> None:
-    """Remove this user's RAM files from memory whose entry is gone, of whichever store."""
+    """Remove from memory this user's RAM files whose entry is gone, whichever store the entry was in."""
     for folder in _MEMORY.glob(f"{_prefix()}*"):
         marker = ownership.marker_of(folder) or {}
         entry = marker.get("entry")
         if isinstance(entry, str) and not Path(entry).exists():
             try:
                 ownership.remove(folder)
-            except (OSError, ValueError) as problem:  # another store's sweep may be at it, too
+            except (OSError, ValueError) as problem:  # another store's sweep may be removing it, too
                 _log.warning("%s cannot be removed: %s", folder, problem)
 
 
@@ -75,7 +75,7 @@ def _prefix() -> str:
 
 
 def _refusal(mib: int) -> str:
-    """Say why memory is not the place, or nothing."""
+    """Return why the file cannot be in memory; empty if it can."""
     if not _MEMORY.is_dir():
         return f"there is no {_MEMORY}"
     free = min(memory_available_mib(), disk_free_mib(_MEMORY))

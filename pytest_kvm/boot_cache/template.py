@@ -1,4 +1,4 @@
-"""A template in use."""
+"""A template that this process uses, with the lock on its files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pytest_kvm.host.locks import Held
 class Template:
     """A template whose files stay as they are until :meth:`close`.
 
-    Every file is read-only for its users; writing goes to overlays and
-    private mappings.
+    Users of the template only read the files: clones write to overlays and to
+    private mappings of the memory.
 
     Args:
-        folder: Where its files are, for as long as it is open.
-        manifest: What it is.
-        held: Keeps others from removing it.
-        on_close: Called after it was let go.
+        folder: The folder of the template's files, for as long as the template is open.
+        manifest: The template's manifest.
+        held: The lock that keeps others from removing the files.
+        on_close: Called after the lock was released.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, held: Held, on_close: Callable[[], None]) -> None:
@@ -32,20 +32,20 @@ class Template:
 
     @property
     def key(self) -> str:
-        """What it answers to."""
+        """The key that the template is found by."""
         return self.manifest.key
 
     def path(self, name: str) -> Path:
         """Return the path of one of its files.
 
         Raises:
-            KeyError: It has no such file.
+            KeyError: The template has no such file.
         """
         self.manifest.files[name]
         return self.folder / name
 
     def close(self) -> None:
-        """Stop using it; guests that run from it are not disturbed. A second time is nothing."""
+        """Release the files; clones that run from them are not disturbed. A second call does nothing."""
         if self._held.released:
             return
         self._held.touch()

@@ -1,6 +1,6 @@
 """The boot cache: templates by key, shared by every run of this user.
 
-:mod:`pytest_kvm.boot_cache.layout` says what it looks like on disk.
+:mod:`pytest_kvm.boot_cache.layout` describes its files on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pytest_kvm.host.resources import disk_free_mib
 from pytest_kvm.settings import RamPlace, Settings
 
 OnDiscard = Callable[[str], None]
-"""Told why a template was dropped."""
+"""Called with the reason why a template was dropped."""
 
 BUILD_TIMEOUT = 3600.0
 """Seconds one process waits for another that makes the same template."""
@@ -35,12 +35,12 @@ _log = logging.getLogger("pytest_kvm.boot_cache")
 
 
 class TemplateStore:
-    """Templates, for those who start guests.
+    """Finds templates for clones, and makes and drops templates.
 
     Args:
-        layout: Where they are.
-        cap: Bytes they may take up together.
-        ram_place: Where new templates' RAM files are.
+        layout: The folders that the templates are in.
+        cap: Bytes that all templates may take up together.
+        ram_place: Where the RAM files of new templates are written.
     """
 
     def __init__(self, layout: Layout, *, cap: int, ram_place: RamPlace = "disk") -> None:
@@ -57,12 +57,12 @@ class TemplateStore:
     def claim(self, key: str, *, on_discard: OnDiscard | None = None) -> Template | None:
         """Return the template of a key, in use until it is closed; None when there is none.
 
-        One that is damaged or of another format is dropped, with a warning in
-        the log: there is none then.
+        A template that is damaged or of another format is dropped, with a
+        warning in the log, and None is returned.
 
         Args:
             key: Hexadecimal digits.
-            on_discard: Told why one was dropped.
+            on_discard: Called with the reason if the template was dropped.
         """
         held = self._layout.hold(_check_key(key))
         if held is None:
@@ -86,17 +86,19 @@ class TemplateStore:
     def building(
         self, key: str, *, ram_mib: int = 0, on_wait: locks.OnWait | None = None
     ) -> Iterator[Building]:
-        """Hold the right to make the template of a key, and a folder to make it in.
+        """Hold the right to make the template of a key, and give a folder to make it in.
 
-        Whoever had to wait should :meth:`claim` first: another process has
-        probably made it. The folder is removed at the end unless it was
-        published; what a killed holder left is removed at the beginning.
+        A caller that had to wait should :meth:`claim` first, because another
+        process has probably made the template. At the end the folder is removed
+        unless it was published. Leftovers of a killed process are removed at
+        the beginning.
 
         Args:
-            key: What the template will answer to; replaces one that is there.
-            ram_mib: What its RAM file may take up. Room is made for it, as
-                QEMU dies when a file it has mapped finds none.
-            on_wait: Told who holds it, when somebody does.
+            key: The key of the new template, which replaces an existing one.
+            ram_mib: Size that the RAM file may have, in MiB. Room is made for
+                it, because QEMU dies if the disk has no room for a file that
+                it has mapped.
+            on_wait: Called with who holds the right, if another process does.
 
         Raises:
             NoCapacity: The other process did not finish in time, or the disk is full.
@@ -124,10 +126,10 @@ class TemplateStore:
     def discard(self, key: str, *, reason: str) -> None:
         """Drop the template of a key, with a warning; the next run makes it again.
 
-        Those who use it keep its files until they close it.
+        Its files stay until the last user closes the template.
 
         Args:
-            key: Its key.
+            key: The template's key.
             reason: For the log ("QEMU refused its state").
         """
         folder = self._layout.find(_check_key(key))
@@ -144,10 +146,10 @@ class TemplateStore:
         return placed
 
     def _enter(self, manifest: Manifest, folder: Path, held: locks.Held) -> Template:
-        """Let the key lead to a finished entry; then keep to the cap again."""
+        """Let the key lead to a finished entry; then remove old templates until the rest fits the cap."""
         with self._layout.index():
             self._layout.link(manifest.key, folder)
-            held.share()  # nobody can take it alone meanwhile: that needs the index
+            held.share()  # nobody can lock it exclusively meanwhile: that needs the index
             held.touch()
         self._inventory.collect(cap=self._cap)
         return self._template(folder, manifest, held)
@@ -163,7 +165,7 @@ class TemplateStore:
     def _drop(self, key: str, folder: Path, *, reason: str) -> None:
         _log.warning("template %s is dropped and will be made again: %s", key[:12], reason)
         with self._layout.index():
-            self._layout.unlink(key, only=folder)  # it may have been replaced meanwhile
+            self._layout.unlink(key, only=folder)  # a new template may have replaced it meanwhile
             self._layout.sweep()
 
     @contextmanager

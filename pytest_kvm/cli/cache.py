@@ -1,4 +1,4 @@
-"""``pytest-kvm cache``: look at the boot cache, check it, make room in it."""
+"""``pytest-kvm cache``: list, check and remove the templates of the boot cache."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_kvm.settings import Settings
 from pytest_kvm.sizes import parse_kib
 
 _SHORT = 12
-"""Digits of a key that are enough for people."""
+"""Digits of a key that are shown; they are enough to tell keys apart."""
 
 _SIZES = ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"), (1, "B"))
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb and its own verbs; each sets ``handler``."""
+    """Add the command and its verbs to the parser; each verb sets ``handler``."""
     parser = subparsers.add_parser(
         "cache", help="list, check and remove the templates that guests start from"
     )

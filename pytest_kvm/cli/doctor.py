@@ -1,4 +1,4 @@
-"""``pytest-kvm doctor``: what works on this machine, and what to do about the rest."""
+"""``pytest-kvm doctor``: reports what works on this host, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIGN: dict[Severity, str] = {"ok": "[green]ok[/]  ", "warning": "[yellow]warn[/
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb; it sets ``handler``."""
+    """Add the command to the parser; it sets ``handler``."""
     parser = subparsers.add_parser(
         "doctor",
         help="check what works here",
@@ -62,7 +62,7 @@ def _facts(settings: Settings) -> Iterator[Fact]:
 
 
 def _connection(settings: Settings) -> Fact:
-    """Open the connection as a run would."""
+    """Open the libvirt connection as a run does, and report its versions or its error."""
     name = f"connection {settings.uri}"
     try:
         with held_run_folder(settings.run_dir) as folder:

@@ -23,7 +23,7 @@ _GIB = 1024**3
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb and its own verbs; each sets ``handler``."""
+    """Add the command and its verbs to the parser; each verb sets ``handler``."""
     parser = subparsers.add_parser("images", help="build, import, list and remove guest images")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -65,7 +65,7 @@ def _build(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _tell_of_builds(settings: Settings) -> OnBuilt:
-    """Return what writes builds to the run's file of events."""
+    """Return a function that writes builds of images to the file of events."""
     tell = EventLog(settings.events).tell if settings.events else ignore
     return lambda what, seconds: tell(Event(guest="", kind="image", seconds=seconds, why=what))
 

@@ -1,4 +1,4 @@
-"""``pytest-kvm``: what is done outside a test run."""
+"""``pytest-kvm``: the command line, for work outside a test run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 _WANTED = ("uri", "accel", "cache_dir", "run_dir", "events")
-"""Options that mean something without a test."""
+"""Options that apply to commands, without a test run."""
 
 
 def _flag_and_value(arguments: argparse.Namespace, option: Option) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Slow work on the terminal: one live line, or one line per phase in a log."""
+"""Shows the progress of slow work: one live line on a terminal, one line per phase in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shown_progress(what: str) -> Iterator[Report]:
     """Show the progress of one piece of work on standard error.
 
     Args:
-        what: The work, said in front of each phase.
+        what: Name of the work, shown before each phase.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,7 +1,7 @@
-"""The guest as a test holds it.
+"""``Guest``: the handle by which a test uses a guest.
 
-Every verb waits until the guest is ready and hands over to the module that
-does the work.
+Every verb waits until the guest is ready, and calls the module that does the
+work.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ _savepoint_numbers = itertools.count(1)
 
 
 def _nothing() -> None:
-    """Stand in for nobody who wants to know."""
+    """Do nothing: the default callback."""
 
 
 def _no_reboot(seconds: float) -> None:
-    """Stand in for nobody who wants to know."""
+    """Do nothing: the default callback."""
     del seconds
 
 
 def untold(guest: Guest, error: BaseException | None) -> None:
-    """Stand in for nobody who wants to know."""
+    """Do nothing: the default callback."""
     del guest, error
 
 
 class Guest:
     """One virtual machine, which boots in the background.
 
-    Every verb waits until it is ready, and raises the boot's own
-    :class:`~pytest_kvm.errors.BootFailed` if it never was. Time-outs are
-    seconds; None takes the run's. Paths in the guest are absolute or below the
-    login user's home.
+    Every verb waits until the guest is ready. If the guest does not become
+    ready, every verb raises the boot's own :class:`~pytest_kvm.errors.BootFailed`.
+    Time-outs are seconds; None takes the run's. Paths in the guest are absolute
+    or below the login user's home.
 
     Args:
-        name: How logs and messages call it.
-        boot: Becomes the guest's parts when it is ready.
-        summary: What it is made of, for ``repr()``.
-        on_booted: Called with the guest and why it failed, or None, each time that
-            somebody waits for it; what it raises is raised there.
+        name: The guest's name in logs and messages.
+        boot: Gives the guest's machine when it is ready.
+        summary: What the guest is made of, for ``repr()``.
+        on_booted: Called each time that a caller waits for the guest, with the guest and
+            its boot's error (None: it is ready); what it raises is raised to that caller.
         before_use: Called before each verb that may change the guest.
         on_reboot: Called with the seconds of each reboot, also of one that failed.
     """
@@ -90,7 +90,7 @@ class Guest:
 
     @property
     def state(self) -> State:
-        """What it is at; asks nobody and waits for nothing."""
+        """The guest's state now; never waits."""
         if not self._boot.done():
             return "booting"
         if self._boot.cancelled() or self._boot.exception() is not None:
@@ -99,9 +99,9 @@ class Guest:
 
     @property
     def machine(self) -> Machine:
-        """Its parts, for what no verb covers; waits until it is ready.
+        """The guest's machine, for what no verb covers; waits until it is ready.
 
-        Whoever has them may change the guest, so this counts as a use of it.
+        The caller may change the guest by it, so this counts as a use of the guest.
         """
         self.wait_ready()
         self._before_use()
@@ -111,8 +111,8 @@ class Guest:
         """Wait until the guest is ready.
 
         Raises:
-            BootFailed: It did not become ready; the subclass says why.
-            TimeoutError: It still boots after ``timeout`` seconds, and goes on.
+            BootFailed: The guest did not become ready; the subclass says why.
+            TimeoutError: The guest still boots after ``timeout`` seconds; the boot goes on.
         """
         self._on_booted(self, self._boot.exception(timeout))
         self._boot.result()
@@ -124,12 +124,12 @@ class Guest:
 
     @property
     def kernel(self) -> str:
-        """The running kernel's release, as ``uname -r`` says it."""
+        """The running kernel's release, as ``uname -r`` prints it."""
         return self.run(["uname", "-r"]).stdout.strip()
 
     @property
     def hostname(self) -> str:
-        """The name the guest calls itself."""
+        """The guest's host name, as ``uname -n`` prints it."""
         return self.run(["uname", "-n"]).stdout.strip()
 
     @property
@@ -139,7 +139,7 @@ class Guest:
 
     @property
     def ssh_command(self) -> str:
-        """A line to paste into a terminal: logs in, with the host key pinned."""
+        """A command to paste into a terminal: it logs in, and accepts only the guest's own host key."""
         return self.machine.access.ssh_command()
 
     # ------------------------------------------------------------ commands
@@ -155,21 +155,21 @@ class Guest:
         timeout: float | None = None,
         check: bool = True,
     ) -> CommandResult:
-        """Run a command in the guest to its end.
+        """Run a command in the guest and wait for its end.
 
         Args:
-            command: A list of words, quoted safely, or a string for the shell.
-            input: Its standard input.
+            command: A list of words, each of which is quoted, or a string for the shell.
+            input: The command's standard input.
             env: Variables to add to its environment.
             cwd: The directory to run it in.
-            user: Who runs it; None: the user of the SSH login.
+            user: The user that runs it; None: the user of the SSH login.
             timeout: Seconds.
-            check: Raise if it exits non-zero.
+            check: Raise if the command exits non-zero.
 
         Raises:
-            CommandFailed: It exited non-zero and ``check`` is true; or the login
-                shell ended before it, with exit code 0.
-            CommandTimeout: It ran out of time; carries what it wrote.
+            CommandFailed: The command exited non-zero and ``check`` is true; or the
+                login shell ended with exit code 0 before it ran the command.
+            CommandTimeout: The command ran out of time; carries what it wrote.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
@@ -190,7 +190,7 @@ class Guest:
 
     @property
     def agent(self) -> GuestAgent:
-        """QEMU's guest agent: commands without network or login."""
+        """QEMU's guest agent, which runs commands without network or login."""
         machine = self.machine
         return GuestAgent(machine.domain, timeout=machine.timeouts.agent)
 
@@ -240,7 +240,7 @@ class Guest:
             data: Its new content.
             mode: Permission bits; when appending, those of a new file.
             owner: "user" or "user:group"; None: the login user.
-            append: Add to what is there.
+            append: Add ``data`` to the file's content.
 
         Raises:
             RemoteFileError: The guest could not write.
@@ -248,14 +248,14 @@ class Guest:
         self._files.write_bytes(path, data, mode=mode, owner=owner, append=append)
 
     def read_text(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> str:
-        """Return a file's content as UTF-8, what is not UTF-8 replaced by U+FFFD."""
+        """Return a file's content, decoded as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self._files.read_text(path, max_bytes=max_bytes)
 
     def read_bytes(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> bytes:
         """Return a file's content.
 
         Raises:
-            RemoteFileError: It cannot be read, or is larger than ``max_bytes``.
+            RemoteFileError: The file cannot be read, or is larger than ``max_bytes``.
         """
         return self._files.read_bytes(path, max_bytes=max_bytes)
 
@@ -267,7 +267,7 @@ class Guest:
             host_port: Port on the host; 0: a free one.
 
         Returns:
-            Its ``host`` and ``port``; a context manager that closes it.
+            The forwarded port, with ``host`` and ``port``; a context manager that closes it.
 
         Raises:
             NetworkFailed: The host's port is taken.
@@ -279,12 +279,12 @@ class Guest:
     def wait_for_unit(self, unit: str, *, timeout: float | None = None) -> None:
         """Wait until a systemd unit is active.
 
-        A service that counts as active once its process is there must have been
-        active for a second, one that has been restarted for three.
+        A service that systemd calls active as soon as its process has started must
+        have been active for one second; a service that was restarted, for three.
 
         Raises:
-            UnitFailed: It failed, does not exist, or nothing will start it;
-                with its status and journal.
+            UnitFailed: The unit failed, does not exist, or is inactive and no job will
+                start it; with its status and journal.
             WaitTimeout: With the last observation.
             GuestGone: The guest ended or panicked.
         """
@@ -293,12 +293,12 @@ class Guest:
     def wait_for_port(
         self, port: int, *, host: str = "localhost", closed: bool = False, timeout: float | None = None
     ) -> None:
-        """Wait until a TCP port takes connections from inside the guest.
+        """Wait until a TCP port accepts connections from inside the guest.
 
         Args:
             port: TCP port.
             host: Name or address as the guest sees it.
-            closed: Wait until it takes none.
+            closed: Wait until the port accepts no connections.
             timeout: Seconds.
 
         Raises:
@@ -332,7 +332,7 @@ class Guest:
     def wait_for_console(
         self, pattern: str | re.Pattern[str], *, since: int | None = None, timeout: float | None = None
     ) -> re.Match[str]:
-        """Wait until the guest prints something on its console that matches.
+        """Wait until a text that the guest prints on its console matches a pattern.
 
         Args:
             pattern: Regular expression, searched with ``re.MULTILINE``.
@@ -341,14 +341,14 @@ class Guest:
 
         Raises:
             WaitTimeout: With the console's tail.
-            GuestGone: The guest ended first.
+            GuestGone: The guest ended before.
         """
         return self.machine.console.wait(pattern, since=since, timeout=self._seconds(timeout))
 
     def wait_for_log(
         self, pattern: str | re.Pattern[str], *, unit: str | None = None, timeout: float | None = None
     ) -> str:
-        """Wait until a journal line of this boot matches, and return it.
+        """Wait until a journal line of this boot matches a pattern, and return the line.
 
         Raises:
             WaitTimeout: With the last line.
@@ -359,14 +359,14 @@ class Guest:
     # ------------------------------------------------------------ power
 
     def reboot(self, *, hard: bool = False, timeout: float | None = None) -> None:
-        """Restart and log in again; a different boot id proves that it happened.
+        """Restart the guest and log in again; a different boot id proves the restart.
 
         Args:
-            hard: Press the reset button: nothing is stopped or written back.
+            hard: Press the reset button: nothing is stopped or written back first.
             timeout: Seconds until the login.
 
         Raises:
-            BootFailed: It did not come back.
+            BootFailed: The guest did not become ready again.
         """
         limits = self._parts.timeouts
         limit = limits.shutdown + limits.boot if timeout is None else timeout
@@ -377,32 +377,32 @@ class Guest:
             self._on_reboot(time.monotonic() - begun)
 
     def shutdown(self, *, button: bool = False, timeout: float | None = None) -> None:
-        """Switch off in good order; the guest is gone afterwards.
+        """Shut the guest down in good order; it has ended afterwards.
 
         Args:
             button: Press the power button (ACPI) instead of asking systemd.
             timeout: Seconds.
 
         Raises:
-            WaitTimeout: It still runs.
+            WaitTimeout: The guest still runs.
         """
         limit = self._parts.timeouts.shutdown if timeout is None else timeout
         power.shutdown(self.machine, button=button, timeout=limit)
 
     def power_off(self) -> None:
-        """Pull the cable; the guest is gone afterwards."""
+        """Switch the guest off at once, as by pulling the power cable; it has ended afterwards."""
         power.power_off(self.machine)
 
     def crash(self, *, nmi: bool = False) -> str:
-        """Make the kernel panic and return the line in which it says so."""
+        """Make the kernel panic, and return the console's line with the panic."""
         return power.crash(self.machine, nmi=nmi)
 
     def pause(self) -> None:
-        """Stop its processors; commands hang until :meth:`resume`."""
+        """Stop the guest's processors; commands hang until :meth:`resume`."""
         self.machine.domain.suspend()
 
     def resume(self) -> None:
-        """Let its processors go on."""
+        """Let the guest's processors run again."""
         machine = self.machine
         machine.domain.resume()
         renew_if_due(machine)
@@ -413,15 +413,15 @@ class Guest:
         """Take a savepoint of memory and all writable disks together.
 
         Args:
-            name: How messages call it; it need not be unique.
+            name: Name of the savepoint in messages; it need not be unique.
 
         Returns:
-            Its ``restore()`` and ``drop()``; a context manager that does both.
+            The savepoint, with ``restore()`` and ``drop()``; a context manager that does both.
 
         Raises:
             SavepointRefused: A background process or a forwarded port of the
-                test is open, or a writable disk is not qcow2; the message names it.
-            SnapshotFailed: QEMU failed, for instance for want of room.
+                test is open, or a writable disk is not qcow2; the message names the cause.
+            SnapshotFailed: QEMU failed, for instance because the disk is full.
         """
         machine = self.machine
         number = next(_savepoint_numbers)
@@ -433,11 +433,11 @@ class Guest:
 
     @property
     def console(self) -> Console:
-        """The serial console: its log, and a line to type on."""
+        """The guest's console: its log, and input to it."""
         return self.machine.console
 
     def console_tail(self, lines: int = 40) -> str:
-        """Return the console's last lines; empty while the guest is not ready. Never waits or raises."""
+        """Return the console's last lines; empty if the guest is not ready. Never waits or raises."""
         return self._parts.console.tail(lines) if self.state in {"running", "ended"} else ""
 
     def screenshot(self, path: str | Path | None = None) -> bytes:
@@ -458,7 +458,7 @@ class Guest:
             chords: "enter", "ctrl-alt-f2"; each is pressed and released.
 
         Raises:
-            SpecError: No key has that name.
+            SpecError: A name is no key's.
         """
         for codes in [keyboard.chord(chord) for chord in chords]:
             self.machine.domain.send_keys(codes)
@@ -492,7 +492,7 @@ class Guest:
 
     @property
     def _parts(self) -> Machine:
-        """Its parts, for views that leave the guest as it is."""
+        """The guest's machine, for verbs that do not change the guest."""
         return self._boot.result()
 
     @property
@@ -508,8 +508,8 @@ class Guest:
 
 
 def replace_machine(guest: Guest, boot: Future[Machine]) -> None:
-    """Point a guest's handle at another machine: a clone that was started for a reset.
+    """Point a guest's handle at another machine, which was started for a reset.
 
-    No verb, because it is not for tests: the former machine is not removed.
+    This is no verb, because tests must not call it: the former machine is not removed.
     """
-    guest._boot = boot  # noqa: SLF001 - the same module's, and no verb: see above
+    guest._boot = boot  # noqa: SLF001 - in the same module, and no verb: see above

@@ -1,4 +1,4 @@
-"""Names of keys to Linux keycodes (``linux/input-event-codes.h``)."""
+"""Translates names of keys and text to Linux keycodes (``linux/input-event-codes.h``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The guest's screen as PNG.
+"""Converts screenshots of a guest to PNG.
 
-libvirt hands out what QEMU's ``screendump`` wrote: PPM, or PNG from QEMU 7.1
-and libvirt 8.10 on. A test report wants PNG either way.
+libvirt returns what QEMU's ``screendump`` wrote: PPM, or PNG from QEMU 7.1
+and libvirt 8.10 on. A test report needs PNG in both cases.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def to_png(picture: bytes) -> bytes:
         picture: PNG, or PPM with one byte per colour (ppm(5)).
 
     Raises:
-        DomainFailed: It is neither, or cut short.
+        DomainFailed: The picture is neither PNG nor PPM, or is cut short.
     """
     if picture.startswith(_PNG):
         return picture

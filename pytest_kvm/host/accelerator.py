@@ -1,4 +1,4 @@
-"""Which accelerator guests get, and why."""
+"""Chooses the accelerator that runs the guests' code: KVM or TCG."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pytest_kvm.settings import Accel
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """The choice for a run."""
+    """The accelerator of a run, and why it was chosen."""
 
     kind: Literal["kvm", "tcg"]
     reason: str
-    """A clause for the report header."""
+    """Why it was chosen; a clause for the report header."""
 
 
 def accelerator(accel: Accel, *, cache_dir: Path) -> Accelerator:
-    """Choose what runs the guests' code.
+    """Choose the accelerator that runs the guests' code.
 
     Args:
         accel: What the user asked for; ``auto`` takes KVM where it truly works.
-        cache_dir: Keeps the verdict on KVM.
+        cache_dir: Folder that keeps the result of the KVM test.
 
     Raises:
         KvmUnavailable: KVM was asked for and does not work.

@@ -1,4 +1,4 @@
-"""Run host programs: one function, whose child never outlives us."""
+"""Runs host programs, and lets none of them outlive the process that started it."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def run(
     """Run a program to its end and return what it printed.
 
     The program runs in a process group of its own, which is killed when time
-    runs out or when this call is interrupted; the program itself also dies
-    with the calling thread (``PR_SET_PDEATHSIG``, prctl(2)), so that a killed
+    runs out or when this call is interrupted. The kernel also kills the program
+    when the calling thread ends (``PR_SET_PDEATHSIG``, prctl(2)), so a killed
     test run leaves nothing running.
 
     Args:
         argv: Program and arguments; never a shell string.
-        timeout: Seconds it may take.
+        timeout: Seconds that the program may take.
         input: Text for its standard input; without it, ``/dev/null``.
-        env: Variables added to ours.
-        cwd: Where it runs.
-        on_line: Called with each line of either stream as it comes, from a
-            reader thread, one line at a time. What it raises kills the program
-            and is raised again by this call.
+        env: Variables added to this process's environment.
+        cwd: Folder in which the program runs.
+        on_line: Called from a reader thread with each line of the program's
+            output or error output, one line at a time. If it raises an
+            exception, the program is killed and this call raises the exception.
 
     Raises:
         MissingDependency: The program is not installed.
-        HostCommandFailed: It exited non-zero, was killed, or ran out of time.
+        HostCommandFailed: The program exited non-zero, was killed, or ran out of time.
     """
     args = [os.fspath(arg) for arg in argv]
     _require(args[0])
@@ -86,21 +86,21 @@ def run(
 
 
 def require(*programs: str) -> None:
-    """Check that programs are installed before work starts that needs them.
+    """Check that programs are installed, before work starts that needs them.
 
     Raises:
-        MissingDependency: Naming the first that is absent.
+        MissingDependency: A program is absent; the message names the first one.
     """
     for program in programs:
         _require(program)
 
 
 def dying_with_us(argv: Sequence[str]) -> list[str]:
-    """Return a program's arguments so that it is killed when the thread that starts it ends.
+    """Return arguments that start a program which is killed when the thread that started it ends.
 
-    setpriv(1) makes the prctl call and then becomes the program: the same as a
-    preexec_fn, without running Python between fork and exec, which is not safe
-    in a process that has threads.
+    They run setpriv(1), which makes the prctl call and then becomes the program.
+    A ``preexec_fn`` could make that call, too, but it runs Python between fork
+    and exec, which is not safe in a process that has threads.
     """
     setpriv = shutil.which("setpriv")
     return [*([setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []), *argv]
@@ -111,7 +111,7 @@ class _Streams:
 
     def __init__(self, child: subprocess.Popen[bytes], text: str | None, on_line: OnLine | None) -> None:
         self.problem: Exception | None = None
-        """What ``on_line`` has raised."""
+        """The exception that ``on_line`` raised, None if it raised none."""
         self._child = child
         self._on_line = on_line
         self._one_line = threading.Lock()
@@ -167,7 +167,7 @@ class _Streams:
 
 
 def _write(stream: IO[bytes], text: str) -> None:
-    # A program that does not read its input to the end is no error of ours.
+    # A program may end before it has read all of its input; that is no error.
     with suppress(BrokenPipeError), stream:
         stream.write(text.encode())
 
@@ -182,7 +182,7 @@ def _require(program: str) -> None:
 
 
 def _end_of(child: subprocess.Popen[bytes], streams: _Streams, *, timeout: float) -> int | None:
-    """Wait until a program has ended and all of its output is read; None if it was killed for its time."""
+    """Return a program's exit code once all of its output is read; None if it ran out of time."""
     exit_code = None
     try:
         exit_code = child.wait(timeout)

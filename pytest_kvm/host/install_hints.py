@@ -1,8 +1,8 @@
-"""Which distribution package brings what the project needs: the one table.
+"""Table of what the project needs on the host, with the distribution packages that contain it.
 
-Errors and ``pytest-kvm doctor`` name packages from here, and set-up installs
-them. So it imports nothing but the standard library, and a bare ``python3``
-can run it before anything is installed::
+Error messages and ``pytest-kvm doctor`` name packages from this table, and
+set-up installs them. This module imports nothing but the standard library, so a
+bare ``python3`` can run it before anything is installed::
 
     python3 pytest_kvm/host/install_hints.py --print      # the commands to run next on this machine
     python3 pytest_kvm/host/install_hints.py --missing    # the needs that are not met
@@ -32,13 +32,13 @@ _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 @dataclass(frozen=True)
 class Need:
-    """Something of the host, and what brings it.
+    """Something that the host must have, and the packages that contain it.
 
     Args:
         why: What it is for.
         packages: Package names by package manager.
-        programs: It is there if all of these are: programs on PATH or in an ``sbin`` folder.
-        files: It is there if one of these is: path globs. With programs too, either will do.
+        programs: Programs on PATH or in an ``sbin`` folder. The need is met if all of them are there.
+        files: Path globs. The need is also met if one of them matches a file.
     """
 
     why: str
@@ -48,7 +48,7 @@ class Need:
 
 
 def _packages(apt: str, dnf: str, zypper: str, pacman: str) -> dict[str, tuple[str, ...]]:
-    """Read a table row: names separated by spaces."""
+    """Return one table row, made of package names separated by spaces."""
     return {
         APT: tuple(apt.split()),
         DNF: tuple(dnf.split()),
@@ -144,13 +144,13 @@ TEST_NEEDS = {
         programs=("libvirtd",),
     ),
 }
-"""What only a contributor needs, beside all of :data:`NEEDS`."""
+"""What the project's own tests need, in addition to :data:`NEEDS`."""
 
 _ALL = NEEDS | TEST_NEEDS
 
 
 def package_manager() -> str | None:
-    """Return the package manager of this machine, None if it is none of ours."""
+    """Return this machine's package manager, None if it has none of those in the table."""
     return next((name for name in _INSTALL if shutil.which(name)), None)
 
 
@@ -163,12 +163,12 @@ def is_met(need: str) -> bool:
 
 
 def _has_program(name: str) -> bool:
-    # Most users have no sbin on their PATH; what builds images does.
+    # Most users have no sbin folder on their PATH, but the image builds do.
     return shutil.which(name, path=os.pathsep.join([*os.get_exec_path(), *_SBIN])) is not None
 
 
 def missing(*, for_tests: bool = False) -> list[str]:
-    """Return the names of all needs that are not met; on request those of the project's tests too."""
+    """Return the names of all needs that are not met; with ``for_tests`` the project's tests' needs, too."""
     return [need for need in (_ALL if for_tests else NEEDS) if not is_met(need)]
 
 
@@ -183,9 +183,9 @@ def packages_for(needs: list[str], manager: str) -> list[str]:
 
 
 def install_commands(needs: list[str]) -> list[list[str]]:
-    """Return what root has to run here so that ``needs`` are met, as argument lists.
+    """Return the commands that root has to run here so that ``needs`` are met, as argument lists.
 
-    Empty where nothing is missing, or the package manager is none of ours.
+    The list is empty if ``needs`` is, or if the table does not know this machine's package manager.
     """
     manager = package_manager()
     commands: list[list[str]] = []
@@ -200,14 +200,16 @@ ADD_QEMU_ACCOUNT = shlex.split(
     "useradd --system --user-group --no-create-home --home-dir /nonexistent"
     " --shell /usr/sbin/nologin libvirt-qemu"
 )
-"""Debian makes the account that libvirt is compiled for only with
-``libvirt-daemon-system``, a daemon we do without; but a driver that runs as
-root refuses to start while ``getpwnam`` does not know the name
-(``virQEMUDriverConfigNew``), whatever ``qemu.conf`` says."""
+"""Makes the user account that Debian's libvirt is compiled for.
+
+Debian makes this account only with ``libvirt-daemon-system``, whose daemon we
+do not need. But libvirt's QEMU driver, run as root, refuses to start while
+``getpwnam`` does not know the account (``virQEMUDriverConfigNew``), whatever
+``qemu.conf`` says."""
 
 
 def has_qemu_account() -> bool:
-    """Tell whether the account of :data:`ADD_QEMU_ACCOUNT` is there, or is nothing to do with this system."""
+    """Tell whether the account of :data:`ADD_QEMU_ACCOUNT` is there, or this distribution needs none."""
     if package_manager() != APT:
         return True
     try:
@@ -218,9 +220,9 @@ def has_qemu_account() -> bool:
 
 
 def account_commands() -> list[list[str]]:
-    """Return what root has to run here for libvirt to start as root.
+    """Return the commands that root has to run here so that libvirt starts as root.
 
-    To be asked once packages are there: on newer releases one of them makes the account.
+    Call this after the packages are installed: on newer releases one of them makes the account.
     """
     return [] if os.geteuid() != 0 or has_qemu_account() else [ADD_QEMU_ACCOUNT]
 
@@ -234,7 +236,7 @@ def install_hint(*needs: str) -> str:
 
 
 def need_for(program: str) -> str | None:
-    """Return the need that brings a program, None if it is in no row of the table."""
+    """Return the name of the need that lists a program, None if no row of the table does."""
     return next((need for need, row in _ALL.items() if program in row.programs), None)
 
 

@@ -1,11 +1,12 @@
-"""Whether KVM really runs guests here.
+"""Tests whether KVM really runs guests on this machine.
 
-That ``/dev/kvm`` opens says little: some modules behind it answer every query
-(``KVM_GET_API_VERSION``, even ``KVM_CREATE_VM``) and still cannot run what
-QEMU sets up. Others (``kvm_pvm``, for one) run kernels that were made for them,
-and emulate every instruction of all others: firmware alone takes minutes, and a
-stock kernel never speaks. So a guest is run that counts, and looks at the
-processor's own clock (RDTSC) how long it took; all in all some 50 ms.
+It is not enough that ``/dev/kvm`` opens. Some kernel modules behind it answer
+every query (``KVM_GET_API_VERSION``, even ``KVM_CREATE_VM``) and still cannot
+run the machine that QEMU sets up. Others (for example ``kvm_pvm``) run kernels
+that were made for them, and emulate every instruction of all other kernels:
+firmware alone takes minutes, and a stock kernel never prints anything. So a
+test guest runs a counting loop, and measures with the processor's own clock
+(RDTSC) how long the loop takes. The whole test takes some 50 ms.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _ROM_SIZE = 64 * 1024
 _RESET_VECTOR = 0xFFF0
 _EXIT_PORT = 0xF4
 _SAYS = 0x2A
+"""Byte that the test guest writes to the exit port when its loop was fast."""
 _SLOW = _SAYS + 1
+"""The same when its loop was slow: each instruction is emulated."""
 _CODE = bytes.fromhex(
     "fa"  #                     cli
     "2e 66 0f 01 16 4d 00"  #   lgdt cs:[table]
@@ -42,12 +45,12 @@ _CODE = bytes.fromhex(
     "66 b8 10 00"  #            flat: mov ax, 0x10
     "8e d8  8e c0  8e e0  8e e8  8e d0"  # all data segments, or older processors cannot run it
     f"b3 {_SAYS:02x}"  #        mov bl, 0x2a
-    "bf 14 00 00 00"  #         mov edi, 20: so often, as others may take the processor meanwhile
+    "bf 14 00 00 00"  #         mov edi, 20: tries, as another program may take the processor during one
     "0f 31  89 c6"  #           try: rdtsc; mov esi, eax
     "b9 e8 03 00 00"  #         mov ecx, 1000
     "49  75 fd"  #              again: dec ecx; jnz again
     "0f 31  29 f0"  #           rdtsc; sub eax, esi
-    "3d a0 86 01 00  72 04"  #  cmp eax, 100000; jb done: a cycle or two each, and not thousands
+    "3d a0 86 01 00  72 04"  #  cmp eax, 100000; jb done: a cycle or two per round, not thousands
     "4f  75 e6"  #              dec edi; jnz try
     "43"  #                     inc ebx
     f"88 d8  e6 {_EXIT_PORT:02x}  f4"  # done: mov al, bl; out 0xf4, al; hlt
@@ -56,29 +59,29 @@ _CODE = bytes.fromhex(
     "ff ff 00 00 00 9b cf 00"  # 0x08: code, 32 bits, flat
     "ff ff 00 00 00 93 cf 00"  # 0x10: data, 32 bits, flat
 )
-"""Begins at 0xf0000, where the last 64 KiB of a ROM are seen."""
+"""The test guest's program. It begins at 0xf0000, where a guest sees the last 64 KiB of its ROM."""
 _TO_CODE = bytes.fromhex("ea 00 00 00 f0")
-"""jmp 0xf000:0x0000."""
+"""Instruction at the reset vector: jmp 0xf000:0x0000, where the program begins."""
 _LONGEST_RUN = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class KvmProbe:
-    """A verdict on KVM."""
+    """Result of the test of KVM."""
 
     usable: bool
     reason: str
     """What was seen, as a clause ("a test guest ran")."""
     remedy: str = ""
-    """What makes it usable; empty when it is, or when nothing on this machine can."""
+    """How to make KVM usable; empty if KVM is usable, or if nothing on this machine can make it so."""
 
 
 def kvm_usable(cache_dir: Path) -> KvmProbe:
     """Find out whether KVM runs guests here.
 
     Args:
-        cache_dir: Keeps the verdict until the machine is booted again, or
-            QEMU, the device or the modules change.
+        cache_dir: Folder that keeps the result until the machine is booted
+            again, or QEMU, the device or the kernel modules change.
     """
     barrier = _no_access()
     if barrier is not None:
@@ -96,7 +99,10 @@ def kvm_usable(cache_dir: Path) -> KvmProbe:
 
 
 def _no_access() -> KvmProbe | None:
-    """Say what keeps us from the device; never remembered, it changes with a group or a mode."""
+    """Return why this process cannot use the device, None if it can.
+
+    This result is never kept: a change of the user's groups or of the device's mode changes it.
+    """
     try:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -133,7 +139,7 @@ def _no_access() -> KvmProbe | None:
 
 
 def _run_a_guest(qemu: str) -> KvmProbe:
-    """Run a program from the reset vector and see whether it comes through, and in time."""
+    """Run a test guest whose program starts at the reset vector; return whether it ended, and fast enough."""
     rom = bytearray(b"\xf4" * _ROM_SIZE)
     rom[: len(_CODE)] = _CODE
     rom[_RESET_VECTOR : _RESET_VECTOR + len(_TO_CODE)] = _TO_CODE
@@ -150,7 +156,7 @@ def _run_a_guest(qemu: str) -> KvmProbe:
 
 
 def _run(qemu: str, rom: bytes) -> subprocess.CompletedProcess[bytes]:
-    """Run QEMU without a file that a kill would leave behind: no ROM, no core dump."""
+    """Run QEMU with the ROM in memory and without core dumps, so that a kill leaves no file behind."""
     with os.fdopen(os.memfd_create("kvm-probe"), "wb") as file:
         file.write(rom)
         file.flush()
@@ -169,17 +175,17 @@ def _run(qemu: str, rom: bytes) -> subprocess.CompletedProcess[bytes]:
 
 
 def _exit_of(said: int) -> int:
-    """Return how QEMU's isa-debug-exit device turns a byte into an exit code."""
+    """Return QEMU's exit code after the guest wrote a byte to its isa-debug-exit device."""
     return said << 1 | 1
 
 
 def _circumstances(qemu: str) -> str:
-    """Name everything the verdict depends on."""
+    """Return a text that changes with everything the test's result depends on."""
     binary = Path(qemu).stat()
     device = _DEVICE.stat()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     modules = ",".join(sorted(path.name for path in Path("/sys/module").glob("kvm*")))
-    program = hashlib.sha256(_CODE).hexdigest()[:8]  # an older one may have said something else
+    program = hashlib.sha256(_CODE).hexdigest()[:8]  # another program may give another result
     return (
         f"{boot} {qemu} {binary.st_ino} {binary.st_mtime_ns} {device.st_rdev} {device.st_ctime_ns} {modules}"
         f" {program}"
@@ -195,7 +201,7 @@ def _recall(kept: Path, key: str) -> KvmProbe | None:
 
 
 def _remember(kept: Path, key: str, probe: KvmProbe) -> None:
-    # A cache that cannot be written costs 30 ms the next time, no more.
+    # If the cache cannot be written, the next run has to test again, which takes 30 ms.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         fresh = kept.with_name(f"{kept.name}.{os.getpid()}")

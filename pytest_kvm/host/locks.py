@@ -1,4 +1,4 @@
-"""Advisory locks between processes; the kernel lets go when the holder dies.
+"""Advisory locks between processes, exclusive or shared; the kernel releases a lock when its holder dies.
 
 Both kinds are ``flock(2)`` on the same file, so they exclude each other.
 """
@@ -24,16 +24,16 @@ _POLL = 0.1
 
 @contextmanager
 def exclusive(path: Path, *, describe: str, timeout: float, on_wait: OnWait | None = None) -> Iterator[None]:
-    """Hold a lock that nobody else holds.
+    """Hold a lock exclusively while the block runs.
 
     Args:
-        path: The lock file; its folder is made.
-        describe: What the holder does, for those who wait ("building debian-13").
-        timeout: Seconds to wait for it.
-        on_wait: Called once, with who holds it, when it is not free at once.
+        path: The lock file; its folder is made if it is missing.
+        describe: What this process does meanwhile ("building debian-13"); shown to processes that wait.
+        timeout: Seconds to wait for the lock.
+        on_wait: Called once with the lock's holder, if the lock is not free at once.
 
     Raises:
-        NoCapacity: It was not released in time; names the holder.
+        NoCapacity: The lock was not released in time; the message names the holder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, thread_local=False)
@@ -47,7 +47,7 @@ def exclusive(path: Path, *, describe: str, timeout: float, on_wait: OnWait | No
         except filelock.Timeout:
             raise _never_released(path, timeout) from None
     try:
-        with suppress(OSError):  # on a full disk nobody learns who holds it, that is all
+        with suppress(OSError):  # on a full disk the lock works, but its holder stays unknown
             _note(path).write_text(json.dumps({"pid": os.getpid(), "doing": describe}))
         yield
     finally:
@@ -57,7 +57,7 @@ def exclusive(path: Path, *, describe: str, timeout: float, on_wait: OnWait | No
 
 @contextmanager
 def shared(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold a lock that others may share, and that keeps :func:`exclusive` out.
+    """Hold a shared lock while the block runs; other processes may share it, :func:`exclusive` has to wait.
 
     Raises:
         NoCapacity: An exclusive holder did not release it within ``timeout`` seconds.
@@ -79,17 +79,17 @@ def shared(path: Path, *, timeout: float) -> Iterator[None]:
 
 
 class Held:
-    """A lock on a file that exists, taken without waiting.
+    """A lock on an existing file, taken without waiting.
 
-    It is on the file, not on its name: whoever takes it has to look whether
-    the name still leads to that file (:meth:`is_at`).
+    The lock is on the file, not on its name. After taking it, check that the
+    name still leads to the locked file (:meth:`is_at`).
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def is_at(self, path: Path) -> bool:
-        """Say whether ``path`` is the locked file's name."""
+        """Say whether ``path`` still leads to the locked file."""
         try:
             return os.path.samestat(path.stat(), os.fstat(self._descriptor))
         except FileNotFoundError:
@@ -97,13 +97,14 @@ class Held:
 
     @property
     def released(self) -> bool:
-        """Whether it was let go."""
+        """Whether the lock was released."""
         return self._descriptor < 0
 
     def share(self) -> None:
         """Turn the exclusive lock into a shared one.
 
-        Not atomic (``flock(2)``): keep those who take it exclusively away by other means.
+        This is not atomic (``flock(2)``): the caller has to make sure by other
+        means that no process takes the lock exclusively meanwhile.
         """
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
@@ -112,17 +113,17 @@ class Held:
         os.utime(self._descriptor)
 
     def release(self) -> None:
-        """Let go; a second time is nothing."""
+        """Release the lock; a second call does nothing."""
         if self.released:
             return
-        # Not only closed: a fork of this process may have the descriptor, too.
+        # Closing is not enough: a fork of this process may have the descriptor open, too.
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
         self._descriptor = -1
 
 
 def try_shared(path: Path) -> Held | None:
-    """Share the lock of an existing file, or return None when somebody holds it alone.
+    """Take a shared lock on an existing file; return None if it is locked exclusively.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -131,7 +132,7 @@ def try_shared(path: Path) -> Held | None:
 
 
 def try_exclusive(path: Path) -> Held | None:
-    """Take the lock of an existing file, or return None when somebody holds or shares it.
+    """Take an exclusive lock on an existing file; return None if it is locked in either way.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -150,7 +151,7 @@ def _try_lock(path: Path, kind: int) -> Held | None:
 
 
 def holder(path: Path) -> str:
-    """Say who holds a lock and what for ("pid 4711, building debian-13")."""
+    """Return who holds a lock and what for ("pid 4711, building debian-13")."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         note = json.loads(_note(path).read_text())
         return f"pid {note['pid']}, {note['doing']}"
@@ -158,7 +159,7 @@ def holder(path: Path) -> str:
 
 
 def _note(path: Path) -> Path:
-    # Beside the lock, not in it: taking a lock truncates the file.
+    # A file beside the lock file, as taking a lock truncates the lock file.
     return path.with_name(path.name + ".holder")
 
 

@@ -1,9 +1,10 @@
-"""Folders that the plugin made: each holds a marker, and only such a folder is ever removed.
+"""Makes folders with a marker file in them, and removes only folders that hold such a marker.
 
-A name proves nothing, as the folders around it are the user's to choose
-(``--kvm-run-dir=$HOME``). The marker is written when the folder is made and
-removed last: a removal that is killed half-way leaves a folder that is still
-known to be ours. Standard library only: the watcher uses it, too.
+The marker proves that the plugin made the folder. The folder's name proves
+nothing, because the user chooses where it lies (``--kvm-run-dir=$HOME``). The
+marker is written when the folder is made, and removed last: a removal that is
+killed half-way leaves a folder that still has its marker. This module imports
+only the standard library, because the watcher uses it, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, cast
 MARKER = "made-by-pytest-kvm.json"
 _LARGEST = 64 * 1024
 _PASSES = 3
-"""How often a removal looks for what appeared meanwhile: libvirt may still be writing."""
+"""How often a removal empties a folder: libvirt may still write files into it meanwhile."""
 
 
 def make(folder: Path, **facts: str) -> None:
@@ -29,11 +30,11 @@ def make(folder: Path, **facts: str) -> None:
 
     Args:
         folder: Must not exist; its parent must.
-        facts: What else the marker shall say.
+        facts: Further entries of the marker.
 
     Raises:
-        FileExistsError: There is something of that name.
-        OSError: It cannot be made; nothing is left of it.
+        FileExistsError: Something of that name exists already.
+        OSError: The folder cannot be made; nothing is left of it.
     """
     folder.mkdir(mode=0o700)
     try:
@@ -45,12 +46,12 @@ def make(folder: Path, **facts: str) -> None:
 
 
 def mark(folder: Path, **facts: str) -> None:
-    """Put a marker into a folder that is known to be the plugin's by other means.
+    """Put a marker into an existing folder; the caller knows by other means that the plugin made it.
 
     Raises:
-        OSError: It cannot be written, or there is one.
+        OSError: The marker cannot be written, or there is one already.
     """
-    from importlib.metadata import version  # noqa: PLC0415 - the watcher makes no folder, and has no packages
+    from importlib.metadata import version  # noqa: PLC0415 - the watcher has no packages, and never calls this
 
     said = {
         "folder": folder.name,
@@ -67,10 +68,10 @@ def mark(folder: Path, **facts: str) -> None:
 
 
 def marker_of(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder's marker says; None if the folder is not one that this user's plugin made.
+    """Return the entries of a folder's marker; None if the plugin did not make the folder for this user.
 
     Neither the folder nor its marker may be a symbolic link, and the marker
-    has to name the folder: a copy of it elsewhere proves nothing.
+    has to name the folder: a copy of the marker in another folder proves nothing.
     """
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
@@ -95,10 +96,11 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_blank(folder: Path) -> bool:
-    """Say whether a folder holds nothing, or an empty marker: its maker or remover was killed.
+    """Say whether a folder is empty, or holds only an empty marker.
 
-    To remove it loses nothing. Only who keeps others from making folders
-    beside it (by a lock) may conclude that nobody is at it.
+    A process that is killed while it makes or removes a folder leaves it so.
+    Nothing is lost by removing it, but another process may just be making it:
+    remove it only under a lock that keeps others from making folders there.
     """
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
@@ -110,11 +112,11 @@ def is_blank(folder: Path) -> bool:
 
 
 def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> None:
-    """Remove a folder that is ours or blank, its marker last; one that is gone already is no error.
+    """Remove a folder that is ours or blank, its marker last; do nothing if it is gone already.
 
     Args:
         folder: The folder.
-        discard: Removes one entry with all it holds; by default :func:`discarded`.
+        discard: Removes one entry with all it holds; by default :func:`discard_tree`.
 
     Raises:
         OSError: Something could not be removed; all else was, and the marker is still there.
@@ -130,12 +132,12 @@ def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> Non
     if problems:
         raise problems[0]
     (folder / MARKER).unlink(missing_ok=True)
-    with suppress(FileNotFoundError):  # another process was at it, too
+    with suppress(FileNotFoundError):  # another process removed it, too
         folder.rmdir()
 
 
 def discard_tree(path: Path) -> None:
-    """Remove a file, a link, or a folder with all it holds; never what a link leads to.
+    """Remove a file, a link, or a folder with all it holds; follow no links.
 
     Raises:
         OSError: Something could not be removed; all else was.
@@ -156,7 +158,7 @@ def discard_tree(path: Path) -> None:
 
 
 def _empty(folder: Path, discard: Callable[[Path], object]) -> list[OSError]:
-    """Remove everything but the marker; return what went wrong."""
+    """Remove everything but the marker; return the errors."""
     problems: list[OSError] = []
     for path in folder.iterdir() if folder.exists() else ():
         if path.name != MARKER:

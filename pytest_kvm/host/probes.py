@@ -1,6 +1,6 @@
-"""What works on this machine, and what to do about what does not.
+"""Checks of what this machine has for running guests, each with a remedy for what is missing.
 
-Small facts, found without loading libvirt; ``pytest-kvm doctor`` prints them.
+``pytest-kvm doctor`` prints the results. No check loads libvirt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONGEST_QUESTION = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One thing that was looked at."""
+    """Result of one check of this machine."""
 
     name: str
     severity: Severity
@@ -46,7 +46,7 @@ class Fact:
 
 
 def all_facts(*, cache_dir: Path, run_dir: Path) -> Iterator[Fact]:
-    """Yield every fact, the slow ones as they come; all of it takes a second or two."""
+    """Run every check and yield each result at once; all of them take a second or two."""
     yield accelerator_fact(cache_dir)
     yield nested_fact()
     yield qemu_fact()
@@ -96,7 +96,7 @@ def qemu_fact() -> Fact:
 
 
 def program_facts() -> Iterator[Fact]:
-    """Look for the other programs that are called."""
+    """Look for the other host programs that pytest-kvm calls."""
     yield _need_fact("qemu-img", severity="error")
     for need in ("mmdebstrap", "zstd", "base-tools"):
         yield _need_fact(need, severity="warning")
@@ -136,7 +136,7 @@ def libvirt_driver_fact() -> Fact:
 
 
 def qemu_account_fact() -> Fact:
-    """Look for the account that libvirt insists on when it runs as root."""
+    """Look for the user account that libvirt needs when it runs as root."""
     commands = packages.account_commands()
     if not commands:
         return Fact(name="account for QEMU", severity="ok", seen="there, or not needed")

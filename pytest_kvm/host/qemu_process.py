@@ -1,14 +1,14 @@
-"""QEMU as our own child: its end is seen at once and the zombie collected.
+"""Makes QEMU processes children of this process, and collects each the moment it ends.
 
-libvirt daemonises QEMU, so its parent becomes init, and then waits for its
-end by asking ``kill(pid, 0)`` every 200 ms for up to 40 s
-(``virProcessKillPainfullyDelay`` in libvirt's ``src/util/virprocess.c``). A
-zombie still answers that question: where init collects late, or never (a
-container whose first process is a test runner), each stop of a QEMU takes as
-long. As a *child subreaper* (prctl(2)) this process becomes the parent
-instead, and collects QEMU, and nobody else, the moment it ends. It is one only
-while a QEMU starts: what the user's tests leave behind at other times belongs
-to init, as ever.
+libvirt daemonises QEMU, so QEMU's parent becomes init. When libvirt stops a
+QEMU, it waits for its end by calling ``kill(pid, 0)`` every 200 ms for up to
+40 s (``virProcessKillPainfullyDelay`` in libvirt's ``src/util/virprocess.c``).
+That call still succeeds for a zombie: where init collects zombies late, or
+never (a container whose first process is a test runner), each stop of a QEMU
+takes that long. So this process becomes a *child subreaper* (prctl(2)): it gets
+to be QEMU's parent instead of init, and collects QEMU, and no other process, the
+moment QEMU ends. It is a subreaper only while a QEMU starts. At other times the
+processes that the user's tests leave behind go to init, as usual.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_subreaper() -> bool:
     """Say whether orphaned descendants become this process's children.
 
     Raises:
-        HostError: The kernel refused to say (it has known the call since Linux 3.4).
+        HostError: The kernel refused to say (the call exists since Linux 3.4).
     """
     answer = ctypes.c_int()
     _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
@@ -45,7 +45,9 @@ def is_subreaper() -> bool:
 
 
 def set_subreaper(*, on: bool) -> None:
-    """Make those that are orphaned from now on our children, or init's; children stay ours.
+    """Choose whose children later orphaned descendants become: this process's (``on``), or init's.
+
+    Processes that are this process's children already stay so.
 
     Raises:
         HostError: The kernel refused.
@@ -62,14 +64,14 @@ def _prctl(option: int, argument: object) -> None:
 
 
 class HostProcess:
-    """A process that is watched until its end, whoever its parent is.
+    """A process that is watched until it ends; any process may be its parent.
 
     It is held by a pidfd (pidfd_open(2)), so that a signal can never reach
-    another process that was given the same number later.
+    another process that was given the same id later.
 
     Raises:
         ProcessLookupError: There is no such process.
-        psutil.NoSuchProcess: It went away meanwhile.
+        psutil.NoSuchProcess: The process ended meanwhile.
     """
 
     def __init__(self, pid: int) -> None:
@@ -77,7 +79,7 @@ class HostProcess:
         self._pidfd = os.pidfd_open(pid)
         self._session = os.getsid(pid)
         self.is_our_child = psutil.Process(pid).ppid() == os.getpid()
-        """Whether it is collected here, and really gone once :attr:`ended`."""
+        """Whether this process is its parent and collects it, so that no zombie is left once it has ended."""
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._code: int | None = None
@@ -85,27 +87,27 @@ class HostProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone, and collected if it was our child."""
+        """Whether the process has ended, and was collected if it was our child."""
         return self._ended.is_set()
 
     def wait(self, timeout: float) -> bool:
-        """Block until it ended or ``timeout`` seconds passed; say which."""
+        """Block until the process ends or ``timeout`` seconds have passed; say whether it has ended."""
         return self._ended.wait(timeout)
 
     def kill(self) -> None:
-        """Send SIGKILL unless it has ended already.
+        """Send SIGKILL unless the process has ended already.
 
         Raises:
-            PermissionError: It belongs to another user.
+            PermissionError: The process belongs to another user.
         """
         with self._lock:
             if not self.ended:
-                # Dead, but not yet collected by a foreign parent.
+                # ProcessLookupError: it was collected, but _collect has not noted its end yet.
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def how_it_ended(self) -> str:
-        """Say it in words: "was killed by signal 9 (Killed)", "exited with status 1"."""
+        """Return how the process ended: "was killed by signal 9 (Killed)", "exited with status 1"."""
         if not self.ended:
             return "is still running"
         if self._code is None:
@@ -121,7 +123,7 @@ class HostProcess:
         with suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, 0)
             self._code = os.waitstatus_to_exitcode(status)
-            # QEMU's own -daemonize leaves a dead process between it and us.
+            # QEMU's own -daemonize leaves a second zombie: the process that began QEMU's session.
             os.waitpid(self._session, os.WNOHANG)
         with self._lock:
             self._ended.set()
@@ -129,15 +131,16 @@ class HostProcess:
 
 
 class PidfileWatch:
-    """Adopts the children whose pidfiles appear below a folder.
+    """Finds the QEMU processes whose pidfiles appear below a folder, and collects those that end.
 
-    libvirt gives out the pid of a QEMU only after it has started, and removes
-    the pidfile of one that failed to start only after it saw it end; see the
-    module's text for why somebody must collect it before that.
+    libvirt tells the pid of a QEMU only after QEMU has started. If QEMU fails
+    to start, libvirt removes the pidfile only after it has seen QEMU end. The
+    zombie must be collected before that (see the module's docstring), so the
+    pid has to come from the pidfile.
 
     Args:
         root: The folder.
-        patterns: Where pidfiles may be, as globs below ``root``.
+        patterns: Where pidfiles may appear, as globs below ``root``.
     """
 
     def __init__(self, root: Path, patterns: tuple[str, ...]) -> None:
@@ -150,7 +153,7 @@ class PidfileWatch:
 
     @contextmanager
     def watching(self) -> Generator[None]:
-        """Adopt orphans and look for new pidfiles as long as the block runs.
+        """Be a child subreaper and look for new pidfiles while the block runs.
 
         Raises:
             HostError: This process cannot become a subreaper.
@@ -171,7 +174,7 @@ class PidfileWatch:
                     set_subreaper(on=self._was_subreaper)
 
     def find_child(self, pidfile: str) -> HostProcess | None:
-        """Return the child of a pidfile (a path below the root), None if it is not ours."""
+        """Return the process that a pidfile (a path below the root) names, None if it is not our child."""
         self._scan()
         with self._lock:
             return self._adopted.get(self._root / pidfile)
@@ -187,7 +190,7 @@ class PidfileWatch:
     def _scan(self) -> None:
         for pattern in self._patterns:
             for pidfile in self._root.glob(pattern):
-                # A file that is empty still, or gone again, is seen next time.
+                # A pidfile may still be empty, which the next scan mends, or gone again.
                 with suppress(OSError, ValueError, psutil.NoSuchProcess):
                     self._adopt(pidfile, int(pidfile.read_text()))
 

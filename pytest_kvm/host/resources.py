@@ -1,4 +1,4 @@
-"""What this machine has to give: memory, processors, disk space.
+"""Measures what this machine has for guests: memory, processors, disk space.
 
 A container's limits count where they are lower than the machine's
 (https://docs.kernel.org/admin-guide/cgroup-v2.html).
@@ -30,10 +30,10 @@ def memory_available_mib(cgroups: Path = _CGROUPS) -> int:
 
 
 def _in_use(cgroup: Path) -> int:
-    """Return the bytes that a cgroup holds, without cached files that nobody has asked for lately.
+    """Return the bytes that a cgroup holds, without cached files that were not used lately.
 
-    The kernel gives those up before it refuses memory; where images are read
-    and written, they fill a container's limit.
+    The kernel frees those files before it refuses memory. They have to be left
+    out because reading and writing images fills a container's limit with them.
     """
     cached = 0
     with suppress(OSError):
@@ -45,7 +45,7 @@ def _in_use(cgroup: Path) -> int:
 
 
 def memory_total_mib(cgroups: Path = _CGROUPS) -> int:
-    """Return how much memory (MiB) there is for everybody."""
+    """Return how much memory (MiB) there is for all processes together."""
     total = psutil.virtual_memory().total
     for folder in _own_cgroups(cgroups):
         with suppress(OSError, ValueError):

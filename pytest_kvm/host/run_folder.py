@@ -1,4 +1,6 @@
-"""Where things are kept, and the folder of one run.
+"""Makes the folder of a run, and removes the folders of dead runs.
+
+Where files are kept:
 
 ``<cache>/``                     images and libvirt's capability cache, kept between runs
 ``<run dir>/kvm-runs/<id>/``     one run: overlays, seeds, keys, sockets, console logs
@@ -23,10 +25,11 @@ from pytest_kvm.errors import HostError
 from pytest_kvm.host import locks, ownership, watcher
 
 RUNS = "kvm-runs"
-"""The folder of runs below the one that the user gives: everything else in there is his."""
+"""The folder of all runs, below the folder that the user gives. All else in that folder is the user's."""
 LONGEST_RUN_DIR = 32
-"""Bytes: below it ``kvm-runs``, the run and libvirt add up to 75 for a monitor socket,
-and 107 is the limit of a socket's path (``unix(7)``)."""
+"""Bytes that the path of the user's folder may have. Below it, ``kvm-runs``, the run's
+name and libvirt's names add up to 75 bytes for a monitor socket, and a socket's path
+may have 107 (``unix(7)``)."""
 
 _GUARD = "guard"
 _RUN = re.compile(r"[0-9a-f]{8}")
@@ -35,10 +38,10 @@ _PACKAGES = Path(__file__).parents[2]
 
 @contextmanager
 def held_run_folder(parent: Path) -> Iterator[Path]:
-    """Make a run's folder, watched and locked while the block runs, gone after it.
+    """Make a run's folder, keep it watched and locked while the block runs, then remove it.
 
     Raises:
-        HostError: The parent is too long, not ours, or open to others.
+        HostError: The parent's path is too long, or the parent is not ours or open to others.
     """
     runs = _private_runs(parent)
     sweep(parent)
@@ -57,9 +60,11 @@ def held_run_folder(parent: Path) -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Remove what runs left that nobody could clean up after: a reboot, a killed watcher.
+    """Remove the folders that dead runs left, and return them.
 
-    Only what a run's marker vouches for is removed; see :func:`strangers` for the rest.
+    A folder is left after a reboot, or when the run's watcher was killed, too.
+    Only folders with a run's marker, and blank ones, are removed;
+    :func:`strangers` returns what no run made.
     """
     runs = parent / RUNS
     if not os.path.lexists(runs):
@@ -74,7 +79,7 @@ def sweep(parent: Path) -> list[Path]:
 
 
 def strangers(parent: Path) -> list[Path]:
-    """Return what lies among the runs' folders and was not made by a run."""
+    """Return the files and folders among the runs' folders that no run made."""
     runs = parent / RUNS
     if runs.is_symlink():
         return [runs]
@@ -89,13 +94,13 @@ def _is_a_runs(folder: Path) -> bool:
 
 
 def _is_dead(folder: Path) -> bool:
-    """Say whether a folder was a run's that nobody owns any more; with the guard held."""
+    """Say whether a folder belongs to a run that has ended; the caller holds the guard."""
     if not _is_a_runs(folder):
         return False
     try:
         lock = locks.try_exclusive(folder / ownership.MARKER)
     except FileNotFoundError:
-        return ownership.is_blank(folder)  # or its watcher has just removed it
+        return ownership.is_blank(folder)  # if not, its watcher has just removed it
     if lock is None:
         return False  # a live run owns it
     lock.release()
@@ -104,7 +109,7 @@ def _is_dead(folder: Path) -> bool:
 
 @contextmanager
 def _guarded(runs: Path) -> Iterator[None]:
-    """Keep sweeps away from folders that are being made: they have no lock yet."""
+    """Hold the guard, so that no sweep removes a folder that is being made and has no lock yet."""
     guard = os.open(runs / _GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -114,7 +119,7 @@ def _guarded(runs: Path) -> Iterator[None]:
 
 
 def _private_runs(parent: Path) -> Path:
-    """Return the folder of runs below a parent, both made as far as they are missing."""
+    """Return the folder of runs below a parent; make either if it is missing."""
     if len(os.fsencode(parent)) > LONGEST_RUN_DIR:
         raise HostError(
             f"the run folder {parent} has a path of more than {LONGEST_RUN_DIR} bytes: sockets would not fit",
@@ -136,7 +141,7 @@ def _private_runs(parent: Path) -> Path:
 
 @contextmanager
 def _watched(folder: Path) -> Iterator[None]:
-    """Keep a watcher process beside the run."""
+    """Let a watcher process run while the block runs."""
     arguments = [str(_PACKAGES), str(folder), str(os.getpid())]
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments],
@@ -147,6 +152,6 @@ def _watched(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not "done" yet: should removal below be killed half-way, the next
-        # run's sweep finds the folder, as its lock is free by then.
+        # The folder is removed only after this. If that removal is killed
+        # half-way, the next run's sweep removes it, as its lock is free by then.
         process.communicate(b"done")

@@ -1,4 +1,4 @@
-"""SSH key pairs, made for one run and thrown away with it."""
+"""Makes Ed25519 SSH key pairs, and writes files that only their owner may read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_key_pair() -> KeyPair:
 
 
 def write_private(path: Path, content: str | bytes) -> Path:
-    """Write a file that only its owner may read, from its first byte on."""
+    """Write a new file that only its owner may read, from its first byte on."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -1,6 +1,6 @@
-"""What on this machine decides whether a guest that was saved can go on: programs, firmware, processor.
+"""Describes what decides whether a saved guest can run here: programs, firmware, processor, kernel.
 
-All of it is looked up in files; nothing is started.
+No program is started for that.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ _FIRMWARE = tuple(
     Path("/usr/share", name)
     for name in ("seabios", "OVMF", "edk2/ovmf", "edk2/x64", "qemu/firmware", "qemu/ovmf-x86_64")
 )
-"""Where distributions keep what QEMU loads into a guest's memory before its first instruction."""
+"""Where distributions keep firmware: what QEMU loads into a guest's memory before its first instruction."""
 _OF_A_PROCESSOR = {"vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags"}
 
 
 def stamp(path: Path) -> str:
-    """Return a file's path, size and time of change, which tell one build of it from another.
+    """Return a file's path, size and modification time, which differ between two builds of the file.
 
-    Neither inode nor ``ctime``: a package manager unpacks the same on every
-    machine, so a cache that is carried to another one still fits.
+    Inode and ``ctime`` are left out. The rest is the same on every machine
+    where a package manager unpacked the file, so a cache that is carried to
+    another machine still fits.
     """
     try:
         found = path.stat()
@@ -40,7 +41,7 @@ def firmware_stamps(folders: tuple[Path, ...] = _FIRMWARE) -> tuple[str, ...]:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return what tells this machine's processor, its microcode and its features from another's."""
+    """Return the model, microcode and features of this machine's processor, as one line."""
     try:
         first = cpuinfo.read_text().partition("\n\n")[0]
     except OSError:
@@ -52,5 +53,5 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def kernel() -> str:
-    """Return the release of this machine's kernel: what KVM can do for a guest comes with it."""
+    """Return the release of this machine's kernel, on which depends what KVM can do for a guest."""
     return os.uname().release

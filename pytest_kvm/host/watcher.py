@@ -1,10 +1,11 @@
-"""The process that cleans up after a run that could not do it itself.
+"""The watcher process, which cleans up after a run that was killed and could not do so itself.
 
-Started beside every run with the run's folder and process id, in a process
-session of its own. It sleeps until the run says "done" or dies, ``kill -9``
-included; in the second case it ends every QEMU of the run and removes the
-run's folder. Standard library only: it must start without the run's
-``sys.path`` and stay small, for there is one for each xdist worker.
+One watcher is started beside every run with the run's folder and process id, in
+a process session of its own. It sleeps until the run says "done" or dies,
+``kill -9`` included. If the run dies, the watcher kills every QEMU of the run
+and removes the run's folder. It imports only the standard library, because it
+must start without the run's ``sys.path`` and stay small: there is one for each
+xdist worker.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pytest_kvm.host.watcher import main; raise SystemExit(main(sys.argv[2:]))"
 )
-"""Program text that starts it, given where the package is, the run's folder and process id."""
+"""Program text that starts the watcher. Arguments: the package's folder, the run's folder and process id."""
 
 _PATIENCE_MS = 5000
 """How long a killed process may take to disappear."""
@@ -30,8 +31,9 @@ _PATIENCE_MS = 5000
 def processes_of(folder: Path) -> list[int]:
     """Return the ids of QEMU processes that use files below ``folder``.
 
-    Every domain of a run has its console log there, and the folder's name is
-    random: no other process has it on its command line by accident.
+    Every domain of a run has its console log there, so QEMU's command line
+    names the folder. The folder's name is random, so no other process names it
+    by accident.
     """
     needle = os.fsencode(str(folder)) + b"/"
     found: list[int] = []
@@ -40,7 +42,7 @@ def processes_of(folder: Path) -> list[int]:
             continue
         try:
             command_line = (entry / "cmdline").read_bytes()
-        except OSError:  # ended while we looked, or not ours to see
+        except OSError:  # the process ended meanwhile, or we may not look at it
             continue
         program, _, arguments = command_line.partition(b"\0")
         if b"qemu" in program.rpartition(b"/")[2] and needle in arguments:
@@ -57,8 +59,8 @@ def end_processes(folder: Path) -> list[int]:
         except ProcessLookupError:
             continue
         try:
-            # Between the look at /proc and the pidfd the id may have been
-            # given away: look again now that it cannot be.
+            # Before the pidfd was opened, another process may have been given
+            # the id. From now on that cannot happen, so look again.
             if pid in processes_of(folder):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 _await_end(handle)
@@ -71,17 +73,17 @@ def end_processes(folder: Path) -> list[int]:
 
 
 def remove_run(folder: Path) -> list[int]:
-    """End a dead run's processes, remove its folder, return the ids that were ended.
+    """Kill a run's QEMU processes, remove its folder, and return the ids of the killed processes.
 
-    Something else that has taken the folder's place is left alone.
+    A folder that the plugin did not make is left alone, even if it has the run folder's name.
     """
     ended = end_processes(folder)
     try:
         ownership.remove(folder)
     except (OSError, ValueError) as problem:
         sys.stderr.write(f"pytest-kvm: cannot remove {folder}: {problem}\n")
-    # A QEMU that was between fork and exec the first time has its own command
-    # line by now.
+    # A QEMU that was between fork and exec at the first look has its own
+    # command line by now.
     return ended + end_processes(folder)
 
 
@@ -99,8 +101,8 @@ def _run_ended_well(parent: int) -> bool:
         handle = os.pidfd_open(parent)
     except ProcessLookupError:
         return False
-    # A forked child of the run holds the pipe open, so its end alone does not
-    # tell that the run has died; a pidfd does.
+    # A forked child of the run may hold the pipe open after the run has died,
+    # so waiting for the pipe's end is not enough; the pidfd tells.
     poll.register(handle, select.POLLIN)
     ready = [source for source, _ in poll.poll()]
     if sys.stdin.fileno() in ready:
@@ -115,7 +117,7 @@ def main(arguments: list[str]) -> int:
         arguments: The run's folder and its process id.
     """
     folder, parent = Path(arguments[0]), int(arguments[1])
-    # Ctrl-C and a closing terminal end the run; this process outlives both.
+    # Ctrl-C and a closing terminal end the run; the watcher has to outlive both.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     if not _run_ended_well(parent):

@@ -1,11 +1,12 @@
-"""QEMU's capabilities, kept between processes.
+"""What QEMU and libvirt can do on this host, with a cache of libvirt's answers for later processes.
 
 libvirt starts QEMU two times to learn what a binary can do, which takes
-seconds, and writes the answer below its cache folder. Every embed root has a
-cache folder of its own and libvirt rewrites the file in place, so instead of
-one shared folder each root gets a copy, and new answers are published back by
-rename. libvirt itself checks that an answer still fits: change times of QEMU
-and libvirt, host CPU, microcode and kernel (``virQEMUCapsIsValid``).
+seconds, and writes the answer below its cache folder. Each embed root has a
+cache folder of its own, and libvirt rewrites the file in place. So the roots
+do not share one folder: each root gets a copy of the stored answers, and new
+answers are added to the store by rename. libvirt itself checks that an answer
+is still valid: change times of QEMU and libvirt, host CPU, microcode and
+kernel (``virQEMUCapsIsValid``).
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _LONGEST_PROBE = 180.0
 
 
 class CapabilityStore:
-    """The answers that all runs of a user share.
+    """Store of libvirt's answers about QEMU's capabilities, shared by all runs of a user.
 
     Args:
-        folder: Where they are kept.
-        root: The embed root that uses them.
+        folder: The store's folder.
+        root: The embed root whose libvirt uses the answers.
     """
 
     def __init__(self, *, folder: Path, root: Path) -> None:
@@ -46,10 +47,11 @@ class CapabilityStore:
 
     @contextmanager
     def shared(self) -> Generator[None]:
-        """Give the root what is known, and keep what libvirt learns in the block.
+        """Copy the stored answers to the root; after the block, store what libvirt has learned in it.
 
-        The block has libvirt ask QEMU. One thread at a time gets in, and while
-        nothing is known yet, one process.
+        In the block the caller makes libvirt ask QEMU for its capabilities.
+        Only one thread at a time runs the block and, while the store is empty,
+        only one process.
         """
         with self._lock:
             if self._done:
@@ -87,7 +89,7 @@ def _answers(folder: Path) -> Iterator[Path]:
 
 
 def host_facts(connection: libvirt.virConnect) -> HostFacts:
-    """Ask a connection; the first time may take seconds, while libvirt asks QEMU."""
+    """Return what a connection says about its host; this may take seconds if libvirt has to ask QEMU."""
     with translated("ask the connection about its machine"):
         known = _capabilities(connection, kind=None)
         return HostFacts(
@@ -101,7 +103,7 @@ def host_facts(connection: libvirt.virConnect) -> HostFacts:
 
 
 def _capabilities(connection: libvirt.virConnect, *, kind: str | None) -> ET.Element:
-    """Return what domains of a kind may use; nothing for a driver that does not say (the test driver)."""
+    """Return libvirt's domain capabilities for a domain type; empty if the driver has none (test driver)."""
     try:
         text = connection.getDomainCapabilities(None, platform.machine(), "q35", kind, 0)
     except libvirt.libvirtError as failure:

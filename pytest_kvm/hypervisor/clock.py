@@ -1,4 +1,4 @@
-"""The clock of a guest's deadlines: what the host gives to others takes nothing from them."""
+"""The clock for a guest's deadlines: it stands still while the host has no processor for the guest."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 import psutil
 
 _PROCESSOR = re.compile(r"(?:CPU \d+|ALL CPUs)/")
-"""What QEMU calls the threads of its guest's processors (``-name …,debug-threads=on``, as libvirt has it)."""
+"""How the names of QEMU's vCPU threads begin (libvirt starts QEMU with ``-name …,debug-threads=on``)."""
 
 
 class GuestClock:
-    """Counts the seconds that pass while a guest can go on.
+    """Counts the seconds in which a guest could run.
 
-    The time is left out in which the guest's processors were ready and not
-    run, and of the rest the part that a hypervisor below took from the host.
-    (Not the sum of both: what is stolen while they wait is in their waiting.)
+    Two losses are left out. The first is the time in which the guest's vCPUs
+    were ready, but the host did not run them. The second is taken from the
+    rest: the share of time that a hypervisor below the host took from the host.
+    The losses are not simply added, because time that is stolen while the
+    vCPUs wait is already part of their waiting time.
 
     Args:
-        pid: The guest's QEMU; None if it is not on this host: then all seconds count.
+        pid: Process id of the guest's QEMU; None if QEMU is not on this host: then all seconds count.
     """
 
     def __init__(self, pid: int | None) -> None:
@@ -46,10 +48,13 @@ class GuestClock:
 
 
 class _Lost:
-    """Lost seconds of which a total is known, and that only when the loss is over.
+    """Turns a growing total of lost seconds into the seconds lost in each interval.
+
+    The total grows only when a loss is over, so it may contain losses of
+    earlier intervals.
 
     Args:
-        total: What was lost before.
+        total: The total at the start, in seconds.
     """
 
     def __init__(self, total: float) -> None:
@@ -57,12 +62,13 @@ class _Lost:
         self._late = 0.0
 
     def of(self, passed: float, total: float) -> float:
-        """Return how many of the seconds that have passed were lost.
+        """Return how many of the ``passed`` seconds count as lost.
 
-        What is lost beyond them was lost before, and taken for time that had
-        passed: it is made up for by the seconds to come.
+        The total may have grown by more than ``passed`` seconds. The excess was
+        lost in earlier intervals, which did not count it. Later intervals count
+        it instead.
         """
-        late = self._late + max(0.0, total - self._total)  # less, of a QEMU that has ended
+        late = self._late + max(0.0, total - self._total)  # the total shrinks when QEMU has ended
         self._total = max(self._total, total)
         lost = min(late, passed)
         self._late = late - lost
@@ -70,23 +76,24 @@ class _Lost:
 
 
 def held_up(pid: int) -> float:
-    """Return for how long a QEMU's guest could not go on because others had the host's processors.
+    """Return for how long a QEMU's guest could not run because others had the host's processors.
 
-    That is the time that the threads of its processors were ready and not run
+    This is the time in which a vCPU thread of QEMU was ready, but not run
     (``/proc/PID/task/TID/schedstat``, the kernel's
-    Documentation/scheduler/sched-stats.rst); of several the one that waited longest.
+    Documentation/scheduler/sched-stats.rst). The vCPU thread that waited
+    longest counts.
 
     Returns:
-        Seconds since QEMU started; 0 where the kernel does not tell.
+        Seconds since QEMU started; 0 if the kernel keeps no such statistics.
     """
     return max((_ready(task) for task in Path(f"/proc/{pid}/task").glob("*")), default=0.0)
 
 
 def stolen() -> float:
-    """Return for how long a hypervisor below this machine kept it from running (``steal`` in proc_stat(5)).
+    """Return for how long a hypervisor below this host kept it from running (``steal`` in proc_stat(5)).
 
     Returns:
-        Seconds since the machine started, the mean of its processors; 0 on bare metal.
+        Seconds since the host started, as the mean of its processors; 0 on bare metal.
     """
     return float(psutil.cpu_times().steal) / (psutil.cpu_count() or 1)
 
@@ -96,5 +103,5 @@ def _ready(task: Path) -> float:
         if not _PROCESSOR.match((task / "comm").read_text()):
             return 0.0
         return int((task / "schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):  # it has ended, or the kernel keeps no such statistics
+    except (OSError, IndexError):  # the thread has ended, or the kernel keeps no such statistics
         return 0.0

@@ -1,4 +1,4 @@
-"""The way in: a URI becomes a hypervisor. libvirt is loaded on the first call."""
+"""Open the hypervisor of a connection URI; libvirt is loaded by the first call, not by the import."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def open_hypervisor(uri: str, *, run_dir: Path, cache_dir: Path) -> Hypervisor:
             ``run_dir``), ``qemu:///embed?root=…``, ``qemu:///session``,
             ``qemu:///system``, ``qemu+ssh://…/system`` or ``test:///default``
             (https://libvirt.org/uri.html).
-        run_dir: This run's own folder; short, sockets lie below it.
-        cache_dir: QEMU's capabilities are kept below it between runs.
+        run_dir: This run's own folder. Its path has to be short, because QEMU's sockets are below it.
+        cache_dir: The cache folder; QEMU's capabilities are stored below it for later runs.
 
     Raises:
         MissingDependency: libvirt, its Python module, its QEMU driver or QEMU

@@ -1,9 +1,9 @@
-"""A domain's device state, out to a file and in again, while its RAM stays where it is.
+"""Save a domain's device state to a file and load it again, without the RAM.
 
 QEMU's migration with ``x-ignore-shared`` skips memory that is a shared file
-(https://www.qemu.org/docs/master/devel/migration/features.html): what is left
-is under a MiB. The file travels as a descriptor, because libvirt's seccomp
-sandbox forbids ``exec:`` and QEMU learned ``file:`` only in 8.2.
+(https://www.qemu.org/docs/master/devel/migration/features.html); the rest is
+less than a MiB. QEMU gets the file as an open descriptor, because libvirt's
+seccomp sandbox forbids ``exec:``, and QEMU has ``file:`` only since 8.2.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def save(domain: libvirt.virDomain, target: BinaryIO) -> None:
 
 
 def load(domain: libvirt.virDomain, source: BinaryIO) -> None:
-    """Fill a domain that was started with ``-incoming defer`` from an open file.
+    """Load device state from an open file into a domain that was started with ``-incoming defer``.
 
     Raises:
         DomainFailed: The state does not fit the domain, or is damaged.
@@ -54,7 +54,7 @@ def load(domain: libvirt.virDomain, source: BinaryIO) -> None:
     _hand_over(domain, source)
     qmp(domain, "migrate-incoming", arguments={"uri": f"fd:{_FILE}"})
     _wait_for_job(domain, doing="loading the state")
-    # A savepoint of the clone has to hold its memory, too.
+    # A savepoint of this clone has to contain its memory, too.
     _skip_shared_ram(domain, skip=False)
 
 

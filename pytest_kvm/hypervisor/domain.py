@@ -1,4 +1,4 @@
-"""One domain: start to end, and everything asked of it between."""
+"""One libvirt domain: its state and end, power, keys, screen, monitor, guest agent and snapshots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_kvm.hypervisor.snapshots import Snapshots, leave_snapshot
 _KILLED_WITHIN = 10.0
 _ENDS_WITHIN = 10.0
 _MOST_SCREEN_BYTES = 64 * 1024 * 1024
-"""Four times a 24 bit picture of 2560 by 1600; the guest chooses the size."""
+"""Five times a 24 bit picture of 2560 by 1600. There is a limit because the guest chooses the size."""
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 _STATES = {
@@ -32,7 +32,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_SHUTOFF: DomainState.SHUTOFF,
     libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
 }
-"""``SHUTDOWN`` means "being shut down": it still runs."""
+"""``SHUTDOWN`` means "being shut down": the domain still runs."""
 
 
 class LibvirtDomain:
@@ -78,11 +78,11 @@ class LibvirtDomain:
         return self._process.pid if self._process else None
 
     def clock(self) -> float:
-        """Return seconds that pass while the guest can go on; see the protocol."""
+        """Return seconds that pass only while the guest can run; see :class:`GuestClock`."""
         return self._clock.now()
 
     def state(self) -> DomainState:
-        """Ask libvirt; a domain that is gone is shut off."""
+        """Return the state that libvirt reports; ``SHUTOFF`` for a domain that is gone."""
         if not self.alive():
             return DomainState.SHUTOFF
         try:
@@ -99,19 +99,19 @@ class LibvirtDomain:
         return str(self._call("read the XML of", lambda domain: domain.XMLDesc(0)))
 
     def alive(self) -> bool:
-        """Say whether no end was noticed; costs nothing."""
+        """Return True until the domain's end is noticed; asks nobody, so it costs nothing."""
         return self._lifecycle.alive
 
     def end_reason(self) -> str:
-        """Say why it ended; empty while alive."""
+        """Return why the domain ended; empty while it is alive."""
         return self._lifecycle.reason
 
     def on_end(self, callback: Callable[[str], None]) -> None:
-        """Call back once with the reason; see :meth:`Lifecycle.on_end`."""
+        """Call ``callback`` once with the reason of the domain's end; see :meth:`Lifecycle.on_end`."""
         self._lifecycle.on_end(callback)
 
     def wait_end(self, timeout: float) -> bool:
-        """Block until it ended or ``timeout`` seconds passed; say which."""
+        """Block until the domain has ended; return False if it has not after ``timeout`` seconds."""
         return self._lifecycle.wait(timeout)
 
     def resume(self) -> None:
@@ -154,20 +154,20 @@ class LibvirtDomain:
         return monitor.hmp(self._living(), line)
 
     def save_state(self, target: BinaryIO) -> None:
-        """Write the state of all but the RAM file to an open file; see :func:`device_state.save`."""
+        """Write the device state, without the RAM file, to an open file; see :func:`device_state.save`."""
         device_state.save(self._living(), target)
 
     def load_state(self, source: BinaryIO) -> None:
-        """Take in what :meth:`save_state` wrote; see :func:`device_state.load`.
+        """Load what :meth:`save_state` wrote; see :func:`device_state.load`.
 
         Raises:
-            StateDamaged: QEMU has ended because it cannot take it in.
+            StateDamaged: QEMU has ended because it cannot load the state.
             DomainFailed: QEMU has ended for another reason, or hangs.
         """
         try:
             device_state.load(self._living(), source)
         except DomainFailed as failure:
-            # Its monitor says nothing; its end and its log do.
+            # QEMU's monitor does not say why; how QEMU ended and its log do.
             if not self.wait_end(_ENDS_WITHIN):
                 raise
             reason = self.end_reason()
@@ -187,15 +187,15 @@ class LibvirtDomain:
         self._snapshots.load(name)
 
     def drop_snapshot(self, name: str) -> None:
-        """Free what a snapshot occupies."""
+        """Free the space that a snapshot occupies."""
         self._snapshots.drop(name)
 
     def leave_snapshot(self, name: str) -> None:
-        """Write a snapshot for a domain that is revived from copies of the disks."""
+        """Write a snapshot into the disks, from copies of which a new domain will be started."""
         leave_snapshot(self._living(), name)
 
     def how_qemu_ended(self, within: float) -> str:
-        """Say what became of QEMU, once it ended or ``within`` seconds passed."""
+        """Wait for QEMU's end, at most ``within`` seconds, and return how it ended ("was killed by …")."""
         if self._process is None:
             return "ended"
         self._process.wait(within)
@@ -204,9 +204,9 @@ class LibvirtDomain:
     def destroy(self) -> None:
         """Kill QEMU; it is gone when this returns. A second call does nothing.
 
-        libvirt alone would send SIGTERM and look again every 200 ms. A QEMU
-        that is our child is killed and collected here in a few milliseconds;
-        libvirt notices by itself and tidies up meanwhile.
+        libvirt would send SIGTERM and check for the end every 200 ms. So a QEMU
+        that is a child of this process is killed and reaped here instead, in a
+        few milliseconds. libvirt notices its end and cleans up in the background.
 
         Raises:
             DomainFailed: QEMU did not die (it hangs in the kernel), or libvirt
@@ -224,14 +224,14 @@ class LibvirtDomain:
         self._lifecycle.note_end("destroyed")
 
     def _kill(self) -> bool:
-        """Kill QEMU if that is ours to do; say whether nothing is left for libvirt to kill."""
+        """Kill QEMU if this process may; return False if libvirt still has to destroy the domain."""
         process = self._process
         if process is None:
             return False
         try:
             process.kill()
         except PermissionError:
-            return False  # another user's daemon started it
+            return False  # another user's daemon started QEMU
         if not process.wait(_KILLED_WITHIN):
             raise DomainFailed(
                 f"QEMU of {self.name} (pid {process.pid}) outlived SIGKILL by {_KILLED_WITHIN:.0f} s",
@@ -256,7 +256,7 @@ def _press_power_button(domain: libvirt.virDomain) -> None:
     except libvirt.libvirtError as failure:
         if failure.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
             raise
-        domain.shutdown()  # the test driver has no buttons to choose from
+        domain.shutdown()  # the test driver accepts no flags
 
 
 def _screenshot_of(connection: libvirt.virConnect, domain: libvirt.virDomain) -> bytes:

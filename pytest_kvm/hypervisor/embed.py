@@ -1,7 +1,7 @@
-"""The embedded QEMU driver: libvirt without a daemon, below one root folder.
+"""Prepare the root folder of libvirt's embedded QEMU driver, which needs no daemon.
 
-https://libvirt.org/drvqemu.html#embedded-driver. One process has one root and
-one root has one process: libvirt refuses a second of either.
+https://libvirt.org/drvqemu.html#embedded-driver. A process can use only one
+root, and a root can be used by only one process: libvirt refuses a second.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ dynamic_ownership = 0
 remember_owner = 0
 stdio_handler = "file"
 """
-"""What the driver must not expect: a security module's profiles, mount
-namespaces, a cgroup of its own, virtlogd. QEMU's seccomp sandbox stays on."""
+"""The driver's ``qemu.conf``. It switches off what the driver must not rely on:
+profiles of a security module, mount namespaces, its own cgroup, virtlogd.
+QEMU's seccomp sandbox stays on."""
 
 _CONFIG_AS_ROOT = 'user = "root"\ngroup = "root"\n'
-"""As root QEMU would become ``libvirt-qemu`` and lose sight of 0700 folders."""
+"""Added for root: else QEMU would run as ``libvirt-qemu``, which cannot enter folders of mode 0700."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedRoot:
-    """A prepared root folder."""
+    """A root folder that is ready for libvirt's embedded driver."""
 
     path: Path
     watch: PidfileWatch
@@ -52,17 +53,17 @@ class EmbedRoot:
         return f"qemu:///embed?root={quote(str(self.path))}"
 
     def pidfile(self, domain: str) -> str:
-        """Return where libvirt notes the pid of a domain's QEMU, below the root."""
+        """Return the path of the pidfile that libvirt writes for a domain's QEMU, relative to the root."""
         return f"run/qemu/{domain}.pid"
 
     def qemu_log(self, domain: str) -> Path:
-        """Return where a domain's QEMU writes what it has to say."""
+        """Return the path of the log of a domain's QEMU."""
         return self.path / "log/qemu" / f"{domain}.log"
 
 
 _lock = threading.Lock()
 _roots: dict[int, EmbedRoot] = {}
-"""The root of each process id: of this one, and of the one it was forked from."""
+"""Roots by process id: this process's, and in a forked child also the one of its parent."""
 
 
 def is_embed(uri: str) -> bool:
@@ -72,11 +73,12 @@ def is_embed(uri: str) -> bool:
 
 
 def embed_root(uri: str, *, run_dir: Path, cache_dir: Path) -> EmbedRoot:
-    """Prepare the root that a URI names, or ``run_dir``'s own; once a process.
+    """Prepare the root that a URI names, or else one in ``run_dir``; later calls return the same root.
 
     Raises:
         ConnectionFailed: This process has another root already, the path is
-            too long for QEMU's sockets, or there is a ``qemu.conf`` of somebody else.
+            too long for QEMU's sockets, or the root has a ``qemu.conf`` that
+            pytest-kvm did not write.
     """
     check_log_folder()
     asked = parse_qs(urlsplit(uri).query).get("root")
@@ -111,7 +113,7 @@ def _same_root(known: EmbedRoot, path: Path) -> EmbedRoot:
 
 
 def _configure(folder: Path) -> None:
-    """Write the driver's configuration, unless that would replace a file that is not our own."""
+    """Write the driver's ``qemu.conf``; refuse to replace one that pytest-kvm did not write."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = folder / "qemu.conf"
     is_free = not os.path.lexists(config)

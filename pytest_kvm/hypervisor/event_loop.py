@@ -1,8 +1,8 @@
-"""libvirt's event loop: one daemon thread in a process.
+"""libvirt's event loop: one daemon thread per process.
 
-It has to be registered before the first connection is opened
-(https://libvirt.org/html/libvirt-libvirt-event.html), and the embedded driver
-needs it to talk to QEMU's monitor at all.
+The event loop has to be registered before the first connection is opened
+(https://libvirt.org/html/libvirt-libvirt-event.html). Without it the embedded
+driver cannot talk to QEMU's monitor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _started: list[threading.Thread] = []
 
 
 def ensure_event_loop() -> None:
-    """Start the loop once; later calls find it running."""
+    """Start the event loop, unless this process has started it already."""
     with _lock:
         if not _started:
             libvirt.registerErrorHandler(_remember_nothing, None)
@@ -37,7 +37,7 @@ def _run() -> None:
 
 
 def _remember_nothing(_context: object, _error: object) -> None:
-    """Replace libvirt's default handler, which prints each error to stderr.
+    """Replace libvirt's default error handler, which prints each error to stderr.
 
-    The same error reaches us as an exception.
+    Nothing is lost: libvirt's Python module raises the same error as an exception.
     """

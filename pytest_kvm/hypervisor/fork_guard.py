@@ -1,9 +1,10 @@
-"""libvirt objects stay with the process that made them.
+"""Keep forked children from using the libvirt objects of their parent.
 
 A forked child (multiprocessing, pytest-forked) inherits the memory of a
-connection but neither its threads nor its locks. Using it there hangs, and
-dropping it would stop the embedded driver's bookkeeping under the parent's
-feet. So in a child every object is disarmed, and using it raises.
+connection, but neither its threads nor its locks. A call on the connection
+would hang in the child. Freeing the connection there would stop bookkeeping
+of the embedded driver that the parent still needs. So in a child every object
+is disarmed, which makes freeing it harmless, and using it raises an error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class ProcessBound(Generic[T]):
-    """A libvirt object that only its own process may touch."""
+    """A libvirt object that only the process that made it may use."""
 
     def __init__(self, raw: T) -> None:
         self._raw = raw

@@ -1,4 +1,4 @@
-"""libvirt's errors as ours: no ``libvirtError`` leaves this package.
+"""Translate libvirt's errors into the plugin's own: no ``libvirtError`` leaves this package.
 
 What the codes mean: https://libvirt.org/html/libvirt-virterror.html.
 """
@@ -29,7 +29,7 @@ class Meaning:
     """What one libvirt error code means to a user of the plugin."""
 
     error: type[KvmError] | None
-    """None: whatever the failed operation is about."""
+    """The plugin's error class; None: the class that the caller of :func:`translated` gives."""
     resolution: str
 
 
@@ -90,9 +90,9 @@ MEANINGS: Mapping[int, Meaning] = {
     libvirt.VIR_ERR_OPERATION_UNSUPPORTED: _UNSUPPORTED,
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: _UNSUPPORTED,
 }
-"""Every code that says something about the cause. ``INTERNAL_ERROR``,
-``OPERATION_FAILED``, ``SYSTEM_ERROR`` and the like only say that it failed:
-for these the text counts."""
+"""All error codes that say something about the cause. ``INTERNAL_ERROR``,
+``OPERATION_FAILED``, ``SYSTEM_ERROR`` and the like only say that the operation
+failed: for these only the error's text helps."""
 
 
 @contextmanager
@@ -106,8 +106,8 @@ def translated(
 
     Args:
         doing: What is tried, as in "libvirt could not …".
-        error: The class for codes that do not name a better one.
-        details: Asked on failure for what else is known (a log's tail).
+        error: The class for error codes without a class in :data:`MEANINGS`.
+        details: Called on failure; returns further details for the error (the end of a log).
 
     Raises:
         KvmError: Of the class that :data:`MEANINGS` gives, else of ``error``.
@@ -121,7 +121,7 @@ def translated(
 def from_libvirt(
     failure: libvirt.libvirtError, *, doing: str, error: type[KvmError] = HypervisorError, details: str = ""
 ) -> KvmError:
-    """Return our error for one of libvirt's."""
+    """Return the plugin's error for a ``libvirtError``."""
     code: int = failure.get_error_code() or libvirt.VIR_ERR_INTERNAL_ERROR
     meaning = MEANINGS.get(code, _NO_HINT)
     said = failure.get_error_message() or str(failure)

@@ -1,4 +1,4 @@
-"""An open libvirt connection: creates domains and hears how they fare."""
+"""An open libvirt connection: starts domains, lists them and follows their life-cycle events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _DEATH_IS_SEEN_WITHIN = 2.0
 _SETTLED_WITHIN = 5.0
 _LOOK_EVERY = 0.01
 _NAME_IS_TAKEN = (libvirt.VIR_FROM_DOMAIN, libvirt.VIR_ERR_OPERATION_FAILED)
-"""``virDomainObjListAdd`` in ``src/conf/virdomainobjlist.c``; its words are translated."""
+"""Raised by ``virDomainObjListAdd`` in ``src/conf/virdomainobjlist.c``. The error is recognised
+by its codes, because libvirt translates its text."""
 _SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
 
 
@@ -48,10 +49,11 @@ def connect(uri: str, *, run_dir: Path, cache_dir: Path) -> LibvirtHypervisor:
 
 
 _embedded: dict[int, LibvirtHypervisor] = {}
-"""The embedded driver's one connection, by process id (a fork is another).
+"""The embedded driver's only connection, by process id, because a forked child has to open its own.
 
-With each opening libvirt registers its drivers anew, and fails with "Too many
-drivers, cannot register QEMU" after about ten. So it is opened once and kept.
+Each time it is opened, libvirt registers its drivers again, and after about ten
+times it fails with "Too many drivers, cannot register QEMU". So the connection
+is opened once and kept.
 """
 
 
@@ -61,7 +63,7 @@ class LibvirtHypervisor:
     Every method may be called from any thread.
 
     Args:
-        connection: An open one.
+        connection: An open connection.
         root: The embedded driver's folder; None for every other driver.
     """
 
@@ -82,11 +84,12 @@ class LibvirtHypervisor:
         opening.on_lost(connection.get(), self._on_lost)
 
     def facts(self) -> HostFacts:
-        """Return what the connection said of its machine when it was first asked.
+        """Return what the connection says about its host; only the first call asks libvirt.
 
-        libvirt may ask QEMU anew at any such question: a module that it loads
-        with the first domain, installed later than its QEMU driver, makes its
-        cached answers look outdated (``virUpdateSelfLastChanged``).
+        A later question could make libvirt ask QEMU again, which takes seconds.
+        With the first domain libvirt may load a module that was installed after
+        its QEMU driver, and then its cached answers look outdated
+        (``virUpdateSelfLastChanged``).
         """
         with self._asking:
             if self._facts is None:
@@ -97,7 +100,7 @@ class LibvirtHypervisor:
         """Create and start a transient domain from its XML.
 
         Raises:
-            DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
+            DomainFailed: libvirt or QEMU refused; the details hold what QEMU printed.
         """
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         return self._start(xml, partial(_create_domain, xml=xml, flags=flags), doing="create")
@@ -106,8 +109,8 @@ class LibvirtHypervisor:
         """Start a transient domain from a snapshot that its disks hold; see :func:`start_from_snapshot`.
 
         Raises:
-            StateDamaged: QEMU cannot take in the snapshot.
-            DomainFailed: libvirt or QEMU refused; holds what QEMU printed.
+            StateDamaged: QEMU cannot load the snapshot.
+            DomainFailed: libvirt or QEMU refused; the details hold what QEMU printed.
         """
         start = partial(start_from_snapshot, xml=xml, snapshot=snapshot, paused=paused)
         return self._start(xml, start, doing="revive")
@@ -129,16 +132,16 @@ class LibvirtHypervisor:
         return domain
 
     def domains(self) -> list[Domain]:
-        """Return every running domain of the connection, also those of former processes."""
+        """Return every running domain of the connection, also those that former processes started."""
         with translated("list domains"):
             found = self._connection.get().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         return [domain for domain in map(self._find_ours, found) if domain is not None and domain.alive()]
 
     def close(self) -> None:
-        """Let libvirt finish with domains that have ended, and close the connection.
+        """Wait until libvirt has forgotten the domains that have ended, then close the connection.
 
         Domains that run are not touched. The embedded driver's connection
-        stays until the process ends.
+        stays open until the process ends.
         """
         with self._lock:
             ended = [life for life in self._lives.values() if not life.alive]
@@ -153,7 +156,7 @@ class LibvirtHypervisor:
             connection.close()
 
     def _find_ours(self, raw: libvirt.virDomain) -> LibvirtDomain | None:
-        """Return a listed domain; None for one that is only being created, or has ended since."""
+        """Return the domain of a listed libvirt object; None if it is still being created, or has ended."""
         name: str = raw.name()
         with self._lock:
             known = self._domains.get(name)
@@ -164,14 +167,14 @@ class LibvirtHypervisor:
             life = self._lives[name] = Lifecycle(name, autopsy=lambda: self._autopsy(name))
             domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=self._process_of(raw))
             self._domains[name] = domain
-        # Of its end before this moment no event is to come any more.
+        # If the domain ended before this point, no event will report its end.
         if not _is_active(raw):
             self._forget(life)
             return None
         return domain
 
     def _forget(self, life: Lifecycle) -> None:
-        """Drop a domain, unless its name is another's by now."""
+        """Drop a domain, unless a newer domain has its name by now."""
         with self._lock:
             if self._lives.get(life.name) is life:
                 del self._lives[life.name]
@@ -179,7 +182,7 @@ class LibvirtHypervisor:
 
     @contextmanager
     def _born(self, name: str) -> Generator[Lifecycle]:
-        """Listen for a domain's events from before it exists; forget it if it never does."""
+        """Note the events of a domain that the block starts; forget the domain if the block fails."""
         life = Lifecycle(name, autopsy=lambda: self._autopsy(name))
         with self._lock:
             former = self._lives.get(name)
@@ -260,11 +263,12 @@ def _create_domain(connection: libvirt.virConnect, *, xml: str, flags: int) -> l
 
 
 def _started_once_free(connection: libvirt.virConnect, name: str, start: _Start) -> libvirt.virDomain:
-    """Start a domain, again if libvirt was only just forgetting another of its name.
+    """Start a domain; try again while libvirt is removing an ended domain of the same name.
 
-    libvirt tells of a domain's end a moment before it strikes the domain from
-    its list (``processMonitorEOFEvent`` in ``src/qemu/qemu_driver.c``). What a
-    look-up by name no longer finds, though a start still met it, is gone soon.
+    libvirt reports a domain's end a moment before it removes the domain from
+    its list (``processMonitorEOFEvent`` in ``src/qemu/qemu_driver.c``). So a
+    start may fail because the name is taken. If a look-up by name then finds no
+    domain, the name will soon be free.
     """
 
     def attempt() -> libvirt.virDomain:
@@ -302,9 +306,9 @@ def _name_in(xml: str) -> str:
 
 
 def find_qemu(uuid: str) -> HostProcess | None:
-    """Return the QEMU that runs a domain, None if it is not on this machine.
+    """Return the QEMU process of a domain, None if it is not on this host.
 
-    libvirt tells nobody the pid; it does put ``-uuid`` on the command line.
+    libvirt does not tell the pid, but it puts ``-uuid`` on QEMU's command line.
     """
     for process in psutil.process_iter(["cmdline"]):
         arguments: list[str] = process.info["cmdline"] or []

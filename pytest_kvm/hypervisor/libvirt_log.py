@@ -1,8 +1,8 @@
-"""Keep libvirt's own messages off the terminal. Loads no libvirt.
+"""Keep libvirt's own messages off the terminal. This module does not load libvirt.
 
 The embedded driver runs inside this process and logs warnings and errors to
 stderr, where they would end up between the lines of a test report. libvirt
-reads where to log from the environment once, while it is loaded
+reads from the environment where to log, once, while it is loaded
 (https://libvirt.org/logging.html).
 """
 
@@ -23,14 +23,14 @@ _files: list[Path] = []
 
 @contextmanager
 def logging_to(file: Path) -> Generator[None]:
-    """Have the libvirt that the block loads log to ``file``.
+    """Make libvirt log to ``file`` if the block loads libvirt.
 
-    Nothing happens if it is loaded already, or if the user chose another
-    place. The variable is gone after the block: our children have to choose
-    for themselves.
+    Nothing happens if libvirt is loaded already, or if the user has set
+    ``LIBVIRT_LOG_OUTPUTS``. The variable is removed after the block, so that
+    child processes do not inherit it.
 
     Raises:
-        ConnectionFailed: libvirt could not read the path.
+        ConnectionFailed: The path contains a space, so libvirt cannot read it.
     """
     if "libvirt" in sys.modules or _VARIABLE in os.environ:
         yield
@@ -50,13 +50,13 @@ def logging_to(file: Path) -> Generator[None]:
 
 
 def check_log_folder() -> None:
-    """Refuse to go on when the log's folder was removed.
+    """Raise an error if the folder of libvirt's log was removed.
 
-    Each child of the embedded driver opens the log again before it becomes
-    QEMU, and ends when it cannot.
+    Each child process of the embedded driver opens the log again before it
+    becomes QEMU, and exits if it cannot.
 
     Raises:
-        ConnectionFailed: It was removed.
+        ConnectionFailed: The folder was removed.
     """
     if _files and not _files[0].parent.is_dir():
         raise ConnectionFailed(

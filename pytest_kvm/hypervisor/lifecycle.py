@@ -1,4 +1,4 @@
-"""Whether a domain still runs, and why not: kept by events, asked by anyone."""
+"""Whether a domain still runs, and why it has ended, as libvirt's life-cycle events tell."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FAILURES = (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT_
 
 
 class Lifecycle:
-    """One domain's end, noted once.
+    """Notes the end of one domain with its reason, and tells those who wait for the end.
 
     Args:
         name: The domain's name.
-        autopsy: Says what became of a QEMU that ended on its own.
+        autopsy: Called when QEMU ended on its own; returns how it ended, for the reason.
     """
 
     def __init__(self, name: str, *, autopsy: Callable[[], str]) -> None:
@@ -40,12 +40,12 @@ class Lifecycle:
 
     @property
     def alive(self) -> bool:
-        """Whether no end was noted yet."""
+        """True until the domain's end is noted."""
         return not self._ended.is_set()
 
     @property
     def reason(self) -> str:
-        """Why it ended; empty while alive."""
+        """Why the domain ended; empty while it is alive."""
         return self._reason
 
     @property
@@ -54,13 +54,14 @@ class Lifecycle:
         return self._settled.is_set()
 
     def wait(self, timeout: float) -> bool:
-        """Block until the end or until ``timeout`` seconds passed; say which."""
+        """Block until the domain has ended; return False if it has not after ``timeout`` seconds."""
         return self._ended.wait(timeout)
 
     def on_end(self, callback: Callable[[str], None]) -> None:
-        """Call back with the reason, once, from whichever thread notes the end.
+        """Call ``callback`` once with the reason of the end; at once if the domain has ended already.
 
-        The callback has to return soon: no other event comes in meanwhile.
+        The callback runs in the thread that notes the end, and has to return
+        soon: no other event is processed meanwhile.
         """
         with self._lock:
             if self.alive:
@@ -69,19 +70,19 @@ class Lifecycle:
         callback(self._reason)
 
     def expect(self, reason: str) -> None:
-        """Say why it is about to end: the event will only say that QEMU died."""
+        """Set the reason for an end that we are about to cause; the event would only say that QEMU died."""
         self._expected = reason
 
     def wait_settled(self, timeout: float) -> bool:
-        """Block until libvirt has forgotten the domain or ``timeout`` seconds passed; say which.
+        """Block until libvirt has forgotten the domain; return False if it has not after ``timeout`` seconds.
 
-        libvirt sees a QEMU that was killed behind its back at once, but may
-        look a second time, 200 ms later, before it believes it.
+        If QEMU was killed without libvirt, libvirt notices at once, but may
+        check again 200 ms later before it treats the domain as ended.
         """
         return self._settled.wait(timeout)
 
     def event(self, event: int, detail: int) -> None:
-        """Take in a libvirt life-cycle event (``virDomainEventType`` and its detail)."""
+        """Process a libvirt life-cycle event (``virDomainEventType`` and its detail)."""
         if event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
             self.note_end("crashed: the guest's kernel panicked")
         elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED and self.alive:
@@ -106,5 +107,5 @@ class Lifecycle:
         for callback in callbacks:
             try:
                 callback(reason)
-            except Exception:  # noqa: BLE001 - it is not ours, and the others have to be told
+            except Exception:  # noqa: BLE001 - a foreign callback; the other ones have to be called, too
                 _log.exception("a callback for the end of %s failed", self.name)

@@ -1,4 +1,4 @@
-"""QEMU's monitor and the guest agent, through libvirt.
+"""Send commands to QEMU's monitor and to the guest agent, through libvirt.
 
 Both speak JSON of the same shape: ``{"execute": …, "arguments": …}`` is
 answered by ``{"return": …}`` or ``{"error": {"class": …, "desc": …}}``
@@ -25,7 +25,7 @@ def qmp(domain: libvirt.virDomain, command: str, *, arguments: Mapping[str, Any]
     """Run a QMP command and return its ``return`` value.
 
     Raises:
-        DomainFailed: QEMU refused; or its monitor is gone.
+        DomainFailed: QEMU refused the command, or its monitor is gone.
     """
     name: str = domain.name()
     with translated(f"run QMP {command} on {name}", error=DomainFailed):
@@ -37,7 +37,7 @@ def result_of(text: str, *, command: str, name: str) -> Any:  # noqa: ANN401 - J
     """Return the ``return`` value of QEMU's answer to a command.
 
     Raises:
-        DomainFailed: It answered with an error.
+        DomainFailed: QEMU answered with an error.
     """
     reply = json.loads(text)
     if "error" in reply:
@@ -61,8 +61,9 @@ def agent(
 ) -> Any:  # noqa: ANN401 - JSON
     """Run a guest agent command and return its ``return`` value.
 
-    libvirt counts whole seconds, and greets the agent first, for which it
-    allows 5 s more (``QEMU_AGENT_WAIT_TIME``).
+    The timeout is rounded up, because libvirt counts whole seconds. libvirt
+    greets the agent before it sends the command, and waits up to 5 s more for
+    the answer to the greeting (``QEMU_AGENT_WAIT_TIME``).
 
     Raises:
         AgentError: The agent refused, did not answer, or answered nonsense.
@@ -74,7 +75,7 @@ def agent(
     try:
         return json.loads(text)["return"]
     except (ValueError, KeyError, TypeError):
-        # What the guest sends is hostile; libvirt bounds its size.
+        # An answer of the guest is never trusted; libvirt limits its size.
         raise AgentError(f"the guest agent of {name} answered {command} with no result") from None
 
 

@@ -1,4 +1,4 @@
-"""Open and lose a libvirt connection."""
+"""Open a libvirt connection, explain a failure to open it, and report its loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _KEEPALIVE_MISSES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class _Cause:
-    """A known reason why opening fails, by a part of libvirt's text: the code says only "internal error"."""
+    """A known reason why a connection cannot be opened, with the part of libvirt's text that tells it.
+
+    The error code does not help: it says only "internal error".
+    """
 
     text: str
     error: type[KvmError]
@@ -69,11 +72,11 @@ _CAUSES = (
 
 
 def open_connection(uri: str) -> ProcessBound[libvirt.virConnect]:
-    """Open a connection, the event loop running.
+    """Start the event loop and open a connection.
 
     Raises:
         MissingDependency: QEMU, its libvirt driver or an account is missing.
-        ConnectionFailed: Any other reason.
+        ConnectionFailed: The connection cannot be opened for another reason.
     """
     ensure_event_loop()
     try:
@@ -83,13 +86,13 @@ def open_connection(uri: str) -> ProcessBound[libvirt.virConnect]:
 
 
 def on_lost(connection: libvirt.virConnect, callback: Callable[[str], None]) -> None:
-    """Call back when a remote connection breaks; local drivers cannot lose theirs."""
+    """Call ``callback`` when a remote connection breaks; the connection of a local driver cannot break."""
 
     def on_close(_connection: object, reason: int, _mine: object) -> None:
         if reason != libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT:
             callback("the daemon or the network went away")
 
-    # Drivers that live in this process know neither call.
+    # Drivers that run inside this process support neither call.
     with suppress(libvirt.libvirtError):
         connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_MISSES)
         connection.registerCloseCallback(on_close, None)

@@ -1,7 +1,7 @@
-"""What the layers above may ask of a hypervisor. No libvirt here.
+"""Protocols of a hypervisor and its domains: the calls that other layers may use. Does not load libvirt.
 
-Strings and plain values only: a backend never sees a spec. Every call may
-raise :class:`~pytest_kvm.errors.HypervisorError`.
+All arguments are strings and plain values: a hypervisor never sees a spec.
+Every call may raise :class:`~pytest_kvm.errors.HypervisorError`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 
 class DomainState(enum.Enum):
-    """libvirt's ``virDomainState``, reduced to what can be acted on."""
+    """libvirt's ``virDomainState``, reduced to the states that the plugin distinguishes."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -23,7 +23,7 @@ class DomainState(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What a connection says of the machine its domains run on."""
+    """What a connection says about the host of its domains."""
 
     uri: str
     hypervisor_version: str
@@ -57,15 +57,15 @@ class Domain(Protocol):
         ...
 
     def clock(self) -> float:
-        """Return seconds that pass while the guest can go on: what its deadlines are measured in.
+        """Return seconds that pass only while the guest can run; the guest's deadlines are measured in them.
 
-        Like ``time.monotonic()``, but it stands still while the guest has
-        something to do and the host has no processor for it.
+        The clock is like ``time.monotonic()``, but stands still while the guest
+        has something to do and the host has no processor for it.
         """
         ...
 
     def state(self) -> DomainState:
-        """Ask the hypervisor; a domain that is gone is shut off."""
+        """Return the state that the hypervisor reports; ``SHUTOFF`` for a domain that is gone."""
         ...
 
     def xml(self) -> str:
@@ -73,19 +73,19 @@ class Domain(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Say whether the domain still runs; cheap: kept by events, asks nobody."""
+        """Say whether the domain still runs, as the last event told; asks nobody, so it is cheap."""
         ...
 
     def end_reason(self) -> str:
-        """Why it ended ("guest shutdown", "QEMU died: …"), empty while alive."""
+        """Return why the domain ended ("guest shutdown", "QEMU died: …"); empty while it is alive."""
         ...
 
     def on_end(self, callback: Callable[[str], None]) -> None:
-        """Call back with the end reason, once; at once if it has ended already."""
+        """Call ``callback`` once with the reason of the domain's end; at once if it has ended already."""
         ...
 
     def wait_end(self, timeout: float) -> bool:
-        """Block until the domain ends or ``timeout`` seconds passed."""
+        """Block until the domain has ended; return False if it has not after ``timeout`` seconds."""
         ...
 
     def resume(self) -> None:
@@ -105,7 +105,7 @@ class Domain(Protocol):
         ...
 
     def destroy(self) -> None:
-        """Pull the cable: QEMU is gone and reaped when this returns. Idempotent."""
+        """Kill QEMU, like pulling the power cable; it is gone and reaped when this returns. Idempotent."""
         ...
 
     def inject_nmi(self) -> None:
@@ -129,14 +129,15 @@ class Domain(Protocol):
         ...
 
     def save_state(self, target: BinaryIO) -> None:
-        """Write the device state of a paused domain, all but its RAM file, to an open file.
+        """Write the device state of a paused domain, without its RAM file, to an open file.
 
-        Its disks are closed for good: nothing is left to do but :meth:`destroy`.
+        QEMU closes the domain's disks for good: the only use left for the
+        domain is :meth:`destroy`.
         """
         ...
 
     def load_state(self, source: BinaryIO) -> None:
-        """Fill a domain that waits for its state from an open file; it stays paused."""
+        """Load device state from an open file into a domain that waits for it; the domain stays paused."""
         ...
 
     def take_snapshot(self, name: str) -> None:
@@ -155,21 +156,22 @@ class Domain(Protocol):
 
         The guest goes on if it ran when the snapshot was taken, and is paused
         if it was paused then. Each snapshot can be loaded any number of times,
-        in any order. What its disks brought along can be loaded, too.
+        in any order. Snapshots that were in the disks when the domain was
+        started can be loaded, too.
 
         Raises:
-            SavepointRefused: Devices were plugged in or unplugged since; nothing has changed.
-            SnapshotFailed: There is no such snapshot, or it cannot be read: the
-                guest is of no use then.
+            SavepointRefused: Devices were plugged in or unplugged since; the guest is unchanged.
+            SnapshotFailed: There is no such snapshot, or it cannot be read. The
+                guest cannot be used any more.
         """
         ...
 
     def drop_snapshot(self, name: str) -> None:
-        """Free the space that a snapshot occupies in the disks; the others stay."""
+        """Free the space that a snapshot occupies in the disks; other snapshots stay."""
         ...
 
     def leave_snapshot(self, name: str) -> None:
-        """Do as :meth:`take_snapshot`, without using QEMU's monitor, for :meth:`Hypervisor.revive`.
+        """Do as :meth:`take_snapshot`, but by a call of libvirt's own, for :meth:`Hypervisor.revive`.
 
         Raises:
             SnapshotFailed: A disk is not qcow2, or the guest boots with UEFI.
@@ -180,16 +182,16 @@ class Domain(Protocol):
         """Run a guest agent command and return its ``return`` value.
 
         Raises:
-            AgentError: It did not answer within ``timeout`` seconds or refused.
+            AgentError: The agent did not answer within ``timeout`` seconds, or refused.
         """
         ...
 
 
 class Hypervisor(Protocol):
-    """An open connection."""
+    """An open connection to a hypervisor."""
 
     def facts(self) -> HostFacts:
-        """Return what the connection says of its machine; it is asked once."""
+        """Return what the connection says about its host; only the first call asks."""
         ...
 
     def create(self, xml: str, *, paused: bool = False) -> Domain:
@@ -197,13 +199,13 @@ class Hypervisor(Protocol):
         ...
 
     def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> Domain:
-        """Create a transient domain that goes on where a snapshot in its disks was taken.
+        """Create and start a transient domain from a snapshot that its disks hold.
 
         Args:
-            xml: The same devices at the same addresses as when it was taken;
-                name, UUID and the disks' paths may be others.
-            snapshot: From :meth:`Domain.leave_snapshot` or :meth:`Domain.take_snapshot`.
-            paused: Leave it paused.
+            xml: The domain, with the same devices at the same addresses as when
+                the snapshot was taken; name, UUID and paths of disks may differ.
+            snapshot: Name that was given to :meth:`Domain.leave_snapshot` or :meth:`Domain.take_snapshot`.
+            paused: Leave the domain paused.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What QEMU said before it ended."""
+"""Find in QEMU's log what QEMU printed before it ended."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def tail(log: Path) -> str:
 
 
 def foreign_signal(log: Path) -> str:
-    """Return what QEMU said of a signal that ended it, unless this process sent it; else nothing.
+    """Return what QEMU logged about the signal that ended it; empty if this process sent the signal.
 
-    libvirt calls that end a shutdown. When the guest does shut down, it is
-    libvirt that sends the signal: this process.
+    libvirt reports an end by a signal as a shutdown, whoever sent the signal.
+    If the guest has really shut down, libvirt itself sends it, and the embedded
+    libvirt is part of this process.
     """
     for line in reversed(_own_lines(log)):
         found = _SIGNALLED.search(line)
@@ -39,19 +40,19 @@ def foreign_signal(log: Path) -> str:
 
 
 def refuses_state(said: str) -> bool:
-    """Say whether QEMU's last words are that it cannot take in a saved state.
+    """Say whether QEMU printed that it cannot load a saved state.
 
-    That is the end of ``process_incoming_migration_co`` (migration/migration.c)
-    and of ``load_snapshot`` (migration/savevm.c).
+    These messages come from the end of ``process_incoming_migration_co``
+    (migration/migration.c) and of ``load_snapshot`` (migration/savevm.c).
     """
     return _REFUSES_STATE.search(said) is not None
 
 
 def _own_lines(log: Path) -> list[str]:
-    """Read the end of a log without what libvirt wrote.
+    """Return the lines that QEMU wrote at the end of a log, without those of libvirt.
 
-    That is the command line, one argument a line with a backslash behind all
-    but the last, and some remarks.
+    libvirt writes QEMU's command line and some remarks. The command line has
+    one argument per line, and a backslash after each argument but the last.
     """
     text = ""
     with suppress(OSError), log.open("rb") as stream:

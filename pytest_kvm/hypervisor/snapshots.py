@@ -1,9 +1,10 @@
-"""Snapshots in a running domain's own disks: memory, devices and disks together.
+"""Snapshots of memory, devices and disks together, which are stored in the domain's own disks.
 
 QEMU's jobs ``snapshot-save``, ``snapshot-load`` and ``snapshot-delete``
 (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html) do what ``savevm``
-does, in the same time, for disks that are named. QEMU stands still meanwhile.
-libvirt's own call to go back would end QEMU and start another.
+does, in the same time, but only for the disks that their arguments name. QEMU
+does nothing else while a job runs. libvirt's own call to load a snapshot is not
+used in a running domain, because it would end QEMU and start another.
 """
 
 from __future__ import annotations
@@ -27,29 +28,32 @@ if TYPE_CHECKING:
 
 _JOB = "kvm-snapshot"
 _WITHIN = 600.0
-"""Seconds for one job. It writes or reads the guest's memory; the rest is nothing beside that."""
+"""Longest time for one job, in seconds. Nearly all of it is for writing or reading the guest's memory."""
 _LOOK_EVERY = 0.005
-"""The monitor answers only when QEMU is done, so a second look is hardly ever taken."""
+"""Seconds between two looks at a job. QEMU answers the first look only when the job is done,
+so a second one is hardly ever needed."""
 _FLASH = "cfi.pflash01"
 _PLUGGED = ("/machine/peripheral", "/machine/peripheral-anon")
-"""Where QEMU's object model has the devices of the command line and those plugged in later."""
+"""Paths in QEMU's object model of all devices: those of the command line and those plugged in later."""
 _FORGET = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
 _REDEFINE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Taken:
-    """How things stood when a snapshot was taken."""
+    """Whether the domain ran, and which devices it had, when a snapshot was taken."""
 
     running: bool
     devices: frozenset[str]
 
 
 class Snapshots:
-    """One domain's snapshots. Each stands alone: any can be loaded or dropped at any time.
+    """Takes, loads and drops the snapshots of one domain.
+
+    Snapshots do not depend on each other: each can be loaded or dropped at any time.
 
     Args:
-        domain: Whose.
+        domain: The domain.
     """
 
     def __init__(self, domain: Domain) -> None:
@@ -66,38 +70,38 @@ class Snapshots:
             self._taken[name] = taken
 
     def load(self, name: str) -> None:
-        """Go back; see :meth:`Domain.load_snapshot`."""
+        """Put memory, devices and disks back; see :meth:`Domain.load_snapshot`."""
         with self._lock:
             disks = self._disks()
             taken = self._taken.get(name)
             if taken is not None:
                 self._check_devices(name, taken.devices)
             self._run("snapshot-load", {"tag": name, "vmstate": disks[0], "devices": disks})
-            # QEMU goes on as it was just now, not as it was then.
+            # QEMU now runs or is paused as before the load, not as when the snapshot was taken.
             if taken is not None and taken.running != self._running():
                 (self._domain.resume if taken.running else self._domain.suspend)()
 
     def drop(self, name: str) -> None:
-        """Free what a snapshot occupies; see :meth:`Domain.drop_snapshot`."""
+        """Free the space that a snapshot occupies; see :meth:`Domain.drop_snapshot`."""
         with self._lock:
             self._run("snapshot-delete", {"tag": name, "devices": self._disks()})
             self._taken.pop(name, None)
 
-    # ------------------------------------------------------------ what there is
+    # ------------------------------------------------------------ state, disks and devices
 
     def _running(self) -> bool:
         return bool(self._domain.qmp("query-status")["running"])
 
     def _disks(self) -> list[str]:
-        """Return QEMU's names of the disks that snapshots go into, the root disk first.
+        """Return QEMU's names of the disks that snapshots are written to, the root disk first.
 
-        The flash that holds UEFI's variables is not among them, though it is
-        writable and raw: it is part of the memory, and QEMU writes it back to
-        its file when the memory was loaded (``pflash_post_load()`` in QEMU's
-        ``hw/block/pflash_cfi01.c``).
+        The flash that holds UEFI's variables is raw and writable, but needs no
+        snapshot. Its contents are saved with the memory, and QEMU writes them
+        back to the flash's file after it has loaded the memory
+        (``pflash_post_load()`` in QEMU's ``hw/block/pflash_cfi01.c``).
 
         Raises:
-            SavepointRefused: A disk cannot hold snapshots, or there is none that can.
+            SavepointRefused: A writable disk is not qcow2, or there is no writable qcow2 disk.
         """
         media = [
             (block["qdev"], block["inserted"])
@@ -126,7 +130,7 @@ class Snapshots:
         return bool(self._domain.qmp("qom-get", {"path": device, "property": "type"}) == _FLASH)
 
     def _devices(self) -> frozenset[str]:
-        """Return what is plugged in, by id and kind, and the file behind each disk."""
+        """Return all devices by id and type, and the file of each disk."""
         plugged = [
             f"{child['name']} ({child['type'].removeprefix('child<').removesuffix('>')})"
             for path in _PLUGGED
@@ -141,7 +145,7 @@ class Snapshots:
         return frozenset([*plugged, *disks])
 
     def _check_devices(self, name: str, then: frozenset[str]) -> None:
-        """Refuse to load into other devices; QEMU would notice only half-way, and leave a ruin."""
+        """Raise an error if the devices have changed: QEMU would fail half-way and ruin the guest."""
         now = self._devices()
         if now == then:
             return
@@ -184,8 +188,8 @@ def leave_snapshot(domain: libvirt.virDomain, name: str) -> None:
     """Write a snapshot into a running domain's disks: :func:`start_from_snapshot` starts from copies of them.
 
     Raises:
-        SnapshotFailed: A disk cannot hold one, or the guest has flash memory:
-            libvirt knows of no way to include UEFI's variables before 10.9.
+        SnapshotFailed: A disk cannot hold a snapshot, or the guest has flash
+            memory: libvirt before 10.9 cannot include UEFI's variables.
     """
     with translated(f"take the snapshot {name} of {domain.name()}", error=SnapshotFailed):
         root = ET.Element("domainsnapshot")
@@ -198,14 +202,15 @@ def start_from_snapshot(
 ) -> libvirt.virDomain:
     """Start a domain from a snapshot that its disks hold, and return it.
 
-    libvirt is told of the domain first and of the snapshot then:
-    ``VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE`` makes it believe that the disks hold
-    it (https://libvirt.org/formatsnapshot.html), and reverting to it starts QEMU
-    with it. That needs no monitor and no descriptors, and takes about a second
-    more than to load the state into a domain that was started.
+    First the domain is defined, then the snapshot. With
+    ``VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE`` libvirt takes no snapshot, but
+    believes that the disks hold it already
+    (https://libvirt.org/formatsnapshot.html). Reverting to the snapshot starts
+    QEMU from it. This needs neither QEMU's monitor nor descriptors, and takes
+    about a second longer than loading a state file into a started domain.
 
-    Only a persistent domain can have snapshots; it is one for as long as that
-    takes. Undefined while it runs, it is transient again.
+    Only a persistent domain can have snapshots, so the domain is persistent
+    during the start. Undefining it while it runs makes it transient again.
     """
     domain = connection.defineXML(xml)
     try:
@@ -218,7 +223,7 @@ def start_from_snapshot(
 
 
 def _redefinition(domain: libvirt.virDomain, snapshot: str) -> str:
-    """Return the snapshot's description; when it was taken is asked for and of no importance."""
+    """Return the snapshot's XML; libvirt demands a creation time, but its value does not matter."""
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = snapshot
     ET.SubElement(root, "state").text = "running"

@@ -1,4 +1,4 @@
-"""GRUB for BIOS and UEFI, put on a disk file without mounting anything."""
+"""Install GRUB for BIOS and UEFI on a disk file, without mounting it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _find_menu(uuid: str) -> str:
 def install_bios(toolbox: Toolbox, disk: Path, *, uuid: str, first_sector: int) -> None:
     """Write GRUB's boot sector, and its core at ``first_sector``.
 
-    Does what grub-bios-setup(8) does, which cannot work on a plain file.
+    This replaces grub-bios-setup(8), which cannot work on a plain file.
     """
     work = disk.parent
     (work / "find.cfg").write_text(_find_menu(uuid))

@@ -1,4 +1,4 @@
-"""Build an image from packages: the order of the steps, nothing else."""
+"""Build an image from packages: the build steps in their order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _VERSIONS_OF = ("cloud-init", "linux-image-cloud-amd64", "openssh-server", "qemu
 _SERIAL = "console=ttyS0"
 
 Fill = Callable[[Path, str], None]
-"""Makes the root filesystem: gets the folder and the UUID it will have."""
+"""Makes the root filesystem; called with its folder and the UUID that it will have."""
 
 
 def check_host() -> None:
     """Check that this host has what a build needs, before anything is downloaded.
 
     Raises:
-        HostError: It has not.
+        HostError: A program is absent, or this user may not make the namespaces.
     """
     command.require("unshare", "mmdebstrap", "qemu-img", "tar", "zstd")
     namespace.check()
@@ -38,10 +38,10 @@ def build(store: Store, recipe: Recipe, *, work: Path, progress: Progress) -> Im
     """Build a recipe's image and publish it.
 
     Args:
-        store: Where it goes.
-        recipe: What is built.
+        store: The store that gets the image.
+        recipe: The recipe.
         work: A folder of :meth:`Store.building`.
-        progress: Told each phase.
+        progress: Called at each phase.
 
     Raises:
         HostError: A host program is absent or failed.
@@ -58,18 +58,18 @@ def build(store: Store, recipe: Recipe, *, work: Path, progress: Progress) -> Im
 def derive(
     store: Store, base: Image, *, packages: Sequence[str], name: str, work: Path, progress: Progress
 ) -> Image:
-    """Build an image that has further packages, from a base built here.
+    """Build an image that has further packages, from a base image that was built from packages.
 
     Args:
-        store: Where both are.
+        store: The store that has the base and gets the derived image.
         base: An image that was built from packages.
-        packages: What to install.
+        packages: The packages to install.
         name: The derived image's name.
         work: A folder of :meth:`Store.building`.
-        progress: Told each phase.
+        progress: Called at each phase.
 
     Raises:
-        ImageError: A package does not exist, or the base was not built here.
+        ImageError: A package does not exist, or the base was not built from packages.
         HostError: A host program is absent or failed.
     """
     recipe = recipe_for(base.manifest.recipe or "")
@@ -107,7 +107,7 @@ def derive(
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What a build makes, and the steps that make it."""
+    """The inputs of one build, and its steps."""
 
     store: Store
     recipe: Recipe
@@ -119,11 +119,11 @@ class _Plan:
 
     @property
     def temporary(self) -> Path:
-        """A folder for the temporary files of others."""
+        """A folder for temporary files of the programs that the build runs."""
         return self.work / "tmp"
 
     def carry_out(self, fill: Fill) -> Image:
-        """Go through all steps."""
+        """Run all steps, and return the published image."""
         check_host()
         self.temporary.mkdir()
         uuid = str(uuid5(NAMESPACE_URL, f"pytest-kvm:{self.name}:{self.recipe.version}"))

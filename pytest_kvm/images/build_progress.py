@@ -1,4 +1,4 @@
-"""How slow work says how far it is."""
+"""The callback by which a build or an import reports its progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Progress(Protocol):
     """Called when a phase begins, and within a phase as it advances."""
 
     def __call__(self, phase: str, done: float | None, /) -> None:
-        """Say what happens now.
+        """Report the present phase.
 
         Args:
             phase: What is being done, as a participle ("installing packages").
@@ -19,5 +19,5 @@ class Progress(Protocol):
 
 
 def silent(phase: str, done: float | None, /) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""
     del phase, done

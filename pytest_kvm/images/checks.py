@@ -1,7 +1,8 @@
-"""What an image built here must have, looked for before it is stored.
+"""Check that a built image has what a guest needs, before the image is stored.
 
-A step of a build that fails in silence makes a guest that fails in silence: one
-whose kernel cannot read the seed has no network, no user and no reason to give.
+A build step may fail without an error. Then the guests of the image fail
+without an error, too: a guest whose kernel cannot read the seed has no network
+and no user, and cannot tell why.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ _BZIMAGE_AT, _BZIMAGE = 0x202, b"HdrS"
 _CPIO = b"070701"
 
 _FOR_THE_SEED = ("cdrom", "isofs", "sr_mod", "virtio_net", "virtio_scsi")
-"""Modules by which a guest reads its seed and reaches its network."""
+"""Modules that a guest needs to read its seed and to reach its network."""
 DATASOURCE = "usr/lib/python3/dist-packages/cloudinit/sources/DataSourceNoCloud.py"
 
 
 def check(root: Path, *, kernel: Path, initrd: Path, initrd_modules: tuple[str, ...]) -> None:
-    """Check what a build has made.
+    """Check the files that a build has made.
 
     Args:
         root: The root filesystem.
         kernel: The kernel for direct boot.
         initrd: Its initrd.
-        initrd_modules: Modules that are in the initrd, unless the kernel has them built in;
-            empty if the release's own tools chose them.
+        initrd_modules: Modules that the initrd must have, unless the kernel has them built in;
+            empty if the release's own tools choose the initrd's modules.
 
     Raises:
-        ImageError: Something is absent, empty or damaged; all of it is named.
+        ImageError: Something is absent, empty or damaged; the details name all of it.
     """
     modules = root / "lib/modules" / _on_disk(root, "vmlinuz").name.removeprefix("vmlinuz-")
     problems = [
@@ -53,7 +54,7 @@ def check(root: Path, *, kernel: Path, initrd: Path, initrd_modules: tuple[str, 
 
 
 def _on_disk(root: Path, link: str) -> Path:
-    """Follow a link of a root filesystem within it."""
+    """Return the file that a link in a root filesystem leads to, as a path on this host."""
     return root / (root / link).readlink()
 
 
@@ -64,7 +65,7 @@ def _kernel_problems(kernel: Path) -> Iterator[str]:
 
 
 def _module_problems(modules: Path) -> Iterator[str]:
-    """Look at the modules that every boot loads: those for the seed, and all that were put in front."""
+    """Check the modules that every boot loads: those for the seed, and all that are below ``updates/``."""
     by_name = {_name(line.partition(":")[0]): line for line in _lines(modules / "modules.dep")}
     wanted = [name for name in _FOR_THE_SEED if name not in _built_in(modules)]
     yield from [f"the kernel has no module {name}" for name in wanted if name not in by_name]

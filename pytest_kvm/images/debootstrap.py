@@ -1,4 +1,4 @@
-"""Root filesystems by mmdebstrap (its sole user), from the mirror that this host's apt uses."""
+"""Make root filesystems from packages of the mirror that this host's apt uses; only user of mmdebstrap."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def unpack(
 
     Args:
         suite: Codename of the release.
-        folder: Where; must not exist or be empty.
-        packages: What to install beside the variant's own.
+        folder: The folder to make; it must be empty or not exist.
+        packages: The packages to install, besides those of the variant.
         options: Further options of mmdebstrap(1): variant, hooks.
         temporary: Folder for temporary files, removed by the caller.
         env: Variables for the hooks.
-        progress: Told how far the installation is.
+        progress: Called with how far the installation is.
 
     Raises:
         HostCommandFailed: mmdebstrap failed; its last lines are in the details.
@@ -67,10 +67,10 @@ def unpack(
 
 
 def _installed_part(progress: Progress) -> command.OnLine:
-    """Return a line reader that turns dpkg's lines into a part done.
+    """Return a reader of mmdebstrap's output that reports which part of the packages is installed.
 
-    apt says how many packages it installs; dpkg then names each twice, when
-    it unpacks and when it sets up.
+    apt prints how many packages it installs. Then dpkg prints a line for each
+    package when it unpacks it, and another one when it sets it up.
     """
     total = 0
     seen = 0
@@ -111,7 +111,7 @@ def host_mirror() -> Mirror | None:
     """Return the mirror to build from; None leaves the choice to mmdebstrap.
 
     ``PYTEST_KVM_MIRROR`` (the main archive, a blank, the security archive)
-    goes before what apt is set up to use on a Debian host.
+    takes precedence over the mirror in the apt configuration of a Debian host.
     """
     if chosen := os.environ.get(_VARIABLE, "").split():
         return Mirror(main=chosen[0], security=chosen[1] if len(chosen) > 1 else None)
@@ -130,8 +130,9 @@ def host_mirror() -> Mirror | None:
 def proxy_environment() -> dict[str, str]:
     """Return the proxy variables for apt in a chroot.
 
-    Those of our own environment are inherited anyway; a proxy that only apt's
-    configuration names would be lost, because the chroot does not read it.
+    Proxy variables in the environment of this process are inherited anyway. A
+    proxy that only apt's configuration names would be lost without this,
+    because apt in the chroot does not read the host's configuration.
     """
     if shutil.which("apt-config") is None:
         return {}

@@ -1,4 +1,4 @@
-"""A root filesystem as a disk that boots by BIOS, by UEFI, and directly."""
+"""Make a disk from a root filesystem; it boots by BIOS, by UEFI, and directly with a kernel file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LABEL = "rootfs"
 _MIB = 1024**2
 _BIOS_AT, _ESP_AT, _ROOT_AT, _END_GAP = 1 * _MIB, 2 * _MIB, 18 * _MIB, 1 * _MIB
 _FILE_SYSTEM = (
-    # Tables written now and not by the guest in the background after it booted.
+    # Have mke2fs write all tables now; else the guest would write them in the background after its boot.
     "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
 )
 
 
 def _partitions(uuid: str) -> str:
-    """Return sfdisk(8)'s script; numbered as Debian's own cloud images are."""
+    """Return the script for sfdisk(8); partitions have the numbers that Debian's own cloud images use."""
     root_sectors = (VIRTUAL_SIZE - _ROOT_AT - _END_GAP) // SECTOR
     return (
         f"label: gpt\nlabel-id: {uuid}\nunit: sectors\nsector-size: {SECTOR}\n"
@@ -39,7 +39,7 @@ def make(toolbox: Toolbox, rootfs: Path, *, disk: Path, uuid: str) -> None:
     Args:
         toolbox: Disk programs of the release.
         rootfs: Folder that becomes the root file system.
-        disk: The raw file to make, sparse; its folder is used for work.
+        disk: The raw file to make, sparse; its folder also gets the working files.
         uuid: UUID of the root file system.
 
     Raises:

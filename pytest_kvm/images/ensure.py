@@ -1,4 +1,4 @@
-"""An image for a reference: from the store, or built on first use."""
+"""Get the image for a reference: from the store, or built at its first use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
 OnBuilt = Callable[[str, float], None]
-"""Called with what was built and the seconds that it took."""
+"""Called with the name of what was built and the seconds that the build took."""
 
 
 def _nobody(what: str, seconds: float, /) -> None:
-    """Tell nobody."""
+    """Ignore the build."""
     del what, seconds
 
 
@@ -34,25 +34,26 @@ def ensure(
     progress: Progress = silent,
     on_built: OnBuilt = _nobody,
 ) -> Image:
-    """Return the image of a reference; build it where it can be built.
+    """Return the image of a reference; build it if it is not in the store or is outdated.
 
-    Two processes that need the same image build it once; the others wait, and
-    their progress says for whom.
+    If several processes need the same image, one of them builds it. The others
+    wait, and their progress says for which process.
 
     Args:
-        ref: The image's name, and its digest where it is pinned.
-        settings: Where the store is.
-        packages: Debian packages to have in it. They are built into a derived
-            image when the image was built from packages; otherwise the image
-            comes as it is, and its ``packages`` say what is still missing.
+        ref: The image's name, and its digest if the image is pinned.
+        settings: Say where the store is.
+        packages: Debian packages that the image must have. If the image was
+            built from packages, they are built into a derived image. Otherwise
+            the image is returned as it is, and its ``packages`` show which
+            ones are still missing.
         refresh: Build the named image again, with today's packages.
-        progress: Told each phase of a build.
-        on_built: Told of each build that was done, by this process and not by another.
+        progress: Called at each phase of a build.
+        on_built: Called after each build that this process did itself.
 
     Raises:
-        UnknownImage: It is not in the store and nobody knows how to build it.
+        UnknownImage: The image is not in the store, and there is no recipe for it.
         ImageError: A package does not exist.
-        HostError: This host cannot build it.
+        HostError: This host cannot build the image.
     """
     store = Store.of(settings)
     image = None if refresh else _current(store, ref)
@@ -65,10 +66,10 @@ def ensure(
 
 
 def check_known(ref: ImageRef, *, settings: Settings) -> None:
-    """Return if :func:`ensure` would find or build the image; builds nothing.
+    """Check that :func:`ensure` would find or could build the image; build nothing.
 
     Raises:
-        UnknownImage: It would not.
+        UnknownImage: The image is not in the store, and there is no recipe for it.
     """
     store = Store.of(settings)
     if store.find(ref) is None:
@@ -76,13 +77,13 @@ def check_known(ref: ImageRef, *, settings: Settings) -> None:
 
 
 def derived_name(base: Image, packages: Sequence[str]) -> str:
-    """Return the name of a base with further packages; the same for the same content."""
+    """Return the name of the image derived from a base; the same base and packages give the same name."""
     key = "\n".join([base.digest, base.manifest.recipe_version or "", *sorted(set(packages))])
     return f"{base.name[:40]}+{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _current(store: Store, ref: ImageRef) -> Image | None:
-    """Return what the store has, unless it was built from an older recipe."""
+    """Return the store's image; None if there is none, or if it was built from an older recipe."""
     image = store.find(ref)
     if image is None or ref.digest or image.manifest.base is not None:
         return image

@@ -1,4 +1,4 @@
-"""An image of the store, and the manifest it is written down in."""
+"""An image of the store, and the manifest that describes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOB = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the store knows of a name; blobs are named by their SHA-256."""
+    """What the store knows about the image of a name; disk, kernel, initrd and rootfs are names of blobs."""
 
     name: str
     disk: str
@@ -35,9 +35,9 @@ class Manifest:
     """Name of the recipe it was built from; None when it was imported."""
     recipe_version: str | None = None
     base: str | None = None
-    """Disk of the image it was derived from."""
+    """SHA-256 of the disk of the image that this one was derived from."""
     packages: tuple[str, ...] = ()
-    """What was installed beside the base's packages."""
+    """Packages that were installed in addition to those of the base."""
     versions: dict[str, str] = field(default_factory=dict[str, str])
     """Versions of the packages that decide how it boots."""
     source: str = ""
@@ -57,7 +57,7 @@ class Manifest:
         """Read a stored manifest; fields of a later version are ignored.
 
         Raises:
-            ImageError: It is none.
+            ImageError: The text is no manifest.
         """
         known = {each.name for each in fields(cls)}
         try:
@@ -74,7 +74,7 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        """Raise ValueError or TypeError if a value is not of its kind."""
+        """Raise ValueError or TypeError if a value has the wrong type or form."""
         texts: list[object] = [self.name, self.created, self.cmdline, self.source, *self.packages]
         texts += [*self.versions, *self.versions.values(), self.recipe or "", self.recipe_version or ""]
         if wrong := [each for each in texts if not isinstance(each, str)]:
@@ -87,7 +87,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A read-only disk, and what boots it without firmware where that is known."""
+    """A read-only disk; if it has them, also the kernel and initrd that boot it without firmware."""
 
     name: str
     digest: str
@@ -100,7 +100,7 @@ class Image:
     """For direct boot; None when the image boots by firmware only."""
     initrd: Path | None
     cmdline: str
-    """What the kernel needs to find its root; console arguments are the caller's."""
+    """Arguments that the kernel needs to find its root; the caller adds those for the console."""
     built_from_packages: bool
     """Further packages can be installed at build time (:func:`~pytest_kvm.images.ensure.ensure`)."""
     packages: tuple[str, ...]
@@ -114,11 +114,11 @@ def digest_of(path: Path) -> str:
 
 
 def adopt(file: Path, blob: Path) -> None:
-    """Make a file a blob: read-only, on the disk, under its digest's name.
+    """Turn a file into a blob: read-only, synced to the disk, named by its digest.
 
     Args:
-        file: Moved; on the same file system as ``blob``.
-        blob: Where; one that is there already holds the same and is kept.
+        file: The file, which is moved; on the same file system as ``blob``.
+        blob: The blob's path. If it exists, it has the same contents and is kept.
     """
     if blob.exists():
         file.unlink()
@@ -134,7 +134,7 @@ def verify(path: Path, expected: str) -> None:
     """Check a file's SHA-256.
 
     Raises:
-        ChecksumMismatch: It is another.
+        ChecksumMismatch: The file has another SHA-256.
     """
     actual = digest_of(path)
     if actual != expected.lower():

@@ -8,12 +8,13 @@
                                        yet; their blobs stay a day, for runs that
                                        still use them
                    locks/<name>.lock   held while the name is built or imported
-                   work/<name>.<id>/…  what a build is busy with; swept by the next
+                   work/<name>.<id>/…  files of a build; removed after it, or by the
+                                       next build of the name
 
-A name appears by one rename(2), after everything it points at is on the disk:
-readers take no lock, and a build that is killed leaves no trace but its work
-folder. A blob is removed because a manifest says that it is the store's: what
-no manifest has ever named is somebody else's and stays.
+A name is published by one rename(2), after all its blobs are on the disk. So
+readers need no lock, and a build that is killed leaves only its work folder.
+The store removes a blob only if a manifest names it: a file that no manifest
+has ever named is not the store's, and stays.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ BUILD_TIMEOUT = 3600.0
 _log = logging.getLogger("pytest_kvm.images")
 _INDEX_TIMEOUT = 120.0
 _RETIRED_FOR = 24 * 3600.0
-"""Seconds a replaced image stays: a run may start guests from it, a kept guest may restart."""
+"""Seconds that a replaced image stays, because a run may still start guests from it, or a
+kept guest may restart."""
 _RETIRED_FILE = re.compile(r"[^@/]+@[0-9a-f]{64}\.json")
 _WORK = re.compile(r"(.+)\.[0-9a-f]{8}")
 
 
 class Store:
-    """Images on this machine.
+    """Finds, publishes and removes the images on this host.
 
     Args:
-        folder: Where they are; made when something is written.
+        folder: The store's folder; it is made when something is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +71,7 @@ class Store:
         """Return the image of a reference, None when there is none.
 
         Raises:
-            ImageError: The manifest is damaged, or the digest is another.
+            ImageError: The manifest is damaged, or the image has another digest than the reference.
         """
         try:
             manifest = self._named_images.read(ref.name)
@@ -86,7 +88,7 @@ class Store:
         """Return the image of a reference.
 
         Raises:
-            UnknownImage: There is none.
+            UnknownImage: There is no such image.
         """
         image = self.find(ref)
         if image is None:
@@ -97,7 +99,7 @@ class Store:
         return image
 
     def list(self) -> tuple[Image, ...]:
-        """Return every complete image, by name; what is damaged is left out."""
+        """Return every complete image, by name; images with a damaged manifest are left out."""
         return tuple(self._image(each) for each in self._named_images.readable() if self._is_complete(each))
 
     def damaged(self) -> tuple[ImageError, ...]:
@@ -113,15 +115,15 @@ class Store:
         return self._blobs / digest
 
     def add(self, manifest: Manifest, files: dict[str, Path]) -> Image:
-        """Publish an image: move its files into the store, then name it.
+        """Publish an image: move its files into the store, then write the manifest of its name.
 
         Args:
-            manifest: What it is; replaces an image of the same name.
-            files: Each blob of the manifest and the file that becomes it, on
+            manifest: The image's manifest; replaces an image of the same name.
+            files: For each blob of the manifest the file that becomes it, on
                 the store's file system.
         """
         with self._index():
-            # First of all, so that the blobs of an addition that is killed are known to be the store's.
+            # First a retired manifest: if this process is killed, it shows that the blobs are the store's.
             pending = self._retired_path(manifest)
             write(manifest, pending)
             for blob, file in files.items():
@@ -133,7 +135,7 @@ class Store:
         return self._image(manifest)
 
     def remove(self, name: str) -> None:
-        """Remove a name, and the blobs nothing else points at.
+        """Remove a name, and the blobs that no other manifest names.
 
         A guest that runs on the image keeps it open and is not disturbed.
 
@@ -147,7 +149,7 @@ class Store:
                 raise UnknownImage(f"no image {name!r} in {self.folder}", resolution="pytest-kvm images list")
             try:
                 self._retire(self._named_images.read(name), since=0.0)
-            except ImageError:  # damaged: nobody knows which blobs were its own
+            except ImageError:  # damaged: nobody knows which blobs the manifest named
                 if path.is_dir():
                     raise
                 path.unlink()
@@ -155,14 +157,14 @@ class Store:
 
     @contextmanager
     def building(self, name: str, *, on_wait: locks.OnWait | None = None) -> Iterator[Path]:
-        """Hold the right to make a name, and a folder to make it in.
+        """Hold the right to make the image of a name, and give a folder to make it in.
 
-        The folder is on the store's file system and is removed at the end;
-        what a killed holder left there is removed at the beginning.
+        The folder is on the store's file system and is removed at the end.
+        Folders of killed builds of the name are removed at the beginning.
 
         Args:
             name: The image's name.
-            on_wait: Told who holds it, when somebody does.
+            on_wait: Called with who holds the right, if another process does.
 
         Raises:
             NoCapacity: The other process did not finish in time.
@@ -203,7 +205,7 @@ class Store:
 
     @contextmanager
     def _index(self) -> Iterator[None]:
-        # Between a blob's arrival and its name's, nobody may sweep blobs.
+        # Nobody may sweep blobs while an image is half-way in the store.
         lock = self.folder / "locks" / "index"
         with locks.exclusive(lock, describe="publishing an image", timeout=_INDEX_TIMEOUT):
             yield
@@ -213,7 +215,7 @@ class Store:
         return self._retired / f"{manifest.name}@{digest}.json"
 
     def _retire_what_it_replaces(self, new: Manifest) -> None:
-        """Put aside the old image of a name, and those derived from it."""
+        """Retire the old image of the new one's name, and the images derived from the old one."""
         known = list(self._named_images.readable())
         replaced = {old.disk for old in known if old.name == new.name and old.disk != new.disk}
         for old in known:
@@ -221,13 +223,13 @@ class Store:
                 self._retire(old, since=time.time())
 
     def _retire(self, manifest: Manifest, *, since: float) -> None:
-        """Take a name away; its blobs stay for a day after ``since`` (seconds since the epoch)."""
+        """Retire a name's manifest; its blobs stay for a day after ``since`` (seconds since the epoch)."""
         self._retired.mkdir(exist_ok=True)
         aside = self._named_images.path(manifest.name).rename(self._retired_path(manifest))
         os.utime(aside, (since, since))
 
     def _sweep(self) -> None:
-        """Remove what was retired a day ago, with the blobs that no other manifest names.
+        """Remove manifests that were retired a day ago, with the blobs that no other manifest names.
 
         Nothing is removed while a manifest is damaged: nobody knows which blobs it names.
         """
@@ -241,7 +243,7 @@ class Store:
                 for name in manifest.blobs - self._named_blobs(but=path):
                     if _is_file(self._blobs / name, BLOB):
                         (self._blobs / name).unlink()
-                path.unlink()  # last: until then the blobs are known to be the store's
+                path.unlink()  # last, because only the manifest shows that the blobs are the store's
 
     def _retired_manifests(self) -> Iterator[tuple[Path, Manifest]]:
         for path in self._retired_files():
@@ -256,14 +258,14 @@ class Store:
         return {blob for manifest in (*self._named_images.all(), *retired) for blob in manifest.blobs}
 
     def strangers(self) -> tuple[Path, ...]:
-        """Return what lies in the store's folders and is not known to be its own.
+        """Return the files in the store's folders that are not known to be the store's.
 
         Raises:
             ImageError: A manifest is damaged.
         """
         works = self.folder / "work"
         found = {*self._blobs.glob("*"), *works.glob("*")}
-        # Only now: a blob is named before it is there.
+        # Manifests are read after the blobs were listed, because a blob is named before it is there.
         found -= {self._blobs / blob for blob in self._named_blobs() if BLOB.fullmatch(blob)}
         found -= set(_works_in(works))
         found |= {each for each in self._retired.glob("[!.]*") if not _is_file(each, _RETIRED_FILE)}
@@ -272,7 +274,7 @@ class Store:
 
 
 def _works_in(works: Path, name: str | None = None) -> list[Path]:
-    """Return the folders of builds, under way or killed; of one image's, if a name is given."""
+    """Return the work folders of all builds, running or killed; only those of ``name`` if it is given."""
     found = [(path, _WORK.fullmatch(path.name)) for path in works.glob("*")]
     return [
         path
@@ -282,5 +284,5 @@ def _works_in(works: Path, name: str | None = None) -> list[Path]:
 
 
 def _is_file(path: Path, name: re.Pattern[str]) -> bool:
-    """Say whether something is a regular file with such a name."""
+    """Say whether a path is a regular file whose name matches a pattern."""
     return name.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()

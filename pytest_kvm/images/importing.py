@@ -1,6 +1,6 @@
-"""Take a disk that exists already into the store: a file, or an address.
+"""Import an existing disk into the store, from a file or by download.
 
-A download is resumed where it broke off, and is complete or not there at all.
+A download is resumed where it broke off. Only a complete download is imported.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def take(
     """Copy a qcow2 or raw disk into the store; guests boot it by firmware.
 
     Args:
-        store: Where it goes.
+        store: The store that gets the image.
         source: A file, or an ``http:`` or ``https:`` address.
-        name: The name guests ask for it by; an image that has it is replaced.
+        name: The new image's name; an image that has this name is replaced.
         sha256: The digest the file must have.
-        progress: Told each phase.
+        progress: Called at each phase.
 
     Raises:
-        ImageError: It is no disk, or needs other files.
-        ChecksumMismatch: It is not the file that was meant.
-        DownloadFailed: It cannot be fetched.
+        ImageError: The source is no disk, or needs other files.
+        ChecksumMismatch: The file has another digest than ``sha256``.
+        DownloadFailed: The address cannot be downloaded.
     """
     if recipe_for(name) is not None:
         raise ImageError(
@@ -63,7 +63,7 @@ def take(
 
 
 def _local(source: str, work: Path, progress: Progress) -> Path:
-    """Return a file on this machine for a source."""
+    """Return the source as a file on this host; download it if it is an address."""
     if is_address(source):
         fetch(source, work / "download", progress=progress)
         return work / "download"
@@ -77,7 +77,7 @@ _CHUNK = 1024 * 1024
 _STALLED = 60.0
 """Seconds without a byte after which a connection is given up."""
 _PERSEVERANCE = 600.0
-"""Seconds during which a broken transfer is taken up again."""
+"""Seconds during which a broken transfer is resumed."""
 _AGAIN_AFTER = 2.0
 
 
@@ -87,12 +87,12 @@ def is_address(source: str) -> bool:
 
 
 def fetch(address: str, target: Path, *, progress: Progress = silent) -> None:
-    """Download a file; a transfer that breaks off goes on where it was.
+    """Download a file; a transfer that breaks off is resumed.
 
     Args:
         address: ``http:`` or ``https:``; proxies come from the environment.
-        target: Where; holds the beginning when the transfer fails.
-        progress: Told the part that is there.
+        target: The file to write; if the transfer fails, it holds the part that arrived.
+        progress: Called with the part that has arrived.
 
     Raises:
         DownloadFailed: The server refuses, or the transfer keeps breaking off.
@@ -121,14 +121,14 @@ def fetch(address: str, target: Path, *, progress: Progress = silent) -> None:
 
 
 def _go_on(address: str, target: Path, progress: Progress) -> None:
-    """Ask for what is missing and append it."""
+    """Request the missing part of the file and append it; write the whole file if the server sends that."""
     have = target.stat().st_size if target.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - is_address
     try:
         reply = cast("http.client.HTTPResponse", urllib.request.urlopen(request, timeout=_STALLED))  # noqa: S310 - as above
     except urllib.error.HTTPError as refusal:
         if have and refusal.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # The file there is another now, shorter than what we have of it.
+            # The server's file has changed: it is shorter than the part that we have.
             refusal.close()
             target.unlink()
             raise http.client.IncompleteRead(b"") from None

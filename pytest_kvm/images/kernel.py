@@ -1,4 +1,4 @@
-"""The kernel and initrd of a root filesystem, for boots without firmware."""
+"""Extract the kernel and initrd of a root filesystem, for boots without firmware."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PVH_NOTE = b"Xen\x00"
 def extract(rootfs: Path, *, kernel: Path, initrd: Path) -> None:
     """Copy a root filesystem's kernel and initrd.
 
-    The kernel is unpacked where it can be entered that way: QEMU loads an
-    uncompressed kernel by its PVH entry (docs: x86/boot, QEMU's ``-kernel``),
-    and unpacking here costs a tenth of a second once, under TCG seconds in
-    every boot.
+    The kernel is unpacked if it has a PVH entry, by which QEMU starts an
+    uncompressed kernel (docs: x86/boot, QEMU's ``-kernel``). Unpacking it here
+    takes a tenth of a second once. A guest under TCG would need seconds for it
+    in every boot.
 
     Args:
         rootfs: The root filesystem, whose /vmlinuz and /initrd.img are links;
-            a lean one has a smaller initrd for direct boot beside them.
+            a lean one also has a smaller initrd for direct boot.
         kernel: The file to make.
         initrd: The file to make.
     """
@@ -38,13 +38,13 @@ def extract(rootfs: Path, *, kernel: Path, initrd: Path) -> None:
 
 
 def _unpack(bzimage: Path, target: Path) -> bool:
-    """Write the ELF file inside a bzImage, if it can be entered by PVH."""
+    """Write the ELF file inside a bzImage to ``target``; say whether it has a PVH entry."""
     payload = _payload(bzimage.read_bytes())
     if payload.startswith(_XZ):
         target.write_bytes(lzma.LZMADecompressor().decompress(payload))
     elif payload.startswith(_ZSTD):
         packed = target.with_name(target.name + ".zst")
-        # The four bytes behind the stream say how long it is unpacked.
+        # The four bytes behind the compressed stream hold the unpacked size.
         packed.write_bytes(payload[:-4])
         command.run(["zstd", "-q", "-d", "-f", packed, "-o", target], timeout=60)
         packed.unlink()
@@ -57,8 +57,8 @@ def _unpack(bzimage: Path, target: Path) -> bool:
 def _payload(image: bytes) -> bytes:
     """Return the compressed kernel (Linux' Documentation/arch/x86/boot.rst).
 
-    The setup header says how many sectors of real-mode code come first, and
-    where the payload stands behind them.
+    The setup header says how many sectors of real-mode code come first, and at
+    which offset behind them the compressed kernel begins.
     """
     if image[0x202:0x206] != b"HdrS":
         return b""

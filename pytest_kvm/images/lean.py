@@ -1,13 +1,13 @@
-"""What a lean image leaves out of its boot, and why a test guest can miss it.
+"""Units and generators that a lean image does not start at boot, and modules that it has uncompressed.
 
-Nothing is removed: a unit that is not wanted at boot can be started, a masked
-one unmasked.
+Nothing is removed from the image: a unit that is not wanted at boot can be
+started, and a masked unit can be unmasked.
 """
 
 from __future__ import annotations
 
 NOT_WANTED = (
-    # mount points nobody looks at in most guests; mount(8) or systemctl start brings them
+    # mount points that most guests do not use; mount(8) or systemctl start mounts them
     "sysinit.target.wants/dev-hugepages.mount",
     "sysinit.target.wants/dev-mqueue.mount",
     "sysinit.target.wants/sys-fs-fuse-connections.mount",
@@ -18,7 +18,7 @@ NOT_WANTED = (
     # interpreters registered with the kernel: only Python's own byte code
     "sysinit.target.wants/proc-sys-fs-binfmt_misc.automount",
     "sysinit.target.wants/systemd-binfmt.service",
-    # what these bring up to date is up to date when the image is made
+    # what these units update is up to date when the image is made
     "sysinit.target.wants/ldconfig.service",
     "sysinit.target.wants/systemd-hwdb-update.service",
     "sysinit.target.wants/systemd-journal-catalog-update.service",
@@ -31,7 +31,7 @@ NOT_WANTED = (
     "sysinit.target.wants/systemd-tpm2-setup-early.service",
     "sysinit.target.wants/systemd-tpm2-setup.service",
     "multi-user.target.wants/systemd-ask-password-wall.path",
-    # a seed of the image would be the same in every guest
+    # a random seed in the image would be the same in every guest
     "sysinit.target.wants/systemd-random-seed.service",
 )
 """Wants that are dropped, as ``<target>.wants/<unit>``."""
@@ -89,4 +89,5 @@ PLAIN_MODULES = (
     "virtio-rng",
     "virtio_scsi",
 )
-"""Modules of every boot; unpacking them with xz took most of the time to load them."""
+"""Modules that every boot loads, and that the image has uncompressed: unpacking them with xz took
+most of the time to load them."""

@@ -14,10 +14,10 @@ from pytest_kvm.spec.image import ImageRef
 
 
 class Manifests:
-    """A folder of manifests; one that is damaged harms no other.
+    """A folder of manifests; a damaged one does not keep the others from being read.
 
     Args:
-        folder: Where they are; made when one is written.
+        folder: The folder; it is made when a manifest is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,12 +31,12 @@ class Manifests:
         """Return the file of a name.
 
         Raises:
-            SpecError: It is no image name; nothing else becomes a path.
+            SpecError: ``name`` is no image name, and only image names become paths.
         """
         return self._folder / f"{ImageRef(name).name}.json"
 
     def read(self, name: str) -> Manifest:
-        """Return what a name stands for.
+        """Return the manifest of a name.
 
         Raises:
             FileNotFoundError: There is no such name.
@@ -55,7 +55,7 @@ class Manifests:
         """Yield every manifest.
 
         Raises:
-            ImageError: One is damaged.
+            ImageError: A manifest is damaged.
         """
         for name in self.names():
             with suppress(FileNotFoundError):  # removed meanwhile
@@ -68,11 +68,11 @@ class Manifests:
                 yield self.read(name)
 
     def strangers(self) -> list[Path]:
-        """Return what lies among the manifests and is none."""
+        """Return the files in the folder that are no manifests."""
         return [path for path in self._folder.glob("[!.]*") if path.suffix != ".json"]
 
     def damaged(self, *, also: Iterable[Path]) -> tuple[ImageError, ...]:
-        """Return what is wrong with those that are, and with further files."""
+        """Return what is wrong with the damaged manifests in the folder and among the files ``also``."""
         reads = [partial(self.read, name) for name in self.names()]
         reads += [partial(read, path) for path in also]
         problems: list[ImageError] = []
@@ -104,10 +104,10 @@ def read(path: Path) -> Manifest:
 
 
 def write(manifest: Manifest, path: Path) -> None:
-    """Write a manifest at once and to the disk; one process at a time."""
+    """Write a manifest in one step, and sync it to the disk; only one process at a time may do so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(".new")
-    beside.unlink(missing_ok=True)  # of a process that was killed
+    beside.unlink(missing_ok=True)  # left by a process that was killed
     with beside.open("x") as file:
         file.write(manifest.to_json())
         file.flush()

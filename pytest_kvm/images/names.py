@@ -1,4 +1,4 @@
-"""Which names can be had, found out without building or loading anything big."""
+"""Check image names against the store and the recipes, without building or loading anything big."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_kvm.spec.image import ImageRef
 
 
 def check_known(ref: ImageRef | None, settings: Settings) -> None:
-    """Check that a reference can be had here, for a mistake to show at collection.
+    """Check that an image is in the store or can be built, so that a mistake shows at collection.
 
     Args:
-        ref: What a guest asks for; None for the run's default image.
-        settings: Where the store is, and the default.
+        ref: The image that a guest asks for; None for the run's default image.
+        settings: Say where the store is, and name the default image.
 
     Raises:
-        UnknownImage: It is not in the store and cannot be built.
+        UnknownImage: The image is not in the store and cannot be built.
     """
     wanted = ref or ImageRef(settings.default_image)
     if recipe_for(wanted.name) is not None and not wanted.digest:
@@ -30,7 +30,7 @@ def check_known(ref: ImageRef | None, settings: Settings) -> None:
 
 
 def unknown(ref: ImageRef, store: Store) -> UnknownImage:
-    """Return the error for a reference that cannot be had, with the nearest name that can."""
+    """Return the error for a reference without an image; it suggests the most similar name that has one."""
     names = sorted({*known_names(), *store.names()})
     near = [] if ref.name in names else difflib.get_close_matches(ref.name, names, n=1)
     return UnknownImage(

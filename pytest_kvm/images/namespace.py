@@ -1,9 +1,9 @@
 """Run build steps as root of their own namespaces.
 
-As root these are mount and process namespaces only; an ordinary user becomes
-root in a user namespace whose other ids come from /etc/subuid (subuid(5)), so
-that a root filesystem gets its right owners. Either way the mounts and the
-processes of a step end with it, however it ends.
+If the user is root, a step gets mount and process namespaces only. An ordinary
+user becomes root in a user namespace, too, whose other ids come from
+/etc/subuid (subuid(5)), so that a root filesystem gets the right owners. In
+both cases the mounts and processes of a step end with the step, however it ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(
     """Run one program as root of fresh namespaces.
 
     Raises:
-        HostCommandFailed: It failed.
+        HostCommandFailed: The program failed.
     """
     prefix = _OWN if os.geteuid() == 0 else (*_OWN, *_AS_ROOT_INSIDE)
     variables = {**_ENVIRONMENT, **(env or {})}
@@ -41,7 +41,7 @@ def run(
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, a link or a folder; what it holds may belong to ids of the namespace."""
+    """Remove a file, a link or a folder, even if files in it belong to ids of the namespace."""
     if os.path.lexists(path):
         run(["rm", "-rf", "--one-file-system", "--", path], timeout=300)
 

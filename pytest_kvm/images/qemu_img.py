@@ -1,4 +1,4 @@
-"""qemu-img: look at disks, convert them, make new ones (its sole user)."""
+"""Inspect, convert and make disks with qemu-img; no other module runs it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DiskInfo:
 
 
 def info(path: Path) -> DiskInfo:
-    """Look at a disk file without following what it points at.
+    """Return what ``qemu-img info`` says of a disk file, without following its references to other files.
 
     Raises:
         ImageError: qemu-img cannot read it.
@@ -52,13 +52,13 @@ def info(path: Path) -> DiskInfo:
 
 
 def require_self_contained(path: Path) -> DiskInfo:
-    """Check that a disk file, possibly a stranger's, names no other file.
+    """Check that a disk file, which may come from a stranger, refers to no other file.
 
     A qcow2 header can name any file of this host as backing or data file, and
     the guest could then read it (qemu-img(1), docs/interop/qcow2.txt in QEMU).
 
     Raises:
-        ImageError: It does, is encrypted, or is neither qcow2 nor raw.
+        ImageError: The disk refers to another file, is encrypted, or is neither qcow2 nor raw.
     """
     found = info(path)
     other = found.backing_file or found.data_file
@@ -91,11 +91,11 @@ def to_qcow2(source: Path, target: Path, *, source_format: Format) -> None:
 
 
 def create_overlay(path: Path, *, backing: Path, size: int | None = None) -> None:
-    """Make an empty qcow2 file whose contents are another's until written to.
+    """Make an overlay: an empty qcow2 file that shows the contents of ``backing`` until it is written to.
 
     Args:
         path: The file to make.
-        backing: A disk file, never written to.
+        backing: A disk file, which is never written to.
         size: Bytes the guest sees; None for the backing file's size.
 
     Raises:
@@ -107,7 +107,7 @@ def create_overlay(path: Path, *, backing: Path, size: int | None = None) -> Non
 
 
 def create_clone_overlay(path: Path, *, backing: Path, backing_format: Format) -> None:
-    """Make an empty qcow2 file on a disk whose format is known: one process instead of two.
+    """Make an overlay on a disk whose format is known, which takes one process instead of two.
 
     Raises:
         HostCommandFailed: qemu-img failed.
@@ -117,7 +117,7 @@ def create_clone_overlay(path: Path, *, backing: Path, backing_format: Format) -
 
 
 def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
-    """Have an overlay name its backing file otherwise; contents stay as they are.
+    """Change the path by which an overlay names its backing file; the contents stay as they are.
 
     Args:
         path: The overlay.
@@ -133,10 +133,10 @@ def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
 
 
 def copy_with_snapshots(source: Path, target: Path) -> None:
-    """Copy an overlay as it is: ``qemu-img convert`` would leave out its snapshots.
+    """Copy an overlay with its snapshots, which ``qemu-img convert`` would leave out.
 
-    A relative backing file is named by its whole path in the copy, which is
-    another folder's.
+    If the overlay names its backing file by a relative path, the copy names it
+    by the whole path, because the copy is in another folder.
 
     Raises:
         HostCommandFailed: The copy failed, for instance for want of room.
@@ -164,5 +164,5 @@ def create_blank(path: Path, *, size: int, disk_format: Format = "qcow2") -> Non
 
 
 def _plain(path: Path) -> str:
-    # A leading protocol ("nbd:…", "json:…") would be taken as an address.
+    # qemu-img would take a leading protocol ("nbd:…", "json:…") as an address; a whole path has none.
     return str(path.absolute())

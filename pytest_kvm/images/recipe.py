@@ -1,11 +1,12 @@
-"""What the images we can build from packages consist of."""
+"""The recipes of the images that can be built from packages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 FORMAT = 8
-"""Raised when the same recipe would give a different image: old images are rebuilt."""
+"""Version of the build steps. Raise the number when the same recipe gives a different image from
+now on: then old images are built again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +22,20 @@ class Recipe:
 
     @property
     def cmdline(self) -> str:
-        """Kernel arguments beside root and console."""
+        """Kernel arguments besides those for the root and the console."""
         return "rw" if self.lean else "ro"
 
     @property
     def version(self) -> str:
-        """What has to change when the image built from this recipe would."""
+        """The recipe's version, which changes when the image built from it would change."""
         return f"{self.suite}/{FORMAT}"
 
     def outdates(self, version: str | None) -> bool:
         """Say whether an image of that version is to be built again.
 
-        One that a later plugin built is not: two versions that share a cache
-        would replace each other's images for ever.
+        An image that a later version of the plugin built is not: else two
+        plugin versions that share a cache would replace each other's images
+        for ever.
         """
         suite, _, number = (version or "").partition("/")
         return suite != self.suite or not number.isdecimal() or int(number) < FORMAT
@@ -75,7 +77,7 @@ _RECIPES = {
 
 
 def known_names() -> tuple[str, ...]:
-    """Return the names that can be built, cheaply: nothing is opened."""
+    """Return the names of images that can be built; cheap, because no file is opened."""
     return tuple(sorted(_RECIPES))
 
 

@@ -1,4 +1,4 @@
-"""The root filesystem of an image: packages, then our few files over them."""
+"""Make the root filesystem of an image: install packages, then add the plugin's own files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pytest_kvm.images.recipe import Recipe
 
 _DATA = Path(__file__).parent / "data"
 DIRECT_BOOT_MODULES = ("ext4", "virtio_pci", "virtio_blk")
-"""Direct boot is QEMU's with a virtio disk; the initrd on the disk knows more controllers."""
+"""Modules of the initrd for direct boot, where QEMU always has a virtio disk; the initrd on the
+image's disk has modules for more controllers."""
 
 _BASE_OPTIONS = (
     "--variant=minbase",
@@ -24,7 +25,7 @@ _BASE_OPTIONS = (
     "--dpkgopt=path-include=/usr/share/doc/*/copyright",
     '--customize-hook=sh "$PKVM_FINISH" "$1"',
 )
-# Before the packages: installing the kernel makes the initrd from these files.
+# Copied before the packages are installed: installing the kernel makes the initrd from these files.
 _OVERLAY_HOOK = '--essential-hook=cp -rT --no-preserve=ownership "$PKVM_OVERLAY" "$1"'
 _EXTEND_OPTIONS = (
     "--variant=custom",
@@ -43,14 +44,14 @@ def unpack(recipe: Recipe, folder: Path, *, uuid: str, temporary: Path, progress
     """Install a recipe's packages into a folder and finish it as a guest's root.
 
     Args:
-        recipe: What is built.
-        folder: Where; must not exist.
+        recipe: The image's recipe.
+        folder: The folder to make; must not exist.
         uuid: UUID the root file system will have.
         temporary: Folder for temporary files, removed by the caller.
-        progress: Told how far the installation is.
+        progress: Called with how far the installation is.
 
     Raises:
-        HostCommandFailed: A package cannot be had or installed.
+        HostCommandFailed: A package cannot be downloaded or installed.
     """
     debootstrap.unpack(
         recipe.suite,
@@ -75,16 +76,16 @@ def extend(
 ) -> None:
     """Unpack a base image's root filesystem and install further packages in it.
 
-    No service starts: mmdebstrap(1) puts a policy-rc.d in the way.
+    No service is started: mmdebstrap(1) forbids that by a policy-rc.d.
 
     Args:
-        recipe: What the base was built from.
-        folder: Where; must not exist.
+        recipe: The recipe that the base was built from.
+        folder: The folder to make; must not exist.
         archive: The base's root filesystem.
         packages: Names, as ``apt-get install`` takes them.
         uuid: UUID the root file system will have.
         temporary: Folder for temporary files, removed by the caller.
-        progress: Told how far the installation is.
+        progress: Called with how far the installation is.
 
     Raises:
         ImageError: A package does not exist in the release.
@@ -113,10 +114,10 @@ def extend(
 
 
 def check_names(packages: Sequence[str]) -> None:
-    """Check that package names are names, before any of them reaches a program.
+    """Check that package names are valid, before any of them is passed to a program.
 
     Raises:
-        ImageError: One is not.
+        ImageError: A name is not valid.
     """
     for package in packages:
         if not _PACKAGE.fullmatch(package):
@@ -127,7 +128,7 @@ def check_names(packages: Sequence[str]) -> None:
 
 
 def archive(folder: Path, target: Path) -> None:
-    """Pack a root filesystem, with owners, modes and capabilities."""
+    """Pack a root filesystem into a tar archive, with owners, modes and capabilities."""
     namespace.run(
         [
             "tar", "-C", folder, "--numeric-owner", "--sort=name", "--xattrs", "--xattrs-include=*",

@@ -1,9 +1,9 @@
-"""The programs that make a disk, taken from the release the disk is for.
+"""The programs that make a disk, taken from the same Debian release as the disk's packages.
 
 A file system made by this host's e2fsprogs may have features that an older
 release's kernel or boot loader cannot read, and most hosts have no BIOS boot
-loader at all. So the programs come from the same archive as the packages, as
-a small folder that is only ever entered, never installed.
+loader at all. So the programs come from the same archive as the packages. They
+are unpacked into a small folder and run there in a chroot; nothing is installed.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Toolbox:
     def run(
         self, argv: Sequence[str | Path], *, rootfs: Path, work: Path, text: str | None = None
     ) -> command.Completed:
-        """Run one of its programs; it sees two folders of ours and nothing else.
+        """Run a program of the toolbox; it sees the toolbox, ``rootfs`` and ``work``, and nothing else.
 
         Raises:
-            HostCommandFailed: It failed.
+            HostCommandFailed: The program failed.
         """
         return namespace.run(
             ["sh", "-c", _ENTER, "toolbox", self.folder, rootfs, work, *argv],

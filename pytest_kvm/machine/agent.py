@@ -1,7 +1,7 @@
-"""Commands through QEMU's guest agent: no network, no login.
+"""Runs programs and reads files in a guest through QEMU's guest agent, without network or login.
 
 Protocol: qemu-ga-ref(7). The agent answers in 4-8 ms and starts early in the
-boot, so it can say why SSH does not answer.
+boot, so it can tell why SSH does not answer.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class GuestAgent:
         return f"<GuestAgent of {self._domain.name}>"
 
     def ping(self) -> None:
-        """Return when the agent answers.
+        """Check that the agent answers.
 
         Raises:
-            AgentError: It does not: not installed, not started yet, or hung.
+            AgentError: The agent does not answer: not installed, not started yet, or hung.
         """
         self.call("guest-ping")
 
@@ -51,7 +51,7 @@ class GuestAgent:
         """Wait until the agent answers.
 
         Raises:
-            AgentError: It did not within ``timeout`` seconds.
+            AgentError: The agent did not answer within ``timeout`` seconds.
         """
 
         def answers() -> None:
@@ -87,26 +87,26 @@ class GuestAgent:
         timeout: float | None = None,
         check: bool = True,
     ) -> CommandResult:
-        """Run a program as root and return what it did.
+        """Run a program as root and return its result.
 
-        The agent hands the output over when the program has ended: some 7 MiB,
-        as libvirt takes no answer that is longer than 10 MiB and talks no more
-        to an agent that sends one, until that agent's service is restarted. A
-        program that runs out of time goes on in the guest, since the agent has
-        no command to end it.
+        The agent sends the output when the program has ended, some 7 MiB at
+        most: libvirt takes no answer that is longer than 10 MiB, and after such
+        an answer it talks no more to the agent until the agent's service is
+        restarted. A program that runs out of time goes on in the guest, because
+        the agent has no command to end it.
 
         Args:
             argv: The program and its arguments; no shell takes part.
             input: Standard input.
-            env: Its whole environment; None: the agent's own.
+            env: The program's whole environment; None: the agent's own.
             timeout: Seconds; None: what one agent call may take.
-            check: Raise if it exits non-zero.
+            check: Raise if the program exits non-zero.
 
         Raises:
             AgentError: The agent did not answer or refused (some
                 distributions forbid ``guest-exec`` in qemu-ga's settings).
-            CommandFailed: It exited non-zero and ``check`` is true.
-            CommandTimeout: It still ran after ``timeout`` seconds.
+            CommandFailed: The program exited non-zero and ``check`` is true.
+            CommandTimeout: The program still ran after ``timeout`` seconds.
         """
         begun = time.monotonic()
         limit = self._timeout if timeout is None else timeout
@@ -146,19 +146,19 @@ class GuestAgent:
     def finish(
         self, argv: Sequence[str], pid: int, *, timeout: float, every: float = _LOOK_EVERY
     ) -> CommandResult:
-        """Return what a program did that :meth:`start` started, once it has ended.
+        """Wait until a program that :meth:`start` started has ended, and return its result.
 
-        The agent tells it once.
+        The agent gives the result only once.
 
         Args:
-            argv: How the result calls it.
+            argv: The program and its arguments, for the result and for messages.
             pid: From :meth:`start`.
             timeout: Seconds.
-            every: Seconds between two looks.
+            every: Seconds between two questions to the agent.
 
         Raises:
             AgentError: The agent did not answer, or knows of no such program.
-            WaitTimeout: It still runs.
+            WaitTimeout: The program still runs.
         """
 
         def poll_end() -> CommandResult:
@@ -184,25 +184,25 @@ class GuestAgent:
         )
 
     def open(self, path: str) -> int:
-        """Open a file, FIFO or device that is there for :meth:`write`, and return the agent's handle.
+        """Open an existing file, FIFO or device for :meth:`write`, and return the agent's handle.
 
         Raises:
-            AgentError: There is none, or the agent did not answer.
+            AgentError: There is no such file, or the agent did not answer.
         """
         handle: int = self.call("guest-file-open", {"path": path, "mode": "r+"})
         return handle
 
     def write(self, handle: int, data: bytes) -> None:
-        """Write to what :meth:`open` opened.
+        """Write to a file that :meth:`open` opened.
 
         Raises:
-            AgentError: It cannot be written to, or the agent did not answer.
+            AgentError: The file cannot be written to, or the agent did not answer.
         """
         self.call("guest-file-write", {"handle": handle, "buf-b64": base64.b64encode(data).decode()})
         self.call("guest-file-flush", {"handle": handle})
 
     def read_text(self, path: str, *, limit: int = READ_LIMIT) -> str:
-        """Return a file's text, its first ``limit`` bytes at most.
+        """Return the text of a file's first ``limit`` bytes.
 
         Raises:
             AgentError: No such file, or the agent did not answer.
@@ -216,7 +216,7 @@ class GuestAgent:
 
 
 def _result(argv: Sequence[str], status: Mapping[str, Any]) -> CommandResult:
-    """Translate guest-exec-status; a signal's number becomes 128 plus it, as in a shell."""
+    """Translate an answer of guest-exec-status; signal N becomes exit code 128 + N, as in a shell."""
     return CommandResult(
         argv=tuple(argv),
         exit_code=128 + status["signal"] if "signal" in status else status["exitcode"],

@@ -1,4 +1,4 @@
-"""One boot of the readiness ladder: what every rung needs to fail by name."""
+"""State shared by all readiness checks of one boot: machine, phase times and console watcher."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pytest_kvm.machine.watchdog import run_watched
 T = TypeVar("T")
 _TAIL_LINES = 40
 _LINES_AROUND = (30, 10)
-"""Lines that a report shows before and after the one that says what is wrong."""
+"""Console lines that a report shows before and after the line that says what is wrong."""
 Listener = Callable[[str, float], None]
-"""Told each phase as it is reached, with the seconds since power on."""
+"""Called with each phase when it is reached, and with the seconds since power on."""
 
 
 class Phases:
-    """Stop watch of one boot; the first phase is ``power_on``, at zero.
+    """Stopwatch of one boot: when each phase was reached. The first is ``power_on``, at zero.
 
     Args:
         log: Gets one line per phase.
-        listener: Gets the same as values; a terminal's live line.
+        listener: Gets the same as values, for a terminal's live line.
         clock: Monotonic seconds.
     """
 
@@ -60,7 +60,7 @@ class Phases:
         return dict(self._reached)
 
     def describe(self) -> str:
-        """Return the phases on one line, the running time last."""
+        """Return the phases on one line, and at its end the seconds since power on."""
         parts = [f"{name.replace('_', ' ')} {at:.1f} s" for name, at in self._reached.items()]
         return f"boot phases: {', '.join(parts)}; now {self.elapsed():.1f} s"
 
@@ -71,8 +71,8 @@ class Boot:
 
     Args:
         machine: The guest that boots.
-        phases: Its stop watch.
-        watch: Reads its console from this boot's first byte.
+        phases: Stopwatch of the boot.
+        watch: Searches the guest's console from this boot's first byte for symptoms.
     """
 
     machine: Machine
@@ -80,7 +80,7 @@ class Boot:
     watch: ConsoleWatch
 
     def check(self) -> None:
-        """Return if the guest may still become ready.
+        """Check that the guest can still become ready.
 
         Raises:
             QemuDied: QEMU ended.
@@ -101,14 +101,14 @@ class Boot:
     def failure(
         self, error: type[BootFailed], what: str, *, details: str = "", resolution: str = "", around: str = ""
     ) -> BootFailed:
-        """Return the error to raise.
+        """Return the error for a failed boot, with the boot's phases and its console.
 
         Args:
-            error: Its class.
+            error: The error's class.
             what: What is wrong, on one line.
             details: Facts to show between the phases and the console.
             resolution: What the reader can do about it.
-            around: A line of the console that must be shown; else its last lines are.
+            around: A line of the console to show with its neighbours; "": show the last lines.
         """
         name = self.machine.name
         parts = [self.phases.describe(), self._held_up(), details.rstrip("\n"), self._console(around)]
@@ -119,7 +119,7 @@ class Boot:
         )
 
     def _held_up(self) -> str:
-        """Say how long the host kept the guest waiting, if it is worth a line."""
+        """Say how long the host had no processor for the guest; "" below a second."""
         seconds = time.monotonic() - self.machine.domain.clock()
         return f"for {seconds:.0f} s in all, the host had no processor for the guest" if seconds >= 1 else ""
 
@@ -135,5 +135,5 @@ class Boot:
         return "\n".join([f"console, line {found[-1] + 1} of {len(lines)} and those around it:", *shown])
 
     def run_watched(self, call: Callable[[], T]) -> T:
-        """Run a blocking call, and end it as soon as the boot has failed."""
+        """Run a blocking call, and stop it as soon as the boot has failed."""
         return run_watched(call, check=self.check, abandon=self.machine.shell.close)

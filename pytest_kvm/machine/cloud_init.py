@@ -1,9 +1,9 @@
-"""The rung of cloud-init: wait for its end and read what it says of itself.
+"""Readiness check of cloud-init: waits until cloud-init has ended, and reads its status files.
 
 ``/run/cloud-init/status.json`` and ``result.json`` are documented interfaces
 (https://docs.cloud-init.io/en/latest/explanation/boot.html and
-"/reference/cli.html#status"). ``cloud-init status --wait`` would say the same
-and starts a Python interpreter for it, seconds under TCG.
+"/reference/cli.html#status"). ``cloud-init status --wait`` would tell the same,
+but starts a Python interpreter, which takes seconds under TCG.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STATUS = "/run/cloud-init/status.json"
 _OUTPUT = "/var/log/cloud-init-output.log"
 _READ_TIMEOUT = 30.0
 _OF_ITS_OWN = range(129)
-"""Exit codes of a program that no signal has ended, and no lost connection hides."""
+"""Exit codes of a program that ended by itself, not by a signal or a lost connection."""
 _CUT = "\n---\n"
 _WAIT = r"""
 run=/run/cloud-init
@@ -83,12 +83,12 @@ _NETWORK_STAGE_OVER = re.compile(r"running 'modules:(?:config|final)'|Cloud-init
 
 
 def wait_for_cloud_init(boot: Boot, *, timeout: float) -> None:
-    """Return when cloud-init has finished, or at once where there is none.
+    """Wait until cloud-init has finished; return at once if the image has no cloud-init.
 
     Raises:
-        CloudInitFailed: It finished with errors, or its last stage ended
-            without a result; with its own text and the tail of its output.
-        CloudInitTimeout: It still runs; names the stage.
+        CloudInitFailed: cloud-init finished with errors, or its last stage ended
+            without a result; with its error texts and the tail of its output.
+        CloudInitTimeout: cloud-init still runs; the message names its stage.
         BootFailed: The guest died on the way.
     """
     verdict, status = _wait_for_end(boot, timeout=timeout)
@@ -107,7 +107,7 @@ def wait_for_cloud_init(boot: Boot, *, timeout: float) -> None:
 
 
 def _wait_for_end(boot: Boot, *, timeout: float) -> tuple[str, Status]:
-    """Block until cloud-init ends, and return how that was seen and what it says of itself."""
+    """Wait until cloud-init ends; return the script's verdict (done, ended, absent) and the status."""
     shell, clock = boot.machine.shell, boot.machine.domain.clock
     deadline = clock() + timeout
 
@@ -119,7 +119,7 @@ def _wait_for_end(boot: Boot, *, timeout: float) -> tuple[str, Status]:
             raise NotYet(lost.brief) from lost
         except CommandFailed as never_run:
             raise _not_waited(boot, never_run.brief, details=never_run.details) from never_run
-        if waited.exit_code not in _OF_ITS_OWN:  # or the guest: its shutdown ended the wait
+        if waited.exit_code not in _OF_ITS_OWN:  # the guest shuts down, and so ended the script
             shell.close()
             raise NotYet("the guest's shutdown ended the wait")
         if waited.stdout.count(_CUT) < 2:
@@ -153,17 +153,17 @@ def _not_waited(boot: Boot, why: str, *, details: str) -> GuestError:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What cloud-init has written about itself."""
+    """What cloud-init's status files say."""
 
     network_stage_over: bool = False
-    """Users and their keys are written."""
+    """Whether users and their keys are written."""
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     """Recoverable errors (cloud-init 23.4): bad user-data keys among them."""
 
     @classmethod
     def parse(cls, text: str) -> Status:
-        """Read status.json or result.json; what is not as documented counts as nothing."""
+        """Read status.json or result.json; ignore what is not as documented."""
         try:
             v1 = _table(_table(json.loads(text)).get("v1"))
         except ValueError:
@@ -177,14 +177,17 @@ class Status:
         )
 
     def or_else(self, other: Status) -> Status:
-        """Fill up what this one does not say: result.json repeats status.json's errors."""
+        """Return this status; errors or warnings that it lacks are taken from ``other``.
+
+        The two are not added up, because result.json repeats the errors of status.json.
+        """
         return replace(self, errors=self.errors or other.errors, warnings=self.warnings or other.warnings)
 
 
 def keys_are_written(boot: Boot) -> bool:
     """Say whether cloud-init is past the stage that writes users and keys.
 
-    Asks the guest agent, which needs no login; else takes the console's word.
+    Asks the guest agent, which needs no login; searches the console if the agent does not answer.
     """
     agent = GuestAgent(boot.machine.domain, timeout=5.0)
     try:
@@ -202,7 +205,7 @@ def _output(shell: Shell) -> str:
 
 
 def _table(value: object) -> dict[str, Any]:
-    """Return a JSON object, or an empty one: a guest may write anything."""
+    """Return the value if it is a JSON object, else an empty one: a guest may write anything."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 

@@ -26,7 +26,7 @@ from pytest_kvm.waiting import Clock, NotYet, wait_until
 _PIECE = 64 * 1024
 _SEND_TIMEOUT = 10.0
 _OPEN_END = re.compile(r"(?:\x1b(?:\[[ -?]{0,80}|[\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]{0,16})?|\r+)\Z")
-"""An escape sequence, or a line end, that may go on in the next piece."""
+"""An escape sequence or a line end at the end of a piece, which the next piece may continue."""
 TEXT_LIMIT = 1024 * 1024
 """Bytes of the log that :meth:`Console.text` returns at most."""
 
@@ -58,7 +58,7 @@ class Console:
         return f"<Console {self.log} {self.offset()} bytes>"
 
     def offset(self) -> int:
-        """Return how many bytes the guest has printed: a place to wait from."""
+        """Return how many bytes the guest has printed so far; a later wait can start from there."""
         try:
             return self.log.stat().st_size
         except FileNotFoundError:
@@ -97,7 +97,7 @@ class Console:
         reader = self.follow(since=self.offset() if since is None else since)
 
         def find_match() -> re.Match[str]:
-            ended = self._ended()  # asked before the last look: its last words count
+            ended = self._ended()  # asked before the last look, so that the guest's last output is searched
             for window in reader.windows():
                 if match := regex.search(window):
                     return match
@@ -143,8 +143,8 @@ class Console:
         def check_taken() -> None:
             nonlocal left
             with contextlib.suppress(BlockingIOError):
-                # What the guest prints meanwhile is in the log already; left
-                # unread here it would fill the socket and stall the guest.
+                # Discard what the guest prints meanwhile: it is in the log, and
+                # unread it would fill the socket and stall the guest.
                 while line.recv(_PIECE):
                     pass
             with contextlib.suppress(BlockingIOError):

@@ -1,7 +1,6 @@
-"""Recognise on the console that a boot has failed, and why.
+"""Recognises on the console that a boot has failed, and why.
 
-The sooner the better: a guest that has panicked will not answer SSH, however
-long one waits.
+This ends a wait early: a guest that has panicked will never answer SSH.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SYMPTOMS = (
         "the kernel panicked",
         "the lines before the panic say why",
     ),
-    # tiny-initramfs: why, and on the next line that its end will make the kernel panic
+    # tiny-initramfs prints the reason, and on the next line that the kernel will panic when it exits
     _symptom(
         r"[^\n]*\n[^\n]*Will cause kernel panic in \d+s",
         KernelPanicked,
@@ -56,7 +55,7 @@ SYMPTOMS = (
         "init gave up and entered emergency mode",
         _UNITS,
     ),
-    # dracut(8), initramfs-tools(7); and any initrd that says so in these words
+    # dracut(8), initramfs-tools(7), and any other initrd that prints these words
     _symptom(
         r"dracut:/# |Entering emergency mode\. Exit the shell|Dropping to a shell!|^\(initramfs\) ",
         EmergencyMode,
@@ -87,13 +86,13 @@ SYMPTOMS = (
 STUCK = _symptom(
     r"Waiting for \S+ to appear", EmergencyMode, "the initrd waits for a root device that never comes", _ROOT
 )
-"""Healthy as long as something follows: looked at when it has been the last line for long."""
+"""A symptom only if it stays the last line for ``_STUCK_AFTER`` seconds: a healthy boot prints more."""
 _STUCK_AFTER = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A symptom and where it stood."""
+    """A symptom, and the console's text in which it was found."""
 
     symptom: Symptom
     text: str
@@ -101,21 +100,21 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The same as one line, cut to what a message's first line can hold."""
+        """The text as one line, cut to what a message's first line can hold."""
         return " ".join(self.text.split())[:300]
 
     @property
     def last_line(self) -> str:
-        """The last of the lines, as it stands on the console."""
+        """The last line of the text, as it stands on the console."""
         return self.text.rpartition("\n")[2].strip()
 
 
 class ConsoleWatch:
-    """Looks at what came since it last looked.
+    """Searches a console for symptoms; each look reads what was printed since the look before.
 
     Args:
         console: The guest's console.
-        since: Offset to start at: what came before belongs to an earlier boot.
+        since: Offset to start at; earlier output belongs to an earlier boot.
         clock: Monotonic seconds.
     """
 
@@ -128,7 +127,7 @@ class ConsoleWatch:
         self._found: Finding | None = None
 
     def look(self) -> Finding | None:
-        """Return what was found, once its line is complete or nothing follows it."""
+        """Return the symptom that was found, once its line is complete or no output follows."""
         fresh = False
         for window in self._reader.windows():
             fresh = True
@@ -156,5 +155,5 @@ def _stuck(last_line: str) -> Finding | None:
 
 
 def _may_grow(reader: ConsoleReader, found: Finding) -> bool:
-    """Say whether the line may still grow: a panic's reason follows its first words."""
+    """Say whether the line of a symptom may still grow: a panic's reason follows its first words."""
     return bool(found.last_line) and reader.last_line.strip() == found.last_line[-200:]

@@ -1,4 +1,4 @@
-"""One running machine: its parts, which the verbs of :class:`~pytest_kvm.Guest` act on."""
+"""One running machine: the parts that the methods of :class:`~pytest_kvm.Guest` work with."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class OpenResource(Protocol):
-    """Something with an end in the guest and one on the host, a forwarded port; ``repr()`` names it."""
+    """Something between the guest and the host, such as a forwarded port; ``repr()`` names it."""
 
     def close(self) -> None:
-        """Close it; nothing happens if it is closed."""
+        """Close it; do nothing if it is closed already."""
         ...
 
 
 class OpenResources:
-    """What is open between one machine and the host, besides commands.
+    """The open resources of one machine, besides commands.
 
-    A savepoint is refused while anything is: it would be cut off.
+    A savepoint is refused while there are any, because a restore would cut them off.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class OpenResources:
         self._listers.append(lister)
 
     def all(self) -> list[OpenResource]:
-        """Return what is open."""
+        """Return all open resources."""
         return [resource for lister in self._listers for resource in lister()]
 
 
@@ -65,15 +65,15 @@ class Machine:
     phases: Mapping[str, float] = field(default_factory=dict[str, float])
     """Seconds from power on to each rung of the readiness ladder."""
     open_resources: OpenResources = field(default_factory=OpenResources)
-    """What a test has open into it, besides processes."""
+    """What a test has open between host and guest, besides processes."""
     savepoints: dict[str, Prestarted | None] = field(default_factory=dict[str, "Prestarted | None"])
-    """Those in its disks, by name, each with the program that waits there to renew the guest."""
+    """The savepoints in the guest's disks, by name, each with the renewal script that waits in it, if any."""
     renewal_due: threading.Event = field(default_factory=threading.Event)
-    """Set while it is paused where it was put back to, and has not been renewed."""
+    """Set when a savepoint of a paused guest was restored, until ``resume()`` has renewed the guest."""
 
     @cached_property
     def forwards(self) -> Forwards:
-        """Its ports on the host."""
+        """The guest's ports that are forwarded from the host."""
         forwards = Forwards(self.domain)
         self.open_resources.register(lambda: forwards.open)
         return forwards

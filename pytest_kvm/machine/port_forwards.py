@@ -1,4 +1,4 @@
-"""Ports of the guest on the host's loopback, through QEMU's user-mode network."""
+"""Forwards ports of the host's loopback address to the guest, through QEMU's user-mode network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RULE = re.compile(
     re.MULTILINE,
 )
 
-# And one of a connection that came in through it; TIME_WAIT is one that both sides have closed:
+# The line of a connection that came in through a forward; in TIME_WAIT both sides have closed it:
 #   TCP[ESTABLISHED]   15       10.0.2.2   54710       10.0.2.15    22     0     0
 _CONNECTION = re.compile(
     r"^\s*TCP\[(?!HOST_FORWARD|TIME_WAIT)\w+\]\s+\d+\s+\S+\s+(?P<from>\d+)\s+\S+\s+(?P<to>\d+)\s",
@@ -41,10 +41,10 @@ class Forward:
         """Port on the host."""
 
     def close(self) -> None:
-        """Take the port back; connections that are open stay open. Idempotent.
+        """Stop forwarding; open connections stay open. A second call does nothing.
 
         Raises:
-            HypervisorError: QEMU did not take it back.
+            HypervisorError: QEMU did not stop forwarding.
         """
         self._forwards.remove(self)
 
@@ -108,7 +108,7 @@ class Forwards:
             return forward
 
     def remove(self, forward: Forward) -> None:
-        """Close a forward; with the guest gone QEMU has done so already."""
+        """Close a forward; if the guest has ended, QEMU has done so already."""
         with self._lock:
             if forward not in self._open:
                 return
@@ -119,7 +119,7 @@ class Forwards:
             self._open.remove(forward)
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all forwards."""
         for forward in self.open:
             forward.close()
 

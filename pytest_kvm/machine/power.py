@@ -1,4 +1,4 @@
-"""Switching a guest off and on: from within, by button, by cable."""
+"""Reboots, shuts down, powers off or crashes a guest."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
 
     Raises:
         BootFailed: The guest did not come back; its subclass says where it stuck.
-        WaitTimeout: It still runs the same kernel as before.
+        WaitTimeout: The guest still runs the same boot as before.
     """
     begun = machine.domain.clock()
-    # Nothing of the old system survives a reset: whoever answers then is new.
+    # Nothing of the old system survives a hard reset, so any sshd that answers after it is new.
     before = "" if hard else boot_id(machine)
     if hard:
-        # A panic that is still being printed must not pass for the new system's.
+        # Otherwise a panic that the old system is still printing would count as the new system's.
         machine.domain.suspend()
     offset = machine.console.offset()
     phases = Phases(machine.log)
@@ -71,10 +71,10 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
 
 
 def _ask_and_wait_until_down(boot: Boot, offset: int, *, timeout: float) -> None:
-    """Ask systemd for a restart and return when it has ended our session.
+    """Ask systemd for a restart and return when the old system is down.
 
-    The command goes on until the shutdown kills it; the kernel's last words
-    on the console say the same where the connection's end gets lost.
+    The command in the guest runs until the shutdown kills it. If the host does
+    not notice that, the kernel's last lines on the console tell it.
     """
     machine = boot.machine
     reader = machine.console.follow(since=offset)
@@ -87,19 +87,20 @@ def _ask_and_wait_until_down(boot: Boot, offset: int, *, timeout: float) -> None
     def ask() -> None:
         command = "systemctl reboot && sleep 3600"
         result = machine.shell.run(command, user="root", timeout=timeout, check=False)
-        if result.exit_code == 1:  # systemctl's own refusal; a signal's or sleep's code means "going down"
+        # 1: systemctl refused. The code of a signal or of sleep means that the guest goes down.
+        if result.exit_code == 1:
             result.check()
 
     with contextlib.suppress(_Down, SshUnavailable, GuestGone):
         run_watched(ask, check=check, abandon=machine.shell.close)
 
 
-class _Down(Exception):  # noqa: N818 - it is what was hoped for
+class _Down(Exception):  # noqa: N818 - it is the wanted outcome
     """The old system is gone."""
 
 
 def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
-    """Switch the guest off in good order and return when QEMU has ended.
+    """Shut the guest down in good order and return when QEMU has ended.
 
     Args:
         machine: The guest.
@@ -107,7 +108,7 @@ def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
         timeout: Seconds.
 
     Raises:
-        WaitTimeout: It still runs; with the console's tail.
+        WaitTimeout: The guest still runs; with the console's tail.
     """
     if button or not _asked_to_power_off(machine):
         machine.domain.shutdown()
@@ -122,7 +123,7 @@ def shutdown(machine: Machine, *, button: bool, timeout: float) -> None:
 
 
 def _asked_to_power_off(machine: Machine) -> bool:
-    """Ask systemd over SSH; a connection that breaks off is the answer hoped for."""
+    """Ask systemd over SSH to power off; say whether it will. A connection that breaks off means yes."""
     try:
         return machine.shell.run(["systemctl", "poweroff"], user="root", timeout=_ASK_TIMEOUT, check=False).ok
     except (SshUnavailable, GuestGone):
@@ -132,13 +133,13 @@ def _asked_to_power_off(machine: Machine) -> bool:
 
 
 def power_off(machine: Machine) -> None:
-    """Pull the cable: nothing is stopped or written back; QEMU is gone on return."""
+    """Pull the power cable: the guest stops and writes back nothing; QEMU has ended on return."""
     machine.domain.destroy()
     machine.shell.close()
 
 
 def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> str:
-    """Make the kernel panic and return the line in which it says so.
+    """Make the guest's kernel panic, and return the console line that says so.
 
     Args:
         machine: The guest.
@@ -148,13 +149,13 @@ def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> st
         timeout: Seconds.
 
     Raises:
-        WaitTimeout: It did not panic.
+        WaitTimeout: The kernel did not panic.
     """
     offset = machine.console.offset()
     if nmi:
         machine.domain.inject_nmi()
     else:
-        # In the background, and late enough for sshd to say that it was started.
+        # In the background, and late enough for sshd to report first that the command was started.
         trigger = "(sleep 0.5; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"
         machine.shell.run(f"echo 1 >/proc/sys/kernel/sysrq; {trigger}", user="root", timeout=_ASK_TIMEOUT)
     panic = machine.console.wait(r"^.*Kernel panic - not syncing.*$", timeout=timeout, since=offset)

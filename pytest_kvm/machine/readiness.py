@@ -4,8 +4,8 @@
 
     power on → console speaks → SSH banner → login → cloud-init done → units active
 
-Each rung has named failures (:mod:`pytest_kvm.errors`), and a guest that is
-broken ends the boot when it says so, not at the deadline.
+Each rung has error classes of its own (:mod:`pytest_kvm.errors`). A boot fails as
+soon as the guest shows that it is broken, without waiting for the deadline.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _LOGIN_PAUSE = 0.5
 def wait_until_ready(
     machine: Machine, *, phases: Phases, units: Sequence[str] = (), boot_timeout: float | None = None
 ) -> None:
-    """Return when the guest is ready.
+    """Wait until the guest is ready.
 
     Args:
         machine: The guest, powered on; its shell is logged in afterwards.
-        phases: The boot's stop watch, started at power on.
+        phases: The boot's stopwatch, started at power on.
         units: systemd units that must be active.
         boot_timeout: Seconds for all rungs together; None: each rung has its own
             (:class:`~pytest_kvm.settings.Timeouts`).
 
     Raises:
-        BootFailed: Its subclass names the rung.
+        BootFailed: The guest did not become ready; the subclass names the rung.
     """
     clock = machine.domain.clock
     begun = clock() - phases.elapsed()
@@ -64,14 +64,14 @@ def wait_until_ready(
 
 
 def log_in(boot: Boot, *, banner: float, login: float) -> None:
-    """Boot to a login: the shell is connected afterwards.
+    """Wait for sshd's banner and log in; the machine's shell is connected afterwards.
 
-    A refused key is final once cloud-init has written the users' keys; before
-    that, sshd is merely early.
+    A refused key is final once cloud-init has written the users' keys. Before
+    that, sshd has only started early, and the login is tried again.
 
     Args:
         boot: The boot.
-        banner: Seconds until one comes.
+        banner: Seconds to wait for the banner.
         login: Seconds from the banner to a login.
 
     Raises:
@@ -108,8 +108,8 @@ class _LoginAttempts:
 
     Args:
         boot: The boot.
-        line: Where sshd's banner waits for the first of them.
-        until: When the last has to be over, by the guest's clock.
+        line: A connection with sshd's banner unread, for the first attempt.
+        until: When the last attempt has to be over, by the domain's clock.
     """
 
     def __init__(self, boot: Boot, line: socket.socket, *, until: float) -> None:
@@ -117,10 +117,10 @@ class _LoginAttempts:
         self._line: socket.socket | None = line
         self._until = until
         self.refusal: LoginRefused | None = None
-        """The last refusal of the key."""
+        """The last error with which sshd refused the key."""
 
     def make(self) -> None:
-        """Try once; raise NotYet while another attempt may do better."""
+        """Try to log in once; raise NotYet if another attempt may succeed."""
         shell = self._boot.machine.shell
         line, self._line = self._line or self._next_line(), None
         is_final = self.refusal is not None and keys_are_written(self._boot)
@@ -153,7 +153,7 @@ def _wait_for_wanted(boot: Boot, unit: str, *, timeout: float) -> None:
     try:
         wait_for_unit(boot.machine, unit, timeout=timeout)
     except GuestGone:
-        boot.check()  # it knows the rung's name for it
+        boot.check()  # raises the boot's own error if it can tell why
         raise
     except (UnitFailed, WaitTimeout) as error:
         raise boot.failure(

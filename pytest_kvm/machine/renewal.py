@@ -78,20 +78,20 @@ class Prestarted(NamedTuple):
 
 
 def renew(machine: Machine, wish: Renewal | None = None, *, prestarted: Prestarted | None = None) -> None:
-    """Reseed the guest's random numbers, set its clock, and change what else is wanted.
+    """Reseed the guest's random numbers, set its clock, and make the changes that ``wish`` lists.
 
     The host measures how wrong the guest's clock is, and the guest moves it by
     that difference. So the time that the message takes does not count.
 
     Args:
         machine: The guest; it was resumed a moment ago.
-        wish: What else to change.
+        wish: What to change besides random numbers and clock.
         prestarted: What :func:`prestart` returned before the guest was saved.
 
     Raises:
         GuestError: The guest could not do it.
         GuestGone: The guest ended.
-        SshUnavailable: It has no agent, and SSH did not answer either.
+        SshUnavailable: The guest has no agent, and SSH did not answer either.
     """
     wish = wish or Renewal()
     agent = GuestAgent(machine.domain, timeout=machine.timeouts.agent)
@@ -119,8 +119,9 @@ def renew(machine: Machine, wish: Renewal | None = None, *, prestarted: Prestart
 def prestart(machine: Machine) -> Prestarted | None:
     """Start the renewal script in the guest; it waits at a FIFO until :func:`renew` sends it orders.
 
-    The script waits in the guest that is saved as well as in those that are
-    restored. It ends when it is used, so :func:`renew` a guest that runs on.
+    The script waits in the saved guest and in each guest that is restored from
+    it. It ends when it is used, so call :func:`renew` also for a saved guest
+    that runs on.
 
     Returns:
         What to give to :func:`renew`; None if the guest's agent cannot start the script.
@@ -149,7 +150,7 @@ def _open_fifo(agent: GuestAgent, fifo: str) -> int:
         raise NotYet(error.brief) from error
 
 
-# ------------------------------------------------------------ what is ordered
+# ------------------------------------------------------------ orders and clock
 
 
 def _orders(wish: Renewal, *, clock: int) -> bytes:

@@ -1,7 +1,8 @@
-"""Back to an earlier point, in place: memory, devices and all writable disks together.
+"""Takes, restores and drops savepoints: memory, devices and all writable disks of a guest together.
 
-The functions take a machine and so are no use of the guest; the automatic
-reset is made of them, too. :class:`Savepoint` is the same by hand.
+The functions take a machine, so that calling them does not count as a use of
+the guest; the automatic reset calls them, too. :class:`Savepoint` is for tests
+that restore a guest themselves.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ def take(machine: Machine, name: str) -> None:
 
     Args:
         machine: The guest; it goes on afterwards, unless it is paused.
-        name: Not taken on this machine yet.
+        name: A name that no other savepoint of this machine has.
 
     Raises:
         GuestGone: The guest has ended.
         SavepointRefused: The test has something at work in the guest, or a
             disk cannot take part; the message names it.
-        SnapshotFailed: QEMU failed, for instance for want of room.
-        GuestError: Its clock could not be set; the savepoint is there.
+        SnapshotFailed: QEMU failed, for instance because the disk is full.
+        GuestError: The guest's clock could not be set; the savepoint was taken.
     """
     if not machine.domain.alive():
         raise GuestGone(f"{machine.name} has ended: {machine.domain.end_reason()}")
@@ -48,23 +49,24 @@ def take(machine: Machine, name: str) -> None:
         machine.domain.take_snapshot(name)
         machine.savepoints[name] = None
         return
-    # What waits in the savepoint makes each return to it faster.
+    # A renewal script that waits in the savepoint makes each restore faster.
     prestarted = prestart(machine)
     try:
         machine.domain.take_snapshot(name)
         machine.savepoints[name] = prestarted
     finally:
-        # The clock stood still while QEMU wrote. And the prestarted script must not wait on in
-        # the guest that runs: the one to be renewed is in the savepoint.
+        # The guest's clock stood still while QEMU wrote. And the renewal ends the prestarted
+        # script in the running guest, where it is not needed: only the one in the savepoint is.
         renew(machine, prestarted=prestarted)
 
 
 def restore(machine: Machine, name: str) -> None:
-    """Put a guest back, and make it a guest of now.
+    """Take a guest back to a savepoint, and renew its random numbers and clock.
 
-    What the test started since then is gone from the guest, so that its ends
-    on the host are closed: SSH connections with their processes, and ports.
-    The kernel's random numbers and the clock are renewed.
+    What the test started since the savepoint is gone from the guest, so its
+    ends on the host are closed: SSH connections with their processes, and
+    forwarded ports. A guest that was paused when the savepoint was taken is
+    paused again, and renewed when it is resumed (:func:`renew_if_due`).
 
     Args:
         machine: The guest; runs afterwards if it ran when the savepoint was taken.
@@ -72,9 +74,9 @@ def restore(machine: Machine, name: str) -> None:
 
     Raises:
         SavepointGone: The guest has ended.
-        SavepointRefused: Its devices have changed since; nothing is done.
+        SavepointRefused: The guest's devices have changed since; nothing is done.
         SnapshotFailed: QEMU failed; the guest is of no use any more.
-        GuestError: It could not be renewed.
+        GuestError: The guest could not be renewed.
     """
     if not machine.domain.alive():
         raise SavepointGone(
@@ -93,10 +95,10 @@ def restore(machine: Machine, name: str) -> None:
 
 
 def renew_if_due(machine: Machine) -> None:
-    """Renew a guest that was put back to where it was paused, now that it runs.
+    """Renew a guest that has just been resumed, if a savepoint of a paused guest was restored before.
 
     Raises:
-        GuestError: It could not be done.
+        GuestError: The guest could not be renewed.
     """
     if machine.renewal_due.is_set():
         renew(machine)
@@ -104,23 +106,24 @@ def renew_if_due(machine: Machine) -> None:
 
 
 def drop(machine: Machine, name: str) -> None:
-    """Forget a savepoint and free its space; of a guest that has ended nothing is left to free."""
+    """Forget a savepoint and free its space; if the guest has ended, there is no space left to free."""
     machine.savepoints.pop(name, None)
     if machine.domain.alive():
         machine.domain.drop_snapshot(name)
 
 
 class Savepoint:
-    """A point that a guest can be put back to, as :meth:`Guest.savepoint` returns it.
+    """A state that a guest can be taken back to, as :meth:`Guest.savepoint` returns it.
 
-    It can be restored any number of times, also to before or after other
-    savepoints. A context manager: leaving it restores and drops it.
+    It can be restored any number of times, also when earlier or later
+    savepoints were restored meanwhile. It is a context manager: leaving the
+    block restores and drops it.
 
     Args:
-        name: How messages call it.
-        tag: How the hypervisor calls it.
-        machine: What it was taken on.
-        use: Returns what the guest consists of now, and counts as a use of it.
+        name: Its name in messages.
+        tag: Its name in the hypervisor.
+        machine: The machine that it was taken on.
+        use: Returns the guest's present machine; a call counts as a use of the guest.
     """
 
     def __init__(self, name: str, *, tag: str, machine: Machine, use: Callable[[], Machine]) -> None:
@@ -131,13 +134,13 @@ class Savepoint:
         self._dropped = False
 
     def restore(self) -> None:
-        """Put memory, devices and all writable disks back to how they were.
+        """Take memory, devices and all writable disks back to how they were.
 
         Processes started since then and ports forwarded since then are gone.
         The console's log keeps what was printed meanwhile.
 
         Raises:
-            SavepointGone: It was dropped, or the guest has ended or been reset meanwhile.
+            SavepointGone: The savepoint was dropped, or the guest has ended or been reset meanwhile.
             SavepointRefused: Devices were plugged in or unplugged since; nothing is done.
         """
         if self._dropped:
@@ -151,7 +154,10 @@ class Savepoint:
         restore(self._machine, self._tag)
 
     def drop(self) -> None:
-        """Forget it and free its space in the disks; else it goes with the guest. Idempotent."""
+        """Forget the savepoint and free its space in the disks; a second call does nothing.
+
+        A savepoint that is not dropped goes when the guest ends.
+        """
         if not self._dropped:
             self._dropped = True
             drop(self._machine, self._tag)
@@ -162,7 +168,7 @@ class Savepoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore and drop; a guest that ended in a block that failed is not asked for."""
+        """Restore and drop, unless it was dropped already, or the block failed and the guest has ended."""
         if self._dropped or (error is not None and not self._machine.domain.alive()):
             return
         try:

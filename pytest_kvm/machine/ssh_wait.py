@@ -1,16 +1,18 @@
-"""Find the moment at which sshd answers, as early as it can be seen.
+"""Waits for sshd's banner, and notices as early as possible that sshd answers.
 
 The host's side of a forwarded port always accepts: QEMU's user-mode network
-(libslirp) completes the connection itself and only then dials the guest. A
-guest without a running network card loses that packet, and libslirp repeats it
-after 3, 6, 12… seconds. So one patient connection notices sshd seconds late,
-and a new one has to start every now and then until one hears a banner.
+(libslirp) completes the connection itself and only then connects to the guest.
+While the guest's network card does not work yet, that packet is lost, and
+libslirp repeats it after 3, 6, 12… seconds. A single connection would notice
+sshd seconds late, so from time to time a new one is started until one of them
+gets a banner.
 
-Each attempt that reaches sshd costs the guest a process, heard or not: libslirp
-repeats what we have given up, too. Fifty that were made before the guest had a
-network took a translated guest ten seconds of its boot, and more than ten at a
-time make sshd turn everybody away (``MaxStartups``). So one attempt is made until
-the guest has taken its card into use, which QEMU knows, and the pauses grow.
+Each attempt that reaches sshd costs the guest a process, even if the host has
+given the attempt up, because libslirp repeats its packets all the same. Fifty
+attempts made before the guest had a network lengthened the boot of a guest under
+TCG by ten seconds, and more than ten at a time make sshd turn all connections
+away (``MaxStartups``). So only one attempt is made until the guest uses its
+card, which QEMU knows, and the pauses between attempts grow.
 """
 
 from __future__ import annotations
@@ -40,17 +42,18 @@ from pytest_kvm.spec.network import CONTROL_NETDEV
 _CARD_PAUSE = 0.1
 """Seconds between two looks at the card."""
 _REFUSED_PAUSE = 0.1
-"""Seconds from a refusal to the next attempt: the network is up, sshd is due."""
+"""Seconds from a refusal to the next attempt: the network is up, so sshd will start soon."""
 _SILENT_PAUSE, _HEARD_PAUSE = 0.3, 3.0
-"""Seconds from one attempt to the next, to begin with: while the guest says nothing;
-once it has answered in any way, so that silence means that sshd is starting a process
-for us, and an answer that is no banner means that it has enough."""
+"""Seconds from one attempt to the next at the beginning; pauses grow from there. The
+first holds while the guest has never answered. The second holds once it has answered
+in any way: silence then means that sshd is starting a process for us, and an answer
+that is no banner means that sshd has too many connections."""
 _LONGEST_PAUSE = 10.0
 _GROWTH = 1.4
 _MOST_OPEN = 4
 _LOOK_EVERY = 0.25
 _TURNED_AWAY = (b"Not allowed at this time", b"Exceeded MaxStartups")
-"""What sshd says instead of a banner when it has enough (``drop_connection`` in its ``sshd.c``)."""
+"""What sshd sends instead of a banner to turn a connection away (``drop_connection`` in its ``sshd.c``)."""
 _ASK_AFTER = 15.0
 """Seconds of silence after which the guest agent is asked what is going on."""
 _ASK_EVERY = 5.0
@@ -70,8 +73,8 @@ def wait_for_banner(
         boot: The boot; its checks end the wait early.
         timeout: Seconds.
         check_stuck: Called a few times per second with what was seen so far;
-            raises when SSH cannot be expected to answer any more.
-        known: sshd has answered before, so it is given the time it needs.
+            raises when sshd is not going to answer any more.
+        known: sshd has answered before, so attempts start with the longer pauses.
 
     Raises:
         SshNeverAnswered: No banner came in time.
@@ -103,11 +106,12 @@ def wait_for_banner(
 
 
 class SshStuckDetector:
-    """What the wait for a banner asks itself, a few times per second.
+    """Ends the wait for a banner when the guest has finished booting without an sshd.
 
-    systemd says "running" or "degraded" when nothing is left to start
-    (systemctl(1), ``is-system-running``). Said twice in a row with sshd still
-    unreachable in between, SSH will not come.
+    It asks systemd through the guest agent. systemd says "running" or
+    "degraded" when nothing is left to start (systemctl(1),
+    ``is-system-running``). If it says so twice in a row, and sshd is still
+    unreachable in between, sshd will not start.
 
     Args:
         boot: The boot.
@@ -122,11 +126,11 @@ class SshStuckDetector:
         self._settled = False
 
     def __call__(self, seen: str) -> None:
-        """Take what the wait for a banner has seen.
+        """Check whether sshd can still start; ``seen``: what the wait for a banner has seen so far.
 
         Raises:
             SshNeverAnswered: The guest has finished booting without an sshd.
-            EmergencyMode: systemd says so.
+            EmergencyMode: systemd says that it is in rescue or emergency mode.
         """
         if self._clock() < self._next:
             return
@@ -165,7 +169,7 @@ class _Wake:
         self._lock = threading.Lock()
 
     def __call__(self, _reason: str) -> None:
-        with self._lock:  # it may report long after this wait is over
+        with self._lock:  # the domain may end long after this wait is over
             if self._writer.fileno() >= 0:
                 self._writer.close()
 
@@ -178,7 +182,7 @@ class _Wake:
 
 
 class _BannerAttempts:
-    """The attempts that are open, oldest first."""
+    """The open connections to the guest's sshd, oldest first."""
 
     def __init__(self, machine: Machine, selector: selectors.BaseSelector, *, known: bool) -> None:
         self._address = (machine.access.host, machine.access.port)
@@ -213,7 +217,7 @@ class _BannerAttempts:
         return "the guest's network never answered"
 
     def pause(self) -> float:
-        """Return how long there is nothing to do but to listen."""
+        """Return for how many seconds to listen before the next look."""
         return max(0.0, min(_LOOK_EVERY, self._next - time.monotonic()))
 
     def dial_when_due(self) -> None:
@@ -236,10 +240,10 @@ class _BannerAttempts:
         self._pause = min(self._pause * _GROWTH, _LONGEST_PAUSE)
 
     def _guest_has_network(self) -> bool:
-        """Say whether the guest uses its card; True if QEMU does not tell.
+        """Say whether the guest uses its network card; True if QEMU does not tell.
 
-        A card of QEMU's lets everything in until the guest's driver sets the
-        filter for what it receives, which it does when it takes the card up
+        QEMU's card receives all frames until the guest's driver sets its
+        receive filter, which the driver does when it brings the card up
         (QMP ``query-rx-filter``; ``virtio_net_reset`` in ``hw/net/virtio-net.c``).
         """
         if not self._card_is_up:
@@ -251,7 +255,7 @@ class _BannerAttempts:
         return self._card_is_up
 
     def take_answered(self, line: object) -> socket.socket | None:
-        """Return a readable attempt that has a banner; forget it if it has not."""
+        """Return a readable attempt if it has a banner; start afresh if it has anything else."""
         attempt = next((each for each in self._open if each is line), None)
         if attempt is None:  # dropped while its event was on the way
             return None
@@ -279,7 +283,7 @@ class _BannerAttempts:
         return attempt
 
     def _start_afresh(self, *, pause: float) -> None:
-        """The guest answers: what was sent to it before is lost, or one too many."""
+        """Drop all open attempts: the guest answers now, so earlier packets were lost or are too many."""
         while self._open:
             self._drop(self._open[0])
         self._card_is_up = True

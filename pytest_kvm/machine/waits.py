@@ -1,10 +1,11 @@
-"""Waits inside the guest: one blocking command each, not a poll over SSH.
+"""Waits for units, ports, files, commands and journal lines in a guest.
 
-Every script below prints what it sees when that changes, and gives up by
-itself, so nothing is left running when the host stops listening. Time is read
-from ``/proc/uptime``, which costs no process and does not jump. As it goes on
-while the host has no processor for the guest, a wait is begun again for what it
-has lost by that.
+Most waits are one blocking command in the guest, not a poll over SSH. Each
+script below prints what it sees whenever that changes, and ends by itself when
+its time is up, so nothing is left running when the host stops listening. The
+scripts read the time from ``/proc/uptime``, which needs no process and does not
+jump. That time goes on while the host has no processor for the guest, so a
+script that has timed out is started again for the time that the guest has lost.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from pytest_kvm.results import CommandResult
 
 _ONE_LOOK = 1.0
-"""Seconds that a command gets at least, though no time is left."""
+"""Seconds that a command gets at least, even if no time is left."""
 _SLACK = 30.0
-"""Seconds beyond a wait's own time-out until the host stops believing in it."""
+"""Seconds that the host waits beyond a script's own time-out before it gives the script up."""
 _TIMED_OUT, _FAILED = 75, 76
 """Exit codes of the scripts (EX_TEMPFAIL and EX_PROTOCOL of sysexits.h: nothing else uses them)."""
 _DETAILS_TIMEOUT = 60.0
@@ -87,13 +88,13 @@ _FILE = r"""
 def wait_for_unit(machine: Machine, unit: str, *, timeout: float) -> None:
     """Wait until a systemd unit is active.
 
-    A service that counts as active once its process is there must have been
-    active for a second, one that has been restarted for three.
+    A service that systemd calls active as soon as its process has started must
+    have been active for one second; a service that was restarted, for three.
 
     Raises:
-        UnitFailed: It failed, cannot be loaded, or is inactive with nothing
-            queued that could start it; with its status and journal.
-        WaitTimeout: It was not active after ``timeout`` seconds.
+        UnitFailed: The unit failed, cannot be loaded, or is inactive with no
+            job queued that could start it; with its status and journal.
+        WaitTimeout: The unit was not active after ``timeout`` seconds.
         GuestGone: The guest ended or panicked.
     """
     seen = _loop_in_guest(machine, _UNIT, [unit], what=f"unit {unit}", timeout=timeout, every=0.3)
@@ -106,13 +107,13 @@ def wait_for_unit(machine: Machine, unit: str, *, timeout: float) -> None:
 
 
 def wait_for_port(machine: Machine, port: int, *, host: str, closed: bool, timeout: float) -> None:
-    """Wait until a TCP connection from inside the guest succeeds, or is refused.
+    """Wait until a TCP connection from inside the guest succeeds (or fails, with ``closed``).
 
     Args:
         machine: The guest.
         port: TCP port.
         host: Name or address as the guest sees it.
-        closed: Wait for the opposite.
+        closed: Wait until a connection fails.
         timeout: Seconds.
 
     Raises:
@@ -143,7 +144,7 @@ def wait_until_succeeds(
     """Run a command again and again until it exits with 0, and return that result.
 
     Raises:
-        WaitTimeout: It never did, or hung; with its last exit code and output.
+        WaitTimeout: The command never succeeded, or hung; with its last exit code and output.
         GuestGone: The guest ended or panicked.
     """
     clock = machine.domain.clock
@@ -186,7 +187,7 @@ def wait_for_log(
 ) -> str:
     """Wait until a journal line of this boot matches, and return the line.
 
-    Lines of the past count: what is waited for may have been logged already.
+    Lines that were logged before this call count, too.
 
     Raises:
         WaitTimeout: None matched.
@@ -204,7 +205,7 @@ def wait_for_log(
         return None
 
     def look(seconds: float) -> str | None:
-        limit = max(1, math.ceil(seconds))  # none at all is what 0 means to timeout(1)
+        limit = max(1, math.ceil(seconds))  # 0 would mean "no limit" to timeout(1)
         argv = ["timeout", str(limit), *_JOURNAL, *([f"--unit={unit}"] if unit else [])]
         with machine.shell.start(argv, user="root") as journal:
             lines = journal.lines(timeout=seconds + _SLACK)
@@ -225,7 +226,7 @@ def _loop_in_guest(
     """Run a probe in a loop inside the guest.
 
     Returns:
-        None when the probe says yes, else what it saw when it said "never".
+        None when the probe succeeds; what it saw last when it says that it can never succeed.
     """
     exit_code, errors, seen = _TIMED_OUT, "", "nothing"
     for left in time_left(timeout, clock=machine.domain.clock):

@@ -1,7 +1,7 @@
-"""Run a blocking call and look after the guest meanwhile.
+"""Runs a blocking call, and stops it early when the guest dies.
 
-A command over SSH cannot notice that the guest's kernel panicked: its
-connection falls silent. The console says so at once.
+A command over SSH cannot notice that the guest's kernel has panicked, because
+its connection only falls silent. The console shows the panic at once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def run_watched(call: Callable[[], T], *, check: Callable[[], None], abandon: Ca
 
     Args:
         call: Blocks; runs in a thread of its own.
-        check: Asked a few times per second; raises when there is no point in
-            waiting on. Asked once more when ``call`` lost the guest, because
-            it may know a better reason.
-        abandon: Makes ``call`` return soon; used when ``check`` raised or the
+        check: Called a few times per second; raises when waiting on makes no
+            sense. Called once more when ``call`` lost the guest, because
+            ``check`` may know a better reason.
+        abandon: Makes ``call`` return soon; called when ``check`` raised or the
             user pressed Ctrl-C.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvm-watched") as pool:
@@ -45,12 +45,12 @@ def run_watched(call: Callable[[], T], *, check: Callable[[], None], abandon: Ca
 
 
 def run_while_alive(machine: Machine, call: Callable[[], T], *, what: str) -> T:
-    """Return what ``call`` returns; ``call`` waits for something in the guest.
+    """Return what ``call`` returns, unless the guest dies first; ``call`` waits for something in the guest.
 
     Args:
         machine: The guest.
         call: Blocks over the guest's SSH connection.
-        what: What is waited for, for the message.
+        what: What ``call`` waits for, for the message.
 
     Raises:
         GuestGone: The guest ended, panicked or fell into emergency mode; with

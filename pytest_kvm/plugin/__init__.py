@@ -1,4 +1,4 @@
-"""The pytest plugin: explicit imports, so that readers and type checkers can follow."""
+"""The pytest plugin: its hooks and fixtures, imported by name so that type checkers can follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pytest's side of the options: flags and ini keys."""
+"""Registers the options with pytest as flags and ini keys, and reads them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def add_options(parser: pytest.Parser) -> None:
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default}; environment {option.variable}, ini {option.ini})"
         # Values stay text until all sources are merged, so that a mistake is
-        # told the same way wherever it stands.
+        # reported in the same way for each source.
         group.addoption(option.flag, dest=option.ini, metavar=option.metavar, default=None, help=text)
         parser.addini(option.ini, text, default=None)
 
 
 def settings_of(config: pytest.Config) -> Settings:
-    """Merge command line, environment and ini, in this order.
+    """Merge command line, environment and ini file; the first that has a value wins.
 
     Raises:
-        pytest.UsageError: A value cannot be meant; the message names its source.
+        pytest.UsageError: A value is not valid; the message names its source.
     """
 
     def command_line(option: Option) -> tuple[str, str | None]:
@@ -33,7 +33,7 @@ def settings_of(config: pytest.Config) -> Settings:
     def ini(option: Option) -> tuple[str, str | None]:
         text: str | None = config.getini(option.ini)
         if text and option.is_path and not text.startswith("~"):
-            # As pytest does with its own: from the folder of the ini file.
+            # Resolved from the ini file's folder, as pytest resolves its own paths.
             folder = config.inipath.parent if config.inipath else config.invocation_params.dir
             text = str(folder / text)
         return f"ini key {option.ini}", text

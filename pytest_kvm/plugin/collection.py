@@ -1,4 +1,4 @@
-"""Spec mistakes, reported where pytest reports every mistake in a test file: at collection."""
+"""Finds mistakes in specs and markers at collection, where pytest reports mistakes in test files."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _OF_THE_FUNCTION = (
     pytest.xfail.Exception,
 )
 """What a guest's function may raise that is no mistake in a spec: an environment
-variable is not set, more of ``request`` is read than collection has, the test is
-to be skipped. It raises the same at set-up, where it becomes the outcome of the
-tests that use the guest, and of no others."""
+variable is not set, the function reads more of ``request`` than there is during
+collection, the test is to be skipped. The function raises it again at set-up,
+where it is the outcome of the tests that use the guest, and of no others."""
 
 
 def mistakes_in(items: list[pytest.Item]) -> list[str]:
@@ -95,7 +95,7 @@ def _definition_mistakes(definition: Any, item: pytest.Item) -> list[str]:  # no
     elif not wanted:
         calls = [{}]
     else:
-        return []  # its spec depends on other fixtures: known at set-up only
+        return []  # the spec depends on other fixtures, which exist at set-up only
     mistakes: list[str] = []
     for fixtures in calls:
         mistakes += _call_mistakes(definition, fixtures, item)
@@ -111,7 +111,7 @@ def _call_mistakes(definition: Any, fixtures: dict[str, object], item: pytest.It
     except KvmError as error:
         return [_with_place(error, *_origin(error, getattr(definition.func, SPEC_FUNCTION)))]
     except OSError:
-        return []  # a folder that cannot be read: set-up raises the same, for the tests that need it
+        return []  # a folder that cannot be read: set-up raises this again, for the tests that need it
     return []
 
 
@@ -127,10 +127,10 @@ def _spec_or_none(definition: Any, fixtures: dict[str, object], item: pytest.Ite
 
 
 def _origin(error: BaseException, function: SpecFunction) -> tuple[str, int]:
-    """Return where the user's own code made the mistake."""
+    """Return file and line of the user's own code that made the mistake."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        # A dataclass's own __init__ was made from a string: no file of anybody's.
+        # A dataclass's __init__ is generated from a string: its file name is "<string>".
         if not frame.filename.startswith((_PACKAGE + os.sep, dataclasses.__file__, "<")):
             return frame.filename, frame.lineno or 0
     code = inspect.unwrap(function).__code__

@@ -1,4 +1,4 @@
-"""``@kvm.guest``: a fixture function that returns a spec, a test that receives a guest."""
+"""``@kvm.guest``: makes a fixture of a function that returns a spec; tests receive the guest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scope = Literal["session", "package", "module", "class", "function"]
 SpecFunction = Callable[..., "GuestSpec"]
 
 SPEC_FUNCTION = "__kvm_spec_function__"
-"""Attribute of a guest fixture's function that holds the user's own."""
+"""Attribute of a guest fixture's function that holds the user's function."""
 
 
 @overload
@@ -47,19 +47,19 @@ def guest(
 ) -> Any:
     """Make a fixture out of a function that returns a :class:`~pytest_kvm.GuestSpec`.
 
-    The function may ask for other fixtures. It is also called once during
-    collection where it asks for none (or only for ``request.param``), so that
-    a mistake in the spec is reported there: it should do nothing but build the spec.
-    What else it raises then is passed over. Raised again at set-up, it fails or
-    skips the tests that use the guest.
+    The function may ask for other fixtures. If it asks for none (or only for
+    ``request.param``), it is also called once during collection, so that a
+    mistake in the spec is reported there: it should do nothing but build the spec.
+    Any other exception is ignored during collection; raised again at set-up, it
+    fails or skips the tests that use the guest.
 
     Args:
-        function: The decorated function, when the decorator stands without parentheses.
+        function: The decorated function, if the decorator is written without parentheses.
         scope: How long the guest lives.
-        params: One guest for each; the function reads ``request.param``.
-        ids: Names of the params; by default a text or a spec's image names itself.
-        name: The fixture's name, if not the function's.
-        autouse: Whether every test in reach has the guest.
+        params: One guest is made for each; the function reads ``request.param``.
+        ids: Names of the params; by default a text is its own name, and a spec has its image's.
+        name: The fixture's name; None: the function's.
+        autouse: Whether every test in the fixture's reach uses the guest.
     """
 
     def decorate(spec_function: SpecFunction) -> Any:  # noqa: ANN401 - as above
@@ -101,10 +101,10 @@ def _fixture_function(
 
 
 def spec_from(function: SpecFunction, /, *args: object, **fixtures: object) -> GuestSpec:
-    """Call a user's function and make sure that a spec comes back.
+    """Call a user's function and return its spec.
 
     Raises:
-        SpecError: It returned something else.
+        SpecError: The function returned no spec.
     """
     from pytest_kvm.spec.guest import GuestSpec  # noqa: PLC0415 - only projects with guests pay for it
 

@@ -1,4 +1,4 @@
-"""Fixtures of the plugin."""
+"""The fixture ``kvm_guests``, and the factory of guests that it yields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Guests:
-    """Starts guests on the fly; they are removed after the test."""
+    """Starts guests during a test; they are removed after the test."""
 
     def __init__(self, test: pytest.Item) -> None:
         self._test = test
@@ -25,15 +25,15 @@ class Guests:
 
     @property
     def started(self) -> list[Guest]:
-        """The guests started here that are not removed yet."""
+        """The guests that were started here and are not removed yet."""
         return list(self._started)
 
     def start(self, spec: GuestSpec, *, name: str | None = None) -> Guest:
-        """Start a guest and return at once; its handle waits on first use.
+        """Start a guest and return its handle at once; the handle's verbs wait until the guest is ready.
 
         Args:
             spec: What the guest is made of.
-            name: How it is called in messages and, if the spec names none, its host name.
+            name: Its name in messages; also its host name, if the spec names none.
         """
         name = name or f"guest{len(self._started) + 1}"
         guest = start_guest(self._test, overridden(spec, self._overrides), name=name, resets=False)
@@ -44,7 +44,7 @@ class Guests:
         """Start a guest and wait until it is ready.
 
         Raises:
-            BootFailed: It did not become ready; the subclass names the cause.
+            BootFailed: The guest did not become ready; the subclass names the cause.
         """
         return self.boot_all(spec, names=None if name is None else [name])[0]
 

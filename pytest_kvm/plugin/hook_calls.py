@@ -1,4 +1,4 @@
-"""Calls the hooks that other plugins implement; ``newhooks`` says what each means."""
+"""Calls the hooks that other plugins implement; ``newhooks`` describes each hook."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from pytest_kvm.spec.guest import GuestSpec
 
 Node: TypeAlias = "pytest.Item | pytest.Collector"
-"""Whom a guest is for: a test, or the module, class, package or session of its fixture."""
+"""What a guest is started for: a test, or the module, class, package or session of its fixture."""
 
 
 def modify_spec(node: Node, spec: GuestSpec, *, name: str) -> GuestSpec:
     """Return a guest's spec as ``pytest_kvm_modify_spec`` leaves it.
 
     Args:
-        node: Whom the guest is for: what the ``conftest.py`` of other folders
-            say does not count.
+        node: What the guest is started for. Hooks in a ``conftest.py`` of
+            another folder are not called.
         spec: The spec.
         name: The guest's name.
 
     Raises:
-        SpecError: A hook left something that is no spec.
+        SpecError: A hook assigned something that is no spec.
     """
     from pytest_kvm.spec.guest import GuestSpec  # noqa: PLC0415 - only projects with guests pay for it
 
@@ -49,32 +49,34 @@ def modify_spec(node: Node, spec: GuestSpec, *, name: str) -> GuestSpec:
 class BootOutcomes:
     """Calls ``pytest_kvm_guest_ready`` or ``pytest_kvm_guest_failed`` once for each guest.
 
-    One guest at a time, whichever threads wait for guests: hooks need no locks.
+    Hooks are called for one guest at a time, even if several threads wait for
+    guests, so that hooks need no locks.
 
     Args:
-        coordinator: Is told that the hook is at work, so that what it does to a
-            guest is not undone with the test that happened to wait first.
+        coordinator: Is told that the hook is at work, so that the hook's changes to
+            a guest are not undone with those of the test that was the first to wait.
     """
 
     def __init__(self, coordinator: ResetCoordinator) -> None:
         self._coordinator = coordinator
         self._lock = threading.RLock()
-        """Reentrant: the hook of one guest may use that guest, and others."""
+        """Reentrant, because a hook may use its guest and other guests."""
         self._told: WeakKeyDictionary[Guest, BaseException | None] = WeakKeyDictionary()
         """Guests whose hook was called, and what ``pytest_kvm_guest_ready`` raised for them."""
         self._changed: WeakValueDictionary[Owner, Guest] = WeakValueDictionary()
-        """Guests that a hook changed, by the owner of these changes."""
+        """Guests that ``pytest_kvm_guest_ready`` changed, by the owner of these changes."""
 
     def tell(self, guest: Guest, error: BaseException | None, *, node: Node) -> None:
-        """Call the hook of a guest whose boot is over, if it was not called yet.
+        """Call the hook for a guest whose boot is over, unless it was called before.
 
         Args:
             guest: The guest.
-            error: Why it failed; None: it is ready.
-            node: Whom the guest is for.
+            error: The boot's error; None: the guest is ready.
+            node: What the guest is started for.
 
         Raises:
-            BaseException: What the hook raised; for a guest that is ready, each time.
+            BaseException: What the hook raised. ``pytest_kvm_guest_ready``'s exception is raised again
+                by each later call for the guest.
         """
         with self._lock:
             if guest not in self._told:
@@ -84,7 +86,7 @@ class BootOutcomes:
                 raise raised
 
     def finish(self, owner: Owner) -> None:
-        """Have the hook called again for a guest that it changed: its changes are about to be undone."""
+        """End an owner whose changes a hook made: they are undone, and the next wait calls the hook again."""
         with self._lock:
             guest = self._changed.pop(owner, None)
             if guest is not None:
@@ -99,7 +101,7 @@ class BootOutcomes:
         try:
             with self._coordinator.at_work(owner):
                 node.ihook.pytest_kvm_guest_ready(config=node.config, guest=guest)
-        except BaseException as raised:  # noqa: BLE001 - as a boot's error is, for whoever waits
+        except BaseException as raised:  # noqa: BLE001 - tell() raises it in each call, as a boot's error
             self._told[guest] = raised
         if self._coordinator.has_changes_of(owner):
             self._changed[owner] = guest

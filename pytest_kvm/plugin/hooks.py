@@ -1,7 +1,7 @@
-"""pytest's hooks: when the plugin is asked, and how errors become outcomes.
+"""The plugin's implementations of pytest's hooks.
 
-A guest that cannot be had is an *error* of set-up, a wrong spec an error of
-collection; only what a test itself finds wrong is a failure.
+A guest that cannot be started or reset is an *error* of set-up, and a wrong spec
+an error of collection. A *failure* is only what a test itself finds wrong.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pytest_kvm.plugin.summary import Summary
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Offer hooks to other plugins."""
+    """Register the hooks that other plugins can implement."""
     pluginmanager.add_hookspecs(newhooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Register ``--kvm-*`` and ``kvm_*``."""
+    """Register the ``--kvm-*`` flags and the ``kvm_*`` ini keys."""
     add_options(parser)
 
 
@@ -38,12 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     settings = settings_of(config)
     begin_session(config, settings)
-    if not hasattr(config, "workerinput"):  # one summary, by the process that reports
+    if not hasattr(config, "workerinput"):  # only the process that reports writes a summary
         config.pluginmanager.register(Summary(config, settings), "kvm-summary")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember where the terminal is, now that pytest has its reporter."""
+    """Keep the real standard output, now that pytest has its terminal reporter."""
     keep_screen(session.config)
 
 
@@ -62,11 +62,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Have every guest of the test ready, and as it shall see it, before its call phase.
+    """Wait until every guest of the test is ready and reset, before the test's call phase.
 
-    Outermost of all wrappers, so that it waits after every fixture ran: guests
-    of one test boot at the same time, and one that cannot boot, or cannot be
-    reset, is an error here.
+    It is the outermost of all wrappers, so it waits after all fixtures have run:
+    guests of one test boot at the same time. A guest that cannot boot, or cannot
+    be reset, is an error of set-up.
     """
     scopes_of(item.config).begin(item)
     yield
@@ -79,14 +79,14 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Tell what a fixture does to guests from what the test does."""
+    """Keep a fixture's changes to guests apart from the test's."""
     with scopes_of(request.config).setting_up(fixturedef, request):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Let the test's changes end with it, after everything it tears down."""
+    """End the test's changes to guests once all its fixtures are torn down."""
     with scopes_of(item.config).tearing_down():
         yield
 
@@ -95,7 +95,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the guests' consoles to a failed test's report, and tell errors from failures."""
+    """Add guests' events and consoles to a test's report; report a guest that does not boot as an error."""
     error = None if call.excinfo is None else call.excinfo.value
     if isinstance(error, KvmError) and not item.config.option.fulltrace:
         call.excinfo = without_machinery(error)
@@ -106,14 +106,14 @@ def pytest_runtest_makereport(
     if report.failed:
         add_sections(item, report)
         if error is not None and is_infrastructure(error) and report.when == "call":
-            # pytest calls what fails in set-up an error. A guest that a test
-            # boots by itself and that cannot boot is one too.
+            # pytest calls a failure in set-up an error. A guest that a test
+            # starts by itself and that does not boot is to be an error as well.
             report.when = "setup"
     return report
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove whatever fixtures could not: Ctrl-C and ``-x`` may skip finalizers."""
+    """Close the run: it removes guests whose finalizers were skipped, by Ctrl-C or ``-x`` for instance."""
     run = existing_run(config)
     if run is not None:
         run.close()

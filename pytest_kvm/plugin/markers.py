@@ -1,4 +1,4 @@
-"""``@pytest.mark.kvm``: spec fields for one test."""
+"""``@pytest.mark.kvm``: replaces fields of specs for one test."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MARKER = (
 )
 
 FOR_EVERY_GUEST = frozenset({"reset"})
-"""Fields that say what a test does with its guests, whoever started them."""
+"""Fields that hold for all guests a test uses, also for those it has not started itself."""
 
 
 def overrides_of(item: pytest.Item) -> dict[str, Any]:
     """Return the marker's fields; of several markers the closest to the test wins.
 
     Raises:
-        SpecError: Positional arguments, or a field no spec has.
+        SpecError: A marker has positional arguments, a field that no spec has, or a value that is not valid.
     """
     from pytest_kvm.spec.guest import GuestSpec  # noqa: PLC0415 - only projects with guests pay for it
 
@@ -39,10 +39,10 @@ def overrides_of(item: pytest.Item) -> dict[str, Any]:
             )
         merged |= marker.kwargs
     if merged:
-        GuestSpec(**merged)  # unknown fields and impossible values are told here
+        GuestSpec(**merged)  # raises for unknown fields and values that are not valid
     return merged
 
 
 def overridden(spec: GuestSpec, overrides: dict[str, Any]) -> GuestSpec:
-    """Return the spec with a marker's fields in place."""
+    """Return the spec with a marker's fields in place of its own."""
     return replace(spec, **overrides) if overrides else spec

@@ -1,6 +1,6 @@
 """Hooks that pytest-kvm offers to other plugins and to ``conftest.py``.
 
-https://docs.pytest.org/en/stable/how-to/writing_hook_functions.html says how they are written.
+How to write hooks: https://docs.pytest.org/en/stable/how-to/writing_hook_functions.html
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class GuestDeclaration:
     name: str
     """The name of its fixture, or the one given to ``kvm_guests``."""
     spec: GuestSpec
-    """What it is made of; a hook puts another spec here to change it."""
+    """What the guest is made of; a hook assigns another spec to change the guest."""
 
 
 def pytest_kvm_modify_spec(config: pytest.Config, declaration: GuestDeclaration) -> None:
@@ -31,11 +31,11 @@ def pytest_kvm_modify_spec(config: pytest.Config, declaration: GuestDeclaration)
     Called for each guest before it is started, with the fields of the kvm
     marker in its spec. It is also called during collection for the guests whose
     specs are checked there, so it should do the same each time and start
-    nothing. Hooks that are called later see what earlier ones made of the spec.
+    nothing. A hook that is called later gets the spec that earlier hooks left.
 
     Args:
         config: The session's configuration.
-        declaration: Its ``spec`` is frozen: assign another,
+        declaration: The guest. Its ``spec`` is frozen: assign another one,
             ``declaration.spec = dataclasses.replace(declaration.spec, memory="2GiB")``.
     """
 
@@ -44,11 +44,12 @@ def pytest_kvm_guest_ready(config: pytest.Config, guest: Guest) -> None:
     """Do something with a guest that is ready, before any fixture or test uses it.
 
     Called once for each guest, in the thread that is the first to wait for it:
-    pytest's own, unless a test uses guests in threads. What is done to the
-    guest here stays for all tests. A guest that a test switched off is
-    started anew for the next; if a hook had changed it, the hook is called again.
+    pytest's own, unless a test uses guests in threads. Changes that the hook
+    makes to the guest stay for all tests. If a test switches the guest off, the
+    guest is started anew for the next test; if the hook had changed it, the hook
+    is called again.
 
-    An exception raised here is raised wherever the guest is waited for.
+    An exception raised here is raised wherever a test or fixture waits for the guest.
 
     Args:
         config: The session's configuration.
@@ -57,14 +58,14 @@ def pytest_kvm_guest_ready(config: pytest.Config, guest: Guest) -> None:
 
 
 def pytest_kvm_guest_failed(config: pytest.Config, guest: Guest, error: BaseException) -> None:
-    """Learn that a guest did not become ready.
+    """Do something about a guest that did not become ready.
 
     Called once for each guest, in the thread that is the first to wait for it,
-    before the error is raised there. A guest that nobody waits for is not told of.
+    before the error is raised there. It is not called for a guest that nothing waits for.
 
     Args:
         config: The session's configuration.
         guest: The guest; its verbs raise ``error``.
-        error: Why; a :class:`~pytest_kvm.errors.BootFailed`, or an error of the
+        error: The cause: a :class:`~pytest_kvm.errors.BootFailed`, or an error of the
             host, the hypervisor or the image.
     """

@@ -21,7 +21,7 @@ _SCREEN = pytest.StashKey["Screen"]()
 
 
 class Listener(Protocol):
-    """Is told what a guest (or an image) is at."""
+    """Is told how far a guest (or an image) has come."""
 
     def phase(self, subject: str, phase: str) -> None:
         """Say that ``subject`` has entered ``phase``."""
@@ -33,23 +33,23 @@ class Listener(Protocol):
 
 
 class Silent:
-    """Shows nothing: xdist workers, whose output nobody sees."""
+    """Shows nothing: for xdist workers, whose output is not seen, and for ``--quiet``."""
 
     def phase(self, subject: str, phase: str) -> None:
-        """Ignore it; the log has it."""
+        """Do nothing; the log has it."""
 
     def finished(self, subject: str, outcome: str) -> None:
-        """Ignore it; the log has it."""
+        """Do nothing; the log has it."""
 
 
 class Screen:
-    """Where pytest reports to, also while it captures what tests print.
+    """The standard output that pytest reports to, which can be written to while pytest captures.
 
-    Guests boot while fixtures run; what is written to standard output then is
-    taken for theirs.
+    Guests boot while fixtures run. pytest would capture what is written to
+    ``sys.stdout`` then, and show it as output of the fixtures.
 
     Args:
-        reporter: pytest's own, for what it has left unfinished on the line.
+        reporter: pytest's terminal reporter, which knows whether its last line is complete.
         output: The real standard output.
     """
 
@@ -60,28 +60,28 @@ class Screen:
 
     @property
     def isatty(self) -> bool:
-        """Whether somebody watches."""
+        """Whether the output is a terminal."""
         return bool(self._reporter.isatty)
 
     def ensure_newline(self) -> None:
-        """End the line that names the running test."""
+        """End the line on which pytest has named the running test."""
         if self._reporter.currentfspath:
             self.write("\n")
             self._reporter.currentfspath = None
 
     def write(self, text: str) -> None:
-        """Write at once, until that fails: progress that nobody can see is no reason to fail a boot."""
+        """Write and flush; after a failure write nothing more, because progress must not fail a boot."""
         if self._lost:
             return
         try:
             self._output.write(text)
             self._output.flush()
-        except (OSError, ValueError) as error:  # a full disk, a reader that has gone, a closed file
+        except (OSError, ValueError) as error:  # a full disk, a closed pipe, a closed file
             self._lost = True
             _log.warning("progress is not shown any more: %s", error)
 
     def close(self) -> None:
-        """Let go of the output, with what could not be written to it."""
+        """Close the output; what could not be written is lost."""
         with suppress(OSError):
             self._output.close()
 
@@ -108,7 +108,7 @@ class Lines:
 
 
 class LiveLine:
-    """One line that is redrawn while anything is under way, and wiped after."""
+    """One line that is redrawn while work is under way, and erased afterwards."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -127,11 +127,11 @@ class LiveLine:
             self._changed.notify()
 
     def finished(self, subject: str, outcome: str) -> None:
-        """Stop showing it; what comes next says how it ended."""
+        """Stop showing ``subject``; the test's report will say how it ended."""
         del outcome
         with self._changed:
             self._under_way.pop(subject, None)
-            # At once, and not by the thread: the test's own output follows.
+            # Not left to the thread: the test's own output may follow at once.
             self._show(self._text() if self._under_way else "")
             self._changed.notify()
 
@@ -156,14 +156,14 @@ class LiveLine:
 
 
 def keep_screen(config: pytest.Config) -> None:
-    """Keep the way to the screen, before pytest begins to capture."""
+    """Keep the real standard output, before pytest begins to capture."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):
         return
     reporter = cast("pytest.TerminalReporter", reporter)
     try:
         output: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
-    except OSError:  # no file behind it: somebody runs pytest within a program
+    except OSError:  # stdout is no file: a program runs pytest within itself
         config.stash[_SCREEN] = Screen(reporter, sys.stdout)
         return
     config.stash[_SCREEN] = screen = Screen(reporter, output)

@@ -1,4 +1,4 @@
-"""What happened to the guests of each test: JUnit properties, and data for the run's summary."""
+"""Passes the events of each test on: as JUnit properties, and in its report for the run's summary."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import pytest
 
 EVENTS = "kvm_events"
-"""Attribute of a test report: its events as plain values, which xdist can pass on."""
+"""Attribute of a test report that holds its events as plain values, which xdist can transfer."""
 
 
 class Record:
-    """Collects the events of this process until a test's report takes them along.
+    """Collects the events of this process until they are added to a test's report.
 
     Args:
-        pass_on: Is told of each as well.
+        pass_on: Gets each event as well.
     """
 
     def __init__(self, pass_on: Listener = ignore) -> None:
@@ -30,7 +30,7 @@ class Record:
         self._starts: dict[str, list[Event]] = {}
 
     def tell(self, event: Event) -> None:
-        """Take note of an event; called from any thread."""
+        """Collect an event; may be called from any thread."""
         with self._lock:
             self._fresh.append(event)
             if event.kind in ("boot", "clone"):
@@ -38,15 +38,15 @@ class Record:
         self._pass_on(event)
 
     def add_properties(self, item: pytest.Item, guests: Iterable[str]) -> list[Event]:
-        """Add to a test's properties what happened since this was last called.
+        """Add to a test's properties the events since this was last called.
 
         Args:
             item: The test.
-            guests: Names of those it holds now: how each was started is said
-                once a test, whichever test it was started for.
+            guests: Names of the guests that the test has now. How each of them was
+                started is added once for each test, also if it was started for another.
 
         Returns:
-            What happened, in order.
+            The events, in order.
         """
         with self._lock:
             fresh, self._fresh = self._fresh, []
@@ -61,19 +61,19 @@ class Record:
         return fresh
 
     def _note_start(self, event: Event) -> None:
-        """Keep how a guest was started: cold, from a template, or from one that was booted for it."""
+        """Keep how a guest was started: booted, cloned, or booted for a template and then cloned from it."""
         before = self._starts.get(event.guest, [])
         belongs = event.kind == "clone" and [each.kind for each in before] == ["boot"]
         self._starts[event.guest] = [*before, event] if belongs else [event]
 
 
 def attach(report: pytest.TestReport, events: list[Event]) -> None:
-    """Let a report carry events to whoever sums them up, through xdist as well."""
+    """Put events into a report, which brings them to the summary, also from an xdist worker."""
     setattr(report, EVENTS, [asdict(event) for event in events])
 
 
 def events_of(report: pytest.TestReport) -> list[Event]:
-    """Return the events a report carries."""
+    """Return the events that a report holds."""
     return [Event(**fields) for fields in getattr(report, EVENTS, ())]
 
 

@@ -1,8 +1,8 @@
-"""What the plugin adds to pytest's report: what the run stands on, and sections of failed tests.
+"""What the plugin adds to pytest's report: header lines, consoles of failed tests, short tracebacks.
 
-And what it leaves out: our errors explain themselves, so their tracebacks come
-without our own frames. ``--full-trace`` shows everything, as it does for
-pytest's own frames.
+The plugin's errors explain themselves, so their tracebacks are shown without
+the plugin's own frames. ``--full-trace`` shows all frames, as it does for
+pytest's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONSOLE_LINES = 40
 
 
 def stands_on(config: pytest.Config) -> list[str]:
-    """Return lines that say what this run stands on: accelerator and why, connection, image, cache."""
+    """Return lines that name this run's accelerator (and why), libvirt connection, image and cache folder."""
     settings = settings_stashed(config)
     return [
         f"kvm: accelerator {_accelerator(config, settings)}",
@@ -55,7 +55,7 @@ def _accelerator(config: pytest.Config, settings: Settings) -> str:
 
 
 def guests_of(item: pytest.Item) -> list[Guest]:
-    """Return the run's guests that a test holds, through whatever fixture."""
+    """Return the run's guests that a test has by any of its fixtures."""
     run = existing_run(item.config)
     if run is None:
         return []
@@ -78,9 +78,9 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def is_infrastructure(error: BaseException) -> bool:
-    """Say whether an exception means that a guest could not be had, not that a test failed."""
+    """Say whether an exception means that a guest could not be started or reset, not that a test failed."""
     if isinstance(error, (SavepointGone, SavepointRefused)):
-        return False  # the test asked for what cannot be
+        return False  # a mistake of the test: it asked for a savepoint that is not possible
     return isinstance(error, (BootFailed, HostError, HypervisorError, ImageError, SpecError))
 
 
@@ -88,12 +88,12 @@ _MACHINERY = {"_pytest", "concurrent", "contextlib", "pluggy", "pytest_kvm", "te
 
 
 def without_machinery(error: KvmError) -> pytest.ExceptionInfo[BaseException]:
-    """Return an error with the frames of the user's own code; with its text alone where there are none."""
+    """Return an error with only the frames of the user's own code; if there are none, with its text alone."""
     shortened: TracebackType | None = None
     for entry in reversed(list(_users_entries(error.__traceback__))):
         shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     if shortened is not None:
-        # What it was raised from stands in its text.
+        # The text of the error says what caused it.
         error.__suppress_context__, error.__cause__ = True, None
         told: BaseException = error.with_traceback(shortened)
     else:

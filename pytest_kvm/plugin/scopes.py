@@ -1,10 +1,12 @@
-"""pytest's scopes as owners of changes: who is at work, and when its changes end.
+"""Follows pytest's scopes: which test or fixture is at work, and when its changes to guests end.
 
-A test owns what it and its function-scoped fixtures do; every fixture of a
-wider scope owns what it does itself. What lies on top of an owner's changes
-cannot outlive them: a fixture that was set up after a narrower one, or in the
-midst of a test, ends with it, and is set up again for whoever asks next. So
-does every fixture that changed a guest which a test has switched off.
+A test owns the changes that it and its function-scoped fixtures make. Every
+fixture of a wider scope owns the changes that it makes itself. Undoing an
+owner's changes also undoes all changes that were made after them. So a fixture
+that was set up after a narrower one, or while a test ran, is torn down together
+with that narrower fixture or test, and is set up again when it is next asked
+for. The same holds for every fixture that changed a guest which a test has
+switched off.
 """
 
 from __future__ import annotations
@@ -32,21 +34,21 @@ class _Fixture:
     param: object
 
     def finish(self) -> None:
-        """Tear it down now; pytest sets it up again for the next who asks."""
+        """Tear the fixture down now; pytest sets it up again when it is next asked for."""
         self.definition.finish(self.request)  # type: ignore[arg-type]  # a SubRequest, whose type is private
 
 
 def _no_hook(owner: Owner) -> None:
-    """Stand in where no hook is called."""
+    """Do nothing: for a session in which no hook is called."""
     del owner
 
 
 class Scopes:
-    """Tells the coordinator who is at work.
+    """Tells the coordinator which test or fixture is at work, and ends their changes.
 
     Args:
-        coordinator: Keeps the guests' changes apart.
-        finish_hook: Ends an owner that is no fixture but a hook's call.
+        coordinator: Knows the owners and the changes to guests.
+        finish_hook: Ends an owner that is a hook's call and no fixture.
     """
 
     def __init__(
@@ -55,15 +57,15 @@ class Scopes:
         self._coordinator = coordinator
         self._finish_hook = finish_hook
         self._fixtures: dict[Owner, _Fixture] = {}
-        """Those that can be finished: set up, and not being torn down."""
+        """Fixtures that can be finished: those that are set up and not being torn down."""
         self._test: Owner | None = None
-        """The test under way, until its own fixtures are torn down."""
+        """The test that runs, until its own fixtures are torn down."""
         self._test_is_over = False
 
     # ------------------------------------------------------------ tests
 
     def begin(self, item: pytest.Item) -> None:
-        """Let a test be at work: its set-up is about to begin."""
+        """Put a test at work; to be called before its set-up."""
         self._test = Owner(item.name, reset=_reset_of(item))
         self._test_is_over = False
         self._coordinator.enter(self._test)
@@ -71,7 +73,7 @@ class Scopes:
 
     @contextmanager
     def tearing_down(self) -> Generator[None]:
-        """Watch a test's teardown, and with it that of the fixtures no further test wants."""
+        """Follow a test's teardown, and that of fixtures which no later test uses, during a block."""
         test = self._test
         self._test_is_over = True
         try:
@@ -84,16 +86,16 @@ class Scopes:
                     self._coordinator.leave(test)
 
     def _end_test(self) -> None:
-        """Undo the test's changes from now on: its own fixtures are torn down."""
+        """End the test as an owner, once its own fixtures are torn down: its changes are to be undone."""
         test, self._test = self._test, None
         if test is not None:
             self._end(test)
 
     def _finish_outdated(self, item: pytest.Item) -> None:
-        """Finish fixtures that changed guests and that this test wants with other parameters.
+        """Finish fixtures that changed guests and that this test needs with other parameters.
 
-        pytest does so too, but only when it comes to them: a fixture that ends
-        with them might then be in the test's hands already.
+        pytest finishes them too, but only when it sets them up anew. By then the
+        test may already have a fixture that has to be finished together with them.
         """
         wanted = getattr(item, "fixturenames", ())
         params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
@@ -109,12 +111,12 @@ class Scopes:
     def setting_up(
         self, definition: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None]:
-        """Let a fixture be at work during its set-up, if it is not the test's own."""
+        """Put a wider-scoped fixture at work during a block, its set-up."""
         if request.scope == "function":
             yield
             return
         owner = Owner(f"fixture {definition.argname}")
-        # Finalizers run last in, first out: this one when the fixture's own are done …
+        # Finalizers run last in, first out: this one runs after the fixture's own …
         definition.addfinalizer(partial(self._end_fixture, owner))
         try:
             with self._coordinator.at_work(owner):
@@ -125,17 +127,17 @@ class Scopes:
         self._fixtures[owner] = _Fixture(
             definition=definition, request=request, param=getattr(request, "param", None)
         )
-        # … and this one before them.
+        # … and this one before the fixture's own.
         definition.addfinalizer(partial(self._begin_teardown, owner))
 
     def _begin_teardown(self, owner: Owner) -> None:
-        """Let a fixture be at work during its teardown."""
+        """Put a fixture at work for its teardown."""
         del self._fixtures[owner]
-        # First of all: what is finished here may be needed by the fixture itself,
-        # whose teardown pytest then completes on the way.
+        # Before anything is finished: this fixture may need a fixture that is
+        # finished here; pytest then completes this fixture's teardown first.
         self._coordinator.enter(owner)
         if self._test_is_over:
-            # pytest tears down what is the test's own before anything wider.
+            # The test's own fixtures are torn down by now: pytest begins with them.
             self._end_test()
         self._finish_losers(owner)
 
@@ -146,13 +148,13 @@ class Scopes:
     # ------------------------------------------------------------ both
 
     def _end(self, owner: Owner) -> None:
-        """Undo an owner's changes from now on."""
+        """Mark an owner's changes as to be undone, and finish the fixtures that lose theirs with them."""
         owner.ended = True
         self._finish_losers(owner)
 
     def _finish_losers(self, owner: Owner) -> None:
-        """Finish the fixtures whose changes would go with the owner's."""
-        with ExitStack() as stack:  # goes on when one of them fails
+        """Finish the fixtures whose changes are lost when the owner's are undone."""
+        with ExitStack() as stack:  # finishes the rest if one fails
             for each in reversed(self._coordinator.losers(owner)):
                 stack.callback(self._finish, each)
 
@@ -165,7 +167,7 @@ class Scopes:
 
 
 def _is_same(param: object, other: object) -> bool:
-    """Compare as pytest does: some values, such as arrays, have no one answer."""
+    """Compare parameters as pytest does; comparing some values, such as arrays, gives no single answer."""
     try:
         return bool(param == other)
     except (ValueError, RuntimeError):
@@ -173,5 +175,5 @@ def _is_same(param: object, other: object) -> bool:
 
 
 def _reset_of(item: pytest.Item) -> Any:  # noqa: ANN401 - checked at collection, as all of the marker is
-    """Return what the closest marker says about the test's changes."""
+    """Return the ``reset`` of the closest ``kvm`` marker that has one, else None."""
     return next((each.kwargs["reset"] for each in item.iter_markers("kvm") if "reset" in each.kwargs), None)

@@ -1,4 +1,4 @@
-"""The run of one pytest process: its settings, its guests, and where they hang."""
+"""Keeps the objects of one pytest session in ``config.stash``, and starts guests of its run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _RUN = pytest.StashKey["Run"]()
 
 
 def begin_session(config: pytest.Config, settings: Settings) -> None:
-    """Keep the merged settings with the session, and watch its scopes from the start.
+    """Put the settings and what follows from them into the stash.
 
     Raises:
-        pytest.UsageError: The file for events cannot be written.
+        pytest.UsageError: The file of events cannot be written.
     """
     config.stash[_SETTINGS] = settings
     config.stash[_RECORD] = record = Record(_event_log(settings))
@@ -57,22 +57,22 @@ def settings_stashed(config: pytest.Config) -> Settings:
 
 
 def record_of(config: pytest.Config) -> Record:
-    """Return what takes note of what happens to the session's guests."""
+    """Return the record, which collects the events of the session's guests."""
     return config.stash[_RECORD]
 
 
 def coordinator_of(config: pytest.Config) -> ResetCoordinator:
-    """Return what keeps the session's changes to guests apart."""
+    """Return the coordinator, which has guests of the session reset."""
     return config.stash[_COORDINATOR]
 
 
 def scopes_of(config: pytest.Config) -> Scopes:
-    """Return what follows the session's scopes."""
+    """Return the object that follows the session's scopes."""
     return config.stash[_SCOPES]
 
 
 def run_of(config: pytest.Config) -> Run:
-    """Return the session's run; the first guest fixture makes it."""
+    """Return the session's run; the first call makes it."""
     if _RUN not in config.stash:
         from pytest_kvm.plugin.progress import listener_for  # noqa: PLC0415 - not needed before
         from pytest_kvm.provision.run import Run  # noqa: PLC0415 - loads libvirt and paramiko
@@ -87,13 +87,13 @@ def run_of(config: pytest.Config) -> Run:
 
 
 def start_guest(node: Node, spec: GuestSpec, *, name: str, resets: bool) -> Guest:
-    """Start a guest of the session's run, as the hooks of other plugins want it.
+    """Start a guest of the session's run, with the spec that ``pytest_kvm_modify_spec`` hooks leave.
 
     Args:
-        node: Whom it is for.
+        node: What the guest is started for.
         spec: What the guest is made of.
-        name: How people call it.
-        resets: Whether it outlives a test, and is put back before the next.
+        name: The guest's name.
+        resets: Whether the guest outlives a test, and is reset before the next test uses it.
     """
     return run_of(node.config).start(
         modify_spec(node, spec, name=name),
@@ -104,15 +104,15 @@ def start_guest(node: Node, spec: GuestSpec, *, name: str, resets: bool) -> Gues
 
 
 def existing_run(config: pytest.Config) -> Run | None:
-    """Return the session's run if a guest was ever asked for."""
+    """Return the session's run; None if no guest was asked for."""
     return config.stash.get(_RUN, None)
 
 
 def check_image(spec: GuestSpec, settings: Settings) -> None:
-    """Make sure, without building anything, that a spec's image can be had.
+    """Make sure, without building anything, that a spec's image exists or can be built.
 
     Raises:
-        UnknownImage: It is neither in the store nor can it be built.
+        UnknownImage: The image is not in the store and cannot be built.
     """
     from pytest_kvm.images.ensure import check_known  # noqa: PLC0415 - only projects with guests pay for it
     from pytest_kvm.spec.image import ImageRef  # noqa: PLC0415 - as above
@@ -121,10 +121,10 @@ def check_image(spec: GuestSpec, settings: Settings) -> None:
 
 
 def check_sources(spec: GuestSpec) -> None:
-    """Make sure that the host files of a spec's prepare steps are there.
+    """Make sure that the host files of a spec's prepare steps can be read.
 
     Raises:
-        SpecError: One is missing or cannot be copied.
+        SpecError: A file is missing, or is not what its step needs.
     """
     if spec.prepare:
         from pytest_kvm.provision import file_digests as contents  # noqa: PLC0415 - few guests are prepared

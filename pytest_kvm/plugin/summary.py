@@ -1,4 +1,4 @@
-"""What a run says of all its guests: what it stands on, how they were started and reset, what it took."""
+"""The summary of a run: accelerator and image, how guests were started and reset, and how long it took."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _MIB = 1024**2
 _TITLE = "guests (pytest-kvm)"
 _SAYING_WHY: tuple[Kind, ...] = ("image", "boot", "failure", "clone")
-"""Kinds of which a guest has so few that each reason is told."""
+"""Kinds whose reasons are shown; a guest has few events of these kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Told:
-    """An event, and the report that carried it."""
+    """An event, with the test and the process of the report that carried it."""
 
     event: Event
     worker: str
@@ -37,9 +37,9 @@ class _Told:
 
 
 class Summary:
-    """A plugin of the process that reports: sums up what all tests' reports carry.
+    """A pytest plugin of the process that reports: sums up the events in all tests' reports.
 
-    It says nothing, and looks at nothing, in a run without guests.
+    In a run without guests it writes nothing, and does not look at the host.
 
     Args:
         config: The run's configuration.
@@ -54,7 +54,7 @@ class Summary:
         self._told: list[_Told] = []
 
     def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> list[str]:
-        """Say what the run stands on if a test uses a guest."""
+        """Return the header lines (accelerator, connection, image, cache) if a test uses a guest."""
         if self._config.get_verbosity() < 0 or not any(map(uses_guests, items)):
             return []
         self._introduced = True
@@ -66,7 +66,7 @@ class Summary:
         self._told += [_Told(event=event, worker=worker, test=report.nodeid) for event in events_of(report)]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write one line, with ``-v`` one for each guest before it, with ``-vv`` one for each event."""
+        """Write the summary line; before it, with ``-v`` lines per guest, with ``-vv`` a line per event."""
         verbosity = terminalreporter.verbosity
         if verbosity < 0 or not self._told:
             return
@@ -89,7 +89,7 @@ class Summary:
         yield from self._cache()
 
     def _cache(self) -> Iterable[str]:
-        """Yield what this run used of the boot cache."""
+        """Yield number and size of the templates that this run used."""
         from pytest_kvm.boot_cache.inventory import Inventory  # noqa: PLC0415 - only runs with guests pay for it
 
         used = [each for each in Inventory.of(self._settings).list() if each.last_used >= self._began]
@@ -103,7 +103,7 @@ class Summary:
         return strangers_named(self._settings)
 
     def _details(self) -> Iterable[str]:
-        """Yield a line for each guest and each way something was done to it."""
+        """Yield a line for each guest, kind of event and tier."""
         groups: dict[tuple[str, str, Kind, str | None, str], list[Event]] = defaultdict(list)
         for each in self._told:
             event = each.event
@@ -126,7 +126,7 @@ def _place(worker: str, guest: str) -> str:
 
 
 def _starts(told_events: list[_Told]) -> int:
-    """Count guests; one whose template had to be booted first tells of two events."""
+    """Count starts of guests; a boot and the clone of the template that it made are one start."""
     count = 0
     booted: set[tuple[str, str]] = set()
     for each in told_events:
@@ -141,7 +141,7 @@ def _starts(told_events: list[_Told]) -> int:
 
 
 def _count_and_median(events: list[Event], what: str) -> Iterable[str]:
-    """Yield how many there were and how long one took; nothing if there were none."""
+    """Yield the number of events and their median duration; nothing if there are none."""
     if events:
         seconds = statistics.median(event.seconds for event in events)
         median = "" if len(events) == 1 else "median "

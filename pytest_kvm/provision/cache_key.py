@@ -1,8 +1,8 @@
 """The key of the boot cache: two guests with one key may be clones of one template.
 
-The key is made of what a guest can see by construction: its domain XML and its
-seed as for a boot, with placeholders for what the run chooses, and what they
-only name (kernels, disks, files) is added by content.
+The key is a digest of all that a guest can see: its domain XML and its seed, as
+they are rendered for a boot, with placeholders for what the run chooses. Files
+that they only name (kernels, disks, files) are in the key by their content.
 
 In the key:
 
@@ -12,12 +12,13 @@ In the key:
   names, by digest;
 - the seed: users, files, commands, packages, time zone, network configuration,
   the host name where the spec says one;
-- sizes of disks, and the host files they show: path, and digest of the whole
-  backing chain;
-- MAC addresses the spec gives, and which cables are plugged in;
+- sizes of disks; for disks that show a host file, its path and the digest of
+  the whole backing chain;
+- MAC addresses that the spec gives, and the link state of each card;
 - the units that are waited for, and every prepare step: commands, scripts and
   host files by content;
-- the machine (:class:`MachineFacts`), and the version of all this.
+- the renewal script;
+- the host (:class:`MachineFacts`), and :data:`FORMAT`.
 
 Not in the key, because no template depends on it: the guest's name and a host
 name made of it, ``identity``, ``reset``, ``boot_timeout``, the image's name,
@@ -50,12 +51,12 @@ from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 
 FORMAT = 6
-"""To be raised when templates become different in a way that no rendered text shows."""
+"""Raise it when templates change in a way that shows neither in the domain XML nor in the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:
-    """What of this machine a saved guest depends on."""
+    """Facts of the host that a saved guest depends on."""
 
     accel: Literal["kvm", "tcg"]
     emulator: str
@@ -65,13 +66,13 @@ class MachineFacts:
     firmware: tuple[str, ...]
     """Path, size and time of change of the firmware QEMU may load."""
     processor: str
-    """The host's, with microcode and features: guests see it under KVM; empty under TCG."""
+    """The host's processor with microcode and features, which guests see under KVM; empty under TCG."""
     kernel: str
     """Release of the host's kernel, which KVM is a part of; empty under TCG."""
 
 
 def machine_facts(facts: HostFacts, *, accel: Literal["kvm", "tcg"]) -> MachineFacts:
-    """Return the facts for a connection's machine; starts no process."""
+    """Return the facts of the host that a connection leads to; starts no process."""
     return MachineFacts(
         accel=accel,
         emulator=stamp(Path(facts.emulator)),
@@ -84,19 +85,19 @@ def machine_facts(facts: HostFacts, *, accel: Literal["kvm", "tcg"]) -> MachineF
 
 
 def fingerprint(domain: DomainDraft, *, image: Image, machine: MachineFacts) -> str:
-    """Return the boot cache's key: SHA-256 in hexadecimal; see the module for what counts.
+    """Return the boot cache's key: SHA-256 in hexadecimal; the module says what is in it.
 
-    An ``xml`` hook that writes something else each time (a random number) has
-    a template for each.
+    If an ``xml`` hook returns a different domain each time (with a random number
+    in it), each result has a template of its own.
 
     Args:
-        domain: The guest's, with placeholders.
-        image: The image it starts from.
-        machine: Where it runs.
+        domain: The guest's domain, with placeholders.
+        image: The image that the guest boots from.
+        machine: Facts of the host.
 
     Raises:
         SpecError: The spec does not fit the image, or a host file cannot be read.
-        ImageError: A host file that is to be a disk is none.
+        ImageError: A host file that the spec names as a disk is no disk image.
     """
     spec, placeholders = domain.spec, domain.placeholders
     parts: dict[str, Any] = {
@@ -149,7 +150,7 @@ def _disks(spec: GuestSpec) -> Iterator[list[Any]]:
         if disk.file is None:
             yield [_kib(disk.size)]
         else:
-            # A template's overlay has the path in it, so a moved file is another disk.
+            # A template's overlay names the file by its path, so a moved file counts as another disk.
             file = Path(disk.file).absolute()
             digests = disk_digests(file, field=f"GuestSpec.disks[{index}].file")
             yield [_kib(disk.size), str(file), digests]
@@ -172,7 +173,7 @@ def _step(step: PrepareStep, *, index: int) -> list[Any]:
 
 
 def _files_named(domain: str) -> Iterator[tuple[str, str]]:
-    """Yield the host files that a domain names, each with its digest: a hook may have put them there."""
+    """Yield the host files that a domain's XML names, each with its digest: an ``xml`` hook may add some."""
     for element in ET.fromstring(domain).iter():  # noqa: S314 - we have just written it
         for value in (element.text or "", *element.attrib.values()):
             if value.startswith("/") and Path(value).is_file():

@@ -1,4 +1,4 @@
-"""Starting a guest from a template: its disks and its memory copied on write, its state loaded."""
+"""Starts clones of a template: with copy-on-write disks and memory, or from a snapshot in copied disks."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from pytest_kvm.render.plan import DomainPlan, RamFile
 
 @dataclass(frozen=True, kw_only=True)
 class Clone:
-    """A machine that is paused where its template was frozen."""
+    """A machine started from a template; paused in the template's state until :meth:`wake`."""
 
     machine: Machine
     tier: TemplateTier
     renewal: Renewal
-    """What it must not have in common with other clones."""
+    """What :meth:`wake` changes in the clone, so that it differs from other clones."""
     prestarted: tuple[Prestarted, ...]
-    """Renewal programs that wait in the guest, each for one use."""
+    """Renewal scripts that wait in the guest; each can be used once."""
 
     def wake(self) -> Clone:
-        """Let it run and renew it, and return it with what is left of its renewal programs.
+        """Resume and renew the machine; return the clone with the renewal scripts that are left.
 
         Raises:
-            GuestError: It could not be renewed.
+            GuestError: The machine could not be renewed.
         """
         first, rest = (self.prestarted[0], self.prestarted[1:]) if self.prestarted else (None, ())
         self.machine.domain.resume()
@@ -66,7 +66,7 @@ def start_paused(resources: RunResources, order: Order, *, template: Template, s
     Args:
         resources: What the run has opened.
         order: The machine that is asked for.
-        template: Is read and never written to.
+        template: It is read and never written to.
         stack: Undoes every step, last first; closing it removes the clone.
 
     Raises:
@@ -124,7 +124,7 @@ def _from_snapshot(
     facts: TemplateFacts,
     stack: ExitStack,
 ) -> Domain:
-    """Copy the template's disks with the snapshot in them, and have libvirt go back to it."""
+    """Copy the template's disks with the snapshot in them, and have libvirt start the domain from it."""
     folder = plan.console_log.parent
     frozen = [template.path(name) for name, _ in facts.disks]
     plan = replace(plan, disks=copied_disks(order.spec, frozen, seed=template.path(SEED), folder=folder))
@@ -134,7 +134,7 @@ def _from_snapshot(
 
 
 def _renewal_of(order: Order, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
-    """Return what a clone must not have in common with other clones of its template."""
+    """Return what has to be changed in a clone, so that it differs from other clones of its template."""
     new = [nic.mac for nic in plan.nics]
     macs = [(was, now) for was, now in zip(facts.macs, new, strict=True) if was != now]
     hostname = order.spec.hostname or facts.hostname if order.spec.identity == "shared" else order.hostname

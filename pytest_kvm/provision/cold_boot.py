@@ -1,4 +1,4 @@
-"""Booting a guest from its image: disks and seed, domain, power."""
+"""Switching on a machine that boots from its image: makes disks and seed, creates the domain, starts it."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _SSH_PORT = 22
 
 @dataclass(frozen=True, kw_only=True)
 class BootFiles:
-    """Where a machine that boots keeps its state, and the key that it lets in."""
+    """Where a machine that boots keeps its state, and the SSH key that may log in."""
 
     folder: Path
-    """Gets its disks and its seed."""
+    """Folder for its disks and its seed ISO."""
     key: KeyPair
     """Its public half is put into the guest."""
     key_file: Path
     ram: Path | None = None
-    """File that holds its memory; None leaves that to QEMU."""
+    """File that holds its memory; None: QEMU allocates the memory itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Powered:
-    """A machine that was switched on."""
+    """A machine that was switched on, with its plan and its identity."""
 
     machine: Machine
     plan: DomainPlan
@@ -61,7 +61,7 @@ def power_on(
         resources: What the run has opened.
         order: The machine that is asked for.
         stack: Undoes every step, last first; closing it removes the machine.
-        files: Where its state goes; None: into a folder that is removed with the machine.
+        files: Where its state goes; None: into the machine's folder, which is removed with it.
 
     Raises:
         SpecError: The spec does not fit the image.
@@ -93,8 +93,8 @@ def guest_folder(resources: RunResources, place: Place) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # libvirt unlinks a dead QEMU's sockets in its own time: what it took
-        # from under us is gone as it should be.
+        # libvirt unlinks a dead QEMU's sockets at a time of its own, maybe
+        # while rmtree() runs: a file that is gone already is no error.
         while folder.exists():
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
@@ -122,7 +122,7 @@ def _write_seed(order: Order, plan: DomainPlan, identity: Identity, *, into: Pat
 
 
 def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
-    """Unplug the user-mode cards whose spec says so; libvirt does it for the cards in its XML."""
+    """Set the link of user-mode cards down if the spec says so; libvirt does it for the cards in its XML."""
     lone = [nic for nic in spec.nics if not nic.plugged]
     for index, nic in enumerate(lone, start=1):
         if nic.link == "down":
@@ -132,7 +132,7 @@ def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
 def assemble_machine(
     resources: RunResources, order: Order, *, plan: DomainPlan, domain: Domain, host_key: str, key_file: Path
 ) -> Machine:
-    """Put together the handle's parts for a domain that has not run yet.
+    """Return the machine of a domain that has not run yet: its console, its SSH access and its folder.
 
     Raises:
         DomainFailed: QEMU forwards no port to the guest's SSH.

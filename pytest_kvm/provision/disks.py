@@ -1,4 +1,4 @@
-"""A guest's disk files: overlays on what must not change, blanks for the rest."""
+"""Makes a machine's disk files: overlays on images, host files and templates; copies; blank disks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pytest_kvm.spec.disk import Disk, DiskFormat
 from pytest_kvm.spec.guest import GuestSpec
 
 FrozenDisk = tuple[Path, DiskFormat]
-"""A template's disk: nothing is written to it any more."""
+"""Path and format of a template's disk, which is never written to."""
 
 
 def made_disks(spec: GuestSpec, image: Image, *, seed: Path, folder: Path) -> list[DiskPlan]:
-    """Make a guest's disks: the root disk first, the seed last.
+    """Make the disks of a cold boot: the root disk first, the seed last.
 
     Raises:
         ImageError: qemu-img refused a file.
@@ -36,12 +36,12 @@ def made_disks(spec: GuestSpec, image: Image, *, seed: Path, folder: Path) -> li
 def cloned_disks(
     spec: GuestSpec, frozen: Sequence[FrozenDisk], *, seed: Path, folder: Path
 ) -> list[DiskPlan]:
-    """Make a clone's disks: overlays on a template's.
+    """Make a clone's disks: overlays on the template's disks.
 
     Args:
-        spec: The guest's.
+        spec: The guest's spec.
         frozen: The template's disks in the order of :func:`made_disks`, without the seed.
-        seed: The template's.
+        seed: The template's seed ISO.
         folder: Where the overlays go.
 
     Raises:
@@ -58,12 +58,12 @@ def cloned_disks(
 
 
 def copied_disks(spec: GuestSpec, frozen: Sequence[Path], *, seed: Path, folder: Path) -> list[DiskPlan]:
-    """Make a clone's disks: copies of a template's, with the snapshot that they hold.
+    """Make a clone's disks: copies of the template's disks, with the snapshot that they hold.
 
     Args:
-        spec: The guest's.
+        spec: The guest's spec.
         frozen: The template's disks in the order of :func:`made_disks`, without the seed.
-        seed: The template's.
+        seed: The template's seed ISO.
         folder: Where the copies go.
 
     Raises:

@@ -1,7 +1,7 @@
-"""A file of events: one line of JSON for each, appended as it happens.
+"""A file of events: each event is one line of JSON, appended when it happens.
 
-Several processes may write to one file, as xdist's workers do: a line is
-written at once and to the end (``O_APPEND``, open(2)).
+Several processes may write to one file, as xdist's workers do: each line is
+appended to the end of the file by one write (``O_APPEND``, open(2)).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class EventLog:
     """Writes events to a file, each with its time, its test and its process.
 
     Args:
-        file: Made if it is not there; what is in it stays.
+        file: The file; made if it does not exist, and never emptied.
 
     Raises:
-        HostError: It cannot be written.
+        HostError: The file cannot be written.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._within = _current_test()
-        """The test of another pytest run that started this process, if one did."""
+        """The test of an outer pytest run that started this process; empty if none did."""
         try:
             file.open("ab").close()
         except OSError as error:
@@ -42,7 +42,7 @@ class EventLog:
             ) from error
 
     def tell(self, event: Event) -> None:
-        """Append an event; called from any thread. A disk that is full stops no test."""
+        """Append an event, from any thread; if that fails (a full disk), only log a warning."""
         test = _current_test()
         line = {
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -53,7 +53,7 @@ class EventLog:
             "pid": os.getpid(),
         }
         try:
-            # Opened each time: guests may end later than whoever would close it.
+            # Opened for each event: an event may come after the end of the session that would close the file.
             with self._file.open("ab", buffering=0) as sink:
                 sink.write(json.dumps(line).encode() + b"\n")
         except OSError as error:

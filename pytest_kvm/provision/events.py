@@ -1,4 +1,4 @@
-"""What happened to a run's guests and how long it took, for reports."""
+"""Events: what was done to a run's guests and how long it took, for reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS: dict[Kind, str] = {
     "reset": "reset",
     "reboot": "reboot",
 }
-"""What people call the kinds, in the order in which a report has them."""
+"""The name of each kind in reports, in the order in which a report lists them."""
 Tier = Literal["cold", "cow", "snapshot", "pool", "load"]
 
 
@@ -25,26 +25,28 @@ class Event:
     """One thing that was done to a guest and took time."""
 
     guest: str
-    """Its name; empty for an image that was built for nobody yet."""
+    """The guest's name; empty for an image that was built without a guest (``pytest-kvm images build``)."""
     kind: Kind
-    """``boot``: from power on; ``clone``: from a template; ``savepoint``: one was
-    taken; ``reset``: the guest was put back to one; ``reboot``: a test had it
-    restart; ``failure``: it never became ready; ``image``: one was built for it."""
+    """``boot``: the guest was booted from power on; ``clone``: it was started from a
+    template; ``savepoint``: a savepoint was taken; ``reset``: changes were undone;
+    ``reboot``: a test restarted the guest; ``failure``: the guest never became
+    ready; ``image``: an image was built for the guest."""
     tier: Tier | None = None
-    """How it was done: ``cold`` boot, ``cow`` clone of a template's memory,
-    ``snapshot`` in a new domain, a spare clone of the ``pool``, ``load`` in
-    place; None for all other kinds."""
+    """How a boot, clone or reset was done: ``cold`` boot; ``cow``: a clone that maps
+    the template's memory; ``snapshot``: a new domain from a snapshot in the disks;
+    ``pool``: a spare clone; ``load``: a savepoint was restored in place. None for
+    all other kinds."""
     seconds: float
     why: str = ""
-    """What made this tier the one, or this event necessary; a phrase for people."""
+    """Why this tier was used, or why the event was necessary; a phrase for people."""
     spec: str = ""
-    """Of a boot, also one that failed: what the guest is made of."""
+    """The guest's spec as text, for a boot and a failed boot only."""
 
 
 Listener = Callable[[Event], None]
-"""Is told of every event, from whatever thread it happens in."""
+"""Called with every event, in the thread in which the event happens."""
 
 
 def ignore(event: Event) -> None:
-    """Stand in for nobody who listens."""
+    """Do nothing with an event: the listener where there is no other."""
     del event

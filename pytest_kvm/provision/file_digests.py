@@ -16,12 +16,12 @@ from pytest_kvm.images.qemu_img import info
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 
 _WORTH_REMEMBERING = 1024**2
-"""Bytes; a smaller file is read again sooner than its change could be missed."""
+"""Bytes. A smaller file is read each time, and its digest is not remembered: no change can be missed."""
 _LONGEST_CHAIN = 64
 
 
 def check_sources(steps: Sequence[PrepareStep]) -> None:
-    """Return if every host file that prepare steps name can be read; reads none.
+    """Check that every host file that prepare steps name can be read; reads none.
 
     Raises:
         SpecError: One is missing or is not what the step needs.
@@ -42,7 +42,7 @@ def file_digest(path: Path, *, field: str) -> str:
         field: Where the spec names it, for the message.
 
     Raises:
-        SpecError: It cannot be read.
+        SpecError: The file cannot be read.
     """
     _check_file(path, field=field)
     found = path.stat()
@@ -52,11 +52,11 @@ def file_digest(path: Path, *, field: str) -> str:
 
 
 def disk_digests(path: Path, *, field: str) -> list[str]:
-    """Return the digests of a disk file and of the files below it that it is made of.
+    """Return the digests of a disk file and of all its backing and data files.
 
     Raises:
         SpecError: One of them cannot be read.
-        ImageError: It is no disk.
+        ImageError: The file is no disk image.
     """
     digests: list[str] = []
     waiting = [path]
@@ -77,7 +77,7 @@ def source_digest(source: HostFile, *, field: str) -> str:
     owners on the host, sockets, pipes and devices do not: they are not copied.
 
     Raises:
-        SpecError: Something of it cannot be read.
+        SpecError: A part of it cannot be read.
     """
     _check_source(source, field=field)
     top = Path(source.source)
@@ -106,7 +106,7 @@ def _entry(path: Path, *, top: Path, field: str) -> list[str | int] | None:
 
 
 def _below(top: Path) -> Iterator[Path]:
-    """Yield what is in a folder, at any depth, in an order that its content alone decides."""
+    """Yield all paths in a folder, at any depth, in an order that depends on their names only."""
 
     def refuse(error: OSError) -> None:
         raise error  # os.walk() would leave the folder out

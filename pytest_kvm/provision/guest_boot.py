@@ -31,11 +31,11 @@ _WORDS = {
     "login": "logged in, cloud-init at work",
     "cloud_init": "cloud-init has finished",
 }
-"""What a rung means to somebody who watches; the rest are names of units."""
+"""How progress shows each rung of the readiness ladder; a rung that is missing here is a unit's name."""
 
 
 class Progress(Protocol):
-    """Is told what long work is at."""
+    """Is told how far long work has come."""
 
     def phase(self, subject: str, phase: str) -> None:
         """Say that ``subject`` has entered ``phase``."""
@@ -51,13 +51,13 @@ class GuestBoot:
 
     Args:
         settings: The run's settings.
-        starter: Starts guests; opened by the first that is started.
+        starter: Starts machines; opened when the run's first guest is started.
         spec: What the guest is made of.
         name: The guest's name.
         place: Where its files go.
-        resets: Whether it is put back between tests.
-        progress: Is told what the guest is at.
-        tell: Is told how it was started, or that it was not, and of images built for it.
+        resets: Whether the guest is reset between tests.
+        progress: Is told what the guest is doing.
+        tell: Gets the events of its start: image built, machine started, boot failed.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class GuestBoot:
         self._progress = progress
         self._tell = tell
         self._log = guest_log(name)
-        # A daemon thread: an image that is being built must not hold up the
-        # end of the process; its host programs die with us.
+        # A daemon thread, so that the process can end while an image is being
+        # built; the host programs that build the image are killed with it.
         self._thread = threading.Thread(target=self._run, name=f"pytest-kvm-{name}", daemon=True)
 
     def start(self) -> None:
@@ -93,10 +93,10 @@ class GuestBoot:
         self._thread.start()
 
     def remove(self) -> None:
-        """Remove the guest, however far it has come.
+        """Remove the guest, also while it is being started.
 
-        A boot in progress ends as its domain does; an image that is being
-        built for it is left to finish, for others may wait for it too.
+        A boot in progress ends because its domain is destroyed. An image that is
+        being built for the guest is finished, because other guests may wait for it.
         """
         self.teardown.close()
 
@@ -104,7 +104,7 @@ class GuestBoot:
         begun = time.monotonic()
         try:
             started = self._start()
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the machine raises it
+        except BaseException as error:  # noqa: BLE001 - raised where a caller waits for the machine
             with self._telling():
                 self._tell_of_failure(error, seconds=time.monotonic() - begun)
             self.started.set_exception(error)
@@ -124,10 +124,10 @@ class GuestBoot:
 
     @contextmanager
     def _telling(self) -> Generator[None]:
-        """Tell others of the end; if that fails, those who wait for the guest have it nevertheless."""
+        """Log what a listener raises, so that callers who wait for the guest get its result all the same."""
         try:
             yield
-        except BaseException:  # noqa: BLE001 - as it says above
+        except BaseException:  # noqa: BLE001 - see the docstring
             self._log.exception("%s: its end could not be told", self._name)
 
     def _start(self) -> Started:
@@ -153,7 +153,7 @@ class GuestBoot:
         return started
 
     def _on_phase(self, phase: str, _seconds: float) -> None:
-        if phase != "ready":  # told as the outcome, with the time it took
+        if phase != "ready":  # progress shows it as the outcome, with the time it took
             self._progress.phase(self._name, _WORDS.get(phase, f"{phase} is active"))
 
     def _on_step(self, step: str) -> None:

@@ -1,4 +1,4 @@
-"""One guest's state: what a reset goes back to, and how."""
+"""Takes and restores the state of one guest for its undo log: by savepoints, or by a new machine."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ class _Taken:
 class GuestState:
     """Implements :class:`pytest_kvm.provision.undo_log.State`.
 
-    The state a guest became ready in needs no savepoint: another guest is
-    started from the same template and takes over the handle.
+    The state in which a guest became ready (``base``) needs no savepoint if the
+    guest is a clone: another clone of the same template takes its place behind
+    the guest's handle. After a cold boot there is a savepoint of that state.
 
     Args:
         guest: The handle.
-        boot: Started its first machine.
+        boot: Starts the guest's first machine.
         starter: Starts the machines that follow the first.
     """
 
@@ -62,7 +63,7 @@ class GuestState:
         return _Taken(machine=machine, name=name)
 
     def restore(self, point: Point) -> Tier:
-        """Put the guest back to a point."""
+        """Take the guest back to a point."""
         if point is self._base:
             return self._restore_base()
         if not isinstance(point, _Taken) or point.machine is not self._get_started().machine:
@@ -71,13 +72,13 @@ class GuestState:
         return "load"
 
     def reaches(self, point: Point) -> bool:
-        """Say whether a point can still be restored; savepoints end with their QEMU."""
+        """Say whether a point can still be restored; a savepoint ends with its QEMU process."""
         if not isinstance(point, _Taken):
             return point is self._base
         return point.machine is self._get_started().machine and point.machine.domain.alive()
 
     def drop(self, point: Point) -> None:
-        """Forget a point; one of a former machine went with it."""
+        """Drop a savepoint; those of a former machine are gone already."""
         if isinstance(point, _Taken) and point.machine is self._get_started().machine:
             savepoints.drop(point.machine, point.name)
 
@@ -93,7 +94,7 @@ class GuestState:
         try:
             savepoints.restore(current.machine, current.base)
         except (SnapshotFailed, GuestError) as failure:
-            # The next reset would fail as well: the machine is of no use any more.
+            # The next reset would fail as well, so the machine cannot be used any more.
             current.order.log.warning(
                 "%s: begun anew, for it could not be put back: %s", current.order.name, failure
             )

@@ -1,4 +1,4 @@
-"""Who a guest is: names, addresses and keys that no spec says."""
+"""Makes what tells guests apart: UUIDs, host names, MAC addresses, machine ids, host keys."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LONGEST_LABEL = 63
 def new_identity(hostname: str, *, key: KeyPair) -> tuple[str, Identity]:
     """Return a fresh UUID and the identity that goes with it.
 
-    The instance-id is new for every guest, so that cloud-init never takes it
-    for a guest it has seen (``per-instance`` modules run once an instance-id).
+    The instance-id is new for every guest, so that cloud-init runs its
+    ``per-instance`` modules: they run once for each instance-id.
     """
     domain_uuid = str(uuid.uuid4())
     host_key = new_key_pair()
@@ -47,10 +47,10 @@ def new_machine_id() -> str:
 
 
 def is_unique(spec: GuestSpec) -> bool:
-    """Say whether guests of a spec must not be taken for one another.
+    """Say whether each clone of a spec gets a ``machine-id`` and an SSH host key of its own.
 
-    Left to us, they are told apart where they can meet: on a network that
-    others can join.
+    With ``identity="auto"``, clones get them if the guest has a card on a network
+    that other guests can join.
     """
     if spec.identity == "auto":
         return any(nic.plugged for nic in spec.nics)

@@ -1,4 +1,4 @@
-"""Values that are opened when they are first wanted."""
+"""Values that are opened when they are first asked for."""
 
 from __future__ import annotations
 

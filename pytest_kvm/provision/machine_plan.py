@@ -1,4 +1,4 @@
-"""What libvirt is to be told of one machine: its names, addresses, sockets and kernel."""
+"""Chooses what goes into one machine's domain XML: names, addresses, sockets, kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_kvm.spec.guest import GuestSpec
 
 
 def draft(resources: RunResources, spec: GuestSpec, *, image: Image) -> DomainDraft:
-    """Return a guest's domain with placeholders for what :func:`plan_domain` chooses.
+    """Return the draft of a guest's domain: placeholders stand for what :func:`plan_domain` chooses.
 
     Raises:
         SpecError: The spec does not fit the image, or its ``xml`` hook returned no element.
@@ -33,7 +33,7 @@ def draft(resources: RunResources, spec: GuestSpec, *, image: Image) -> DomainDr
 
 
 def plan_domain(resources: RunResources, order: Order, *, uuid: str, folder: Path) -> DomainPlan:
-    """Return a plan with everything but disks: names, addresses and sockets of one guest."""
+    """Return the plan of one machine without its disks: names, addresses, sockets, kernel."""
     return DomainPlan(
         name=f"{resources.session}-{order.place}",
         uuid=uuid,
@@ -57,10 +57,10 @@ def _run_as(resources: RunResources) -> tuple[int, int] | None:
 
 
 def direct_boot(spec: GuestSpec, image: Image, *, accel: str) -> DirectBoot | None:
-    """Return the kernel QEMU shall load, or None where the firmware boots the disk.
+    """Return the kernel that QEMU loads itself, or None if the firmware boots the disk.
 
     Raises:
-        SpecError: Direct boot is asked for and there is no kernel, or no command line for it.
+        SpecError: The spec asks for direct boot, and there is no kernel or no kernel command line.
     """
     kernel = spec.kernel or image.kernel
     if spec.boot == "firmware" or spec.firmware == "uefi":
@@ -88,8 +88,8 @@ def _cmdline(spec: GuestSpec, image: Image, *, accel: str) -> str:
     # The last console is /dev/console, where init reports; the screen comes
     # first so that a screenshot shows something.
     last = "hvc0" if spec.console == "virtio" else "ttyS0"
-    # On a busy host a translated guest may miss the ticks by which the kernel
-    # checks its timer, and panics: "IO-APIC + timer doesn't work!"
+    # On a busy host a guest under TCG may miss the ticks by which its kernel
+    # checks the timer; then it panics: "IO-APIC + timer doesn't work!"
     # (Documentation/admin-guide/kernel-parameters.txt).
     timer = " no_timer_check" if accel == "tcg" else ""
     return f"{image.cmdline}{timer} console=tty0 console={last}"

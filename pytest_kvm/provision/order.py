@@ -1,4 +1,4 @@
-"""What is asked for when a guest is started."""
+"""Orders: what is known of a machine before it is started."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Place:
     """Name of a machine's folder and, behind the run's id, of its domain.
 
     A guest can have several machines: one for its template, one after each
-    reset that needs a new one, spare ones. No two of a run have one place.
+    reset that needs a new one, spare clones. No two machines of a run have the same place.
     """
 
     guest: str
     """The guest's part; no other guest of the run has it, not even a later one of the same name."""
     machine: str = ""
-    """Which of the guest's machines; empty for its first."""
+    """Tells the guest's machines apart; empty for the first one."""
 
     def __str__(self) -> str:
         return f"{self.guest}{self.machine}"
 
     def of_template(self) -> Place:
-        """Return where the template is booted that the machine of this place is cloned from."""
+        """Return the place of the machine that is booted to make this machine's template."""
         return replace(self, machine=f"{self.machine}~t")
 
     def of_successor(self, number: int) -> Place:
@@ -44,27 +44,27 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One machine to be started for a guest."""
+    """One machine that is to be started for a guest."""
 
     spec: GuestSpec
     name: str
-    """What people call the guest."""
+    """The guest's name in messages."""
     place: Place
     hostname: str
     image: Image
     domain: DomainDraft
-    """What every machine of the guest is made of."""
+    """Draft of the domain that all machines of the guest share."""
     packages_left: tuple[str, ...]
     """Packages that are not in the image: cloud-init installs them."""
     resets: bool
-    """Whether the guest is put back between tests."""
+    """Whether the guest is reset between tests."""
     log: logging.Logger
     phases: Phases
-    """Is told how far its boot has come."""
+    """Notes which rungs the boot has reached, and when."""
     on_step: Callable[[str], None]
-    """Is told what else is done for it."""
+    """Called before each step that is not a rung of the boot, with a phrase for people."""
     teardown: Teardown
-    """Gets what removes the machine again."""
+    """Gets the steps that remove the machine again."""
 
     def successor(self, number: int) -> Order:
         """Return the order of a machine that takes over after a reset."""

@@ -1,4 +1,4 @@
-"""From power on to a guest that is ready and prepared as its spec says."""
+"""Waits until a machine is ready, and runs the prepare steps of its spec."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files
 
 OnStep = Callable[[str], None]
-"""Told, before each step, which it is."""
+"""Called before each step with a phrase that names it."""
 
 _ROOT = "root"
 _DEFAULT_INTERPRETER = "/bin/sh"
@@ -24,17 +24,18 @@ f=$(mktemp) || exit
 trap 'rm -f -- "$f"' EXIT
 cat >"$f" && "$@" "$f" </dev/null
 """
-"""Keeps its input as a file that the words it is given are run with, and removes it afterwards."""
+"""Shell script: writes its input to a temporary file, runs the command in ``$@`` with the file's path
+appended, and removes the file."""
 
 
 def make_ready(machine: Machine, order: Order) -> None:
     """Wait until a machine that was switched on is ready, and prepare it.
 
-    All that was done to it is on its disks then: a test that pulls the cable
-    first thing loses its own writes and no host key.
+    Everything that was written is synced to the machine's disks: a test that
+    begins with ``power_off()`` loses its own writes, but not the SSH host key.
 
     Raises:
-        BootFailed: It did not become ready, or a step failed.
+        BootFailed: The machine did not become ready, or a step failed.
     """
     spec = order.spec
     wait_until_ready(machine, phases=order.phases, units=spec.units, boot_timeout=spec.boot_timeout)
@@ -48,7 +49,7 @@ def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep
     Args:
         machine: A guest that is ready.
         steps: From its spec.
-        on_step: Told each step as it begins.
+        on_step: Called as each step begins.
 
     Raises:
         PrepareFailed: A step failed or ran out of time; the rest is not run.
@@ -85,7 +86,7 @@ def _run_step(machine: Machine, step: PrepareStep, *, which: str) -> None:
 
 
 def _do_step(machine: Machine, step: PrepareStep) -> CommandResult | None:
-    """Do one step; a copied file has no result."""
+    """Do one step; return None for a copied file, which has no result."""
     if isinstance(step, HostFile):
         files = Files(machine.shell, log=machine.log)
         files.put(step.source, step.path, mode=step.mode, owner=step.owner)
@@ -98,11 +99,11 @@ def _do_step(machine: Machine, step: PrepareStep) -> CommandResult | None:
 
 
 def interpreter_of(script: Script, content: bytes) -> list[str]:
-    """Return the words that a script's path is put behind to run it.
+    """Return the words that run a script when its path is appended to them.
 
-    What stands behind the program in a ``#!`` line is one word, as the kernel
-    has it (``execve(2)``). The kernel itself is not asked: the script may be
-    on a file system that executes nothing.
+    In a ``#!`` line, all that follows the program is one argument, as the kernel
+    does it (``execve(2)``). The kernel is not asked to run the script, because
+    the script may be on a file system that is mounted ``noexec``.
     """
     if script.interpreter is not None:
         return [script.interpreter]
@@ -123,6 +124,6 @@ def _title(step: PrepareStep) -> str:
 
 
 def _gist(content: str) -> str:
-    """Return the first line that says something."""
+    """Return the first line that is neither a comment nor a ``set -`` command."""
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith(("#", "set -"))), lines[0])

@@ -1,4 +1,4 @@
-"""Which test or fixture is at work, and what its use of a guest means for the guest's undo log."""
+"""Knows which test or fixture is at work, and tells the undo log of each guest that it uses."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ResetCoordinator:
     """Passes each use of a guest to the guest's undo log, with the owner that is at work.
 
     Owners are a stack: a fixture is set up on behalf of a test, and the test goes
-    on when the fixture is done. All threads share it: what a thread of a test
-    does, the test does.
+    on when the fixture is done. All threads share the stack: what a thread of a
+    test does counts as done by the test.
 
     Args:
-        tell: Is told of savepoints and resets.
+        tell: Gets an event for each savepoint and each reset.
     """
 
     def __init__(self, *, tell: Listener = ignore) -> None:
@@ -40,7 +40,7 @@ class ResetCoordinator:
         Args:
             guest: The guest; it may still boot.
             state: Takes and restores its savepoints.
-            reset: What its spec says.
+            reset: The ``reset`` of its spec.
         """
         with self._lock:
             self._undo_logs[guest] = UndoLog(guest.name, state, reset=reset, tell=self._tell)
@@ -51,10 +51,10 @@ class ResetCoordinator:
             self._undo_logs.pop(guest, None)
 
     def before_use(self, guest: Guest) -> None:
-        """Undo what others left in the guest; called before each verb.
+        """Undo changes of owners that have ended; called before each verb of the guest.
 
         Raises:
-            SnapshotFailed: Changes of others cannot be undone or kept apart.
+            SnapshotFailed: As in :meth:`UndoLog.use`.
         """
         undo_log = self._undo_logs.get(guest)
         if undo_log is None:
@@ -87,7 +87,7 @@ class ResetCoordinator:
         self._at_work.append(owner)
 
     def leave(self, owner: Owner) -> None:
-        """Take an owner off the stack, and all above it."""
+        """Take an owner and all owners above it off the stack."""
         if owner in self._at_work:
             del self._at_work[self._at_work.index(owner) :]
 
@@ -101,12 +101,12 @@ class ResetCoordinator:
             self.leave(owner)
 
     def has_changes_of(self, owner: Owner) -> bool:
-        """Say whether there is anything of an owner's to undo."""
+        """Say whether any guest has changes of an owner that can be undone."""
         with self._lock:
             return any(undo_log.has_changes_of(owner) for undo_log in self._undo_logs.values())
 
     def losers(self, owner: Owner) -> list[Owner]:
-        """Return the owners whose changes go when those of ``owner`` are undone, the last one first."""
+        """Return the owners that lose their changes when ``owner``'s are undone, the newest first."""
         with self._lock:
             undo_logs = list(self._undo_logs.values())
         losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]

@@ -1,4 +1,4 @@
-"""One test process's guests, from the first to the last."""
+"""The run: starts, holds and removes the guests of one pytest process."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from pytest_kvm.spec.guest import GuestSpec
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST_NAME = 32
-"""With a place's number behind it a socket's path is still short enough for unix(7)."""
+"""Characters. With a place's number behind the name, a socket's path is still short enough for unix(7)."""
 
 
 class Run:
-    """Starts guests in the background, puts them back between tests, and removes them.
+    """Starts guests in the background, has them reset between tests, and removes them.
 
     Args:
         settings: The run's settings.
-        progress: Is told what every guest is at.
-        coordinator: Has the guests put back between tests.
-        tell: Is told how guests were started and restarted.
+        progress: Is told what each guest is doing.
+        coordinator: Resets the guests between tests.
+        tell: Gets an event for each guest that was started or rebooted.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Run:
 
         Args:
             spec: What the guest is made of.
-            name: How people call it; numbered where a guest of the run has that name.
-            resets: Whether it outlives a test, and is put back before the next.
-            on_booted: Called with the guest and why it failed, or None, each time that somebody
-                waits for it.
+            name: The guest's name; a number is added if another guest of the run has that name.
+            resets: Whether the guest outlives a test, and is reset before the next test uses it.
+            on_booted: Called each time that a caller waits for the guest, with the guest and its
+                boot's error (None: it is ready).
         """
         with self._lock:
             name = self._unused_name(name)
@@ -101,12 +101,12 @@ class Run:
         return guest
 
     def holds(self, value: object) -> TypeGuard[Guest]:
-        """Say whether a value is a guest of this run that is not removed yet."""
+        """Say whether a value is a guest of this run that has not been removed."""
         with self._lock:
             return isinstance(value, Guest) and value in self._boots
 
     def remove(self, *guests: Guest) -> None:
-        """Remove guests, however far they have come.
+        """Remove guests, also those that still boot.
 
         Raises:
             CleanupFailed: Something could not be removed; everything else was.

@@ -1,4 +1,4 @@
-"""What all guests of a run share: its folder, its connection, its accelerator, its key."""
+"""What all guests of a run share: run folder, libvirt connection, accelerator, time-outs, SSH key pair."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
 
 @dataclass(frozen=True, kw_only=True)
 class RunResources:
-    """What one run has opened on this machine."""
+    """The resources that one run has opened on this host."""
 
     folder: Path
-    """Locked and watched while the run lives, removed with it."""
+    """The run folder: locked and watched during the run, removed at its end."""
     hypervisor: Hypervisor
     accel: Literal["kvm", "tcg"]
     timeouts: Timeouts
-    """Scaled for the accelerator."""
+    """Multiplied by the user's time-out factor, or by the accelerator's."""
     key: KeyPair
-    """The run's own: every guest lets it in."""
+    """The run's own SSH key pair, for guests that boot cold; a clone has the key of its template."""
     key_file: Path
 
     @property
     def is_system(self) -> bool:
-        """Whether a system daemon runs the guests, under an account that is not ours."""
+        """Whether libvirt's system daemon runs the guests, under an account other than the user's."""
         return urlsplit(self.hypervisor.facts().uri).path == "/system"
 
     @property
     def session(self) -> str:
-        """The run's id."""
+        """The run's id: its folder's name."""
         return self.folder.name
 
 
@@ -47,8 +47,8 @@ def open_run_resources(settings: Settings) -> Generator[RunResources]:
     """Make the run's folder and connect to the hypervisor; undo both afterwards.
 
     Raises:
-        HostError: This machine cannot run guests as the settings want it.
-        ConnectionFailed: The hypervisor did not open.
+        HostError: This host cannot run guests as the settings ask.
+        ConnectionFailed: The connection to the hypervisor could not be opened.
     """
     chosen = accelerator(settings.accel, cache_dir=settings.cache_dir)
     factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)

@@ -26,10 +26,10 @@ _log = logging.getLogger("pytest_kvm.cache")
 
 
 class RunTemplates:
-    """Templates that this run uses; each is claimed once, until the run ends.
+    """The templates that this run uses; the run claims each of them once, until its end.
 
     Args:
-        settings: Where the cache is and what to do with it.
+        settings: Say where the boot cache is and how it is used.
         resources: What the run has opened.
     """
 
@@ -42,7 +42,7 @@ class RunTemplates:
         self._in_use: dict[str, Template] = {}
 
     def fingerprint(self, order: Order) -> str:
-        """Return what all templates of an order have in common; reads the files that go into them."""
+        """Return the fingerprint that an order's keys are made from; reads the host files of the spec."""
         facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
         return fingerprint(order.domain, image=order.image, machine=facts)
 
@@ -52,13 +52,13 @@ class RunTemplates:
         Args:
             order: The machine that is asked for.
             tier: How the template holds its memory.
-            key: Of :func:`key_of` the order's fingerprint.
+            key: The template's key, from :func:`key_of`.
 
         Raises:
-            BootFailed: Its guest did not become ready.
+            BootFailed: The machine that is booted for the template did not become ready.
             DomainFailed: QEMU cannot save the state of one of its devices.
             GuestGone: The guest was removed meanwhile.
-            NoCapacity: There is no room for it.
+            NoCapacity: There is no room for the template.
         """
         template = self._claim(key, order)
         if template is not None:
@@ -71,17 +71,17 @@ class RunTemplates:
             return self._keep(self._build(order, building, tier=tier)), True
 
     def discard(self, order: Order, template: Template, *, reason: str) -> None:
-        """Drop a template that turned out to be of no use."""
+        """Remove a damaged template from the boot cache."""
         with self._lock:
             if self._in_use.get(template.key) is not template:
-                return  # another guest found out first; the key may lead to a new one
+                return  # another guest has discarded it already; the key may lead to a new template
             del self._in_use[template.key]
         template.close()
         _tell_dropped(order, reason)
         self._store.discard(template.key, reason=reason)
 
     def close(self) -> None:
-        """Let go of the templates."""
+        """Release the templates."""
         with self._lock:
             templates = list(self._in_use.values())
             self._in_use.clear()
@@ -102,7 +102,7 @@ class RunTemplates:
         return self._keep(template)
 
     def _keep(self, template: Template) -> Template:
-        """Keep one claim of each template; guests of the run share it."""
+        """Keep one claim of each template, which all guests of the run share."""
         with self._lock:
             kept = self._in_use.setdefault(template.key, template)
         if kept is not template:
@@ -137,7 +137,7 @@ class RunTemplates:
 
 
 def key_of(fingerprint: str, tier: TemplateTier) -> str:
-    """Return the key of the template with a fingerprint that is made for a tier."""
+    """Return the key of the template that has this fingerprint and is made for this tier."""
     return fingerprint if tier == "cow" else hashlib.sha256(f"{fingerprint} {tier}".encode()).hexdigest()
 
 

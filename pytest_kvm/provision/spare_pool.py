@@ -1,4 +1,4 @@
-"""Clones that are restored, renewed and paused ahead of need: the next start is one resume."""
+"""Spare clones: started, renewed and paused ahead of need, so that the next start only resumes one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pytest_kvm.provision.teardown import Teardown
 
 _log = logging.getLogger("pytest_kvm.pool")
 _MEMORY_LEFT = 2
-"""How many guests' memory must be free for one more spare clone, unless the user says how many."""
+"""A spare clone is made if so many times its memory is free, unless the user says how many to keep."""
 _STARTS_BEFORE = 2
 """Starts of a guest after which it gets a spare clone."""
 _MOST = 4
-"""Spare clones of all guests together, unless the user says how many."""
+"""Spare clones of all guests together, unless the user says how many to keep."""
 _PATIENCE = 10.0
 """Seconds to wait for a clone that is being prepared."""
 
@@ -34,35 +34,35 @@ MakeClone = Callable[[Order, Template], tuple[Clone, ExitStack]]
 
 @dataclass(kw_only=True)
 class Spare:
-    """A paused clone: as it was frozen, or renewed and logged in already."""
+    """A paused clone, either fresh from its template or prepared: renewed, with a login."""
 
     clone: Clone
     undo: ExitStack
-    """Removes it."""
+    """Removes the clone."""
     busy: threading.Lock = field(default_factory=threading.Lock)
-    """Held while it is prepared."""
+    """Held while the clone is prepared."""
     taken: bool = False
 
     def prepare(self) -> None:
-        """Wake it, renew it, log in and pause it, unless it was taken already."""
+        """Wake and renew the clone, log in and pause it, unless it was taken already."""
         with self.busy:
             if self.taken:
                 return
             self.clone = self.clone.wake()
-            # The connection outlasts the pause.
+            # The SSH connection survives the pause.
             self.clone.machine.shell.connect()
             self.clone.machine.domain.suspend()
 
     def remove(self) -> None:
-        """Remove it, as nobody wants it."""
+        """Remove the clone, which was not taken."""
         self.taken = True
         self.undo.close()
 
     def take(self) -> Clone:
-        """Return the clone; it is nobody else's from now on.
+        """Return the clone, which belongs to the caller from now on.
 
         Raises:
-            WaitTimeout: It takes longer to prepare than another takes to start.
+            WaitTimeout: It was not prepared in time; starting another clone is faster.
         """
         if not self.busy.acquire(timeout=_PATIENCE):
             raise WaitTimeout(f"{self.clone.machine.name}: not prepared within {_PATIENCE:.0f} s")
@@ -74,7 +74,7 @@ class Spare:
 
 
 class _Slot(NamedTuple):
-    """What a spare clone is good for: a guest of this template with these names."""
+    """Which guests a spare clone fits: those with this template, name and host name."""
 
     template: str
     name: str
@@ -85,8 +85,8 @@ class SparePool:
     """Makes spare clones in the background.
 
     Args:
-        make_clone: Starts one.
-        size: How many to keep for each guest; None: one, while memory lasts.
+        make_clone: Starts a clone.
+        size: Spare clones to keep for each guest; None: one, while there is memory for it.
     """
 
     def __init__(self, make_clone: MakeClone, *, size: int | None) -> None:
@@ -98,13 +98,13 @@ class SparePool:
         self._numbers = itertools.count(1)
         self._teardowns: set[Teardown] = set()
         self._closed = False
-        # One at a time: the test that runs meanwhile needs the other core.
+        # One worker, so that a processor is left for the test that runs meanwhile.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pytest-kvm-pool")
 
     def take(self, order: Order, template: Template) -> Spare | None:
-        """Return a spare clone for an order; None if starting one takes no longer.
+        """Return a spare clone for an order; None if there is none, or starting a clone is faster.
 
-        A clone that is being made is waited for, one whose making has not begun is not.
+        A spare clone that is being made is waited for. One that has not been begun is cancelled.
         """
         with self._lock:
             waiting = self._slots.get(_slot(order, template))
@@ -115,40 +115,40 @@ class SparePool:
             return future.result(timeout=_PATIENCE)
         except TimeoutError:
             future.add_done_callback(_remove)
-        except Exception as failure:  # noqa: BLE001 - whatever it was: a start is not to fail for it
+        except Exception as failure:  # noqa: BLE001 - no failure of a spare clone may fail a start
             _log.debug("%s: no spare clone: %s", order.name, failure)
         return None
 
     def note_start(self, order: Order, template: Template) -> None:
-        """Count a start, and have spare clones started for the next ones; returns at once.
+        """Count a start, and queue spare clones for the guest's next starts; returns at once.
 
-        Unless the user says how many there shall be, a guest gets one after its
-        second start: most guests are started once.
+        Unless the user says how many spare clones to keep, a guest gets one after
+        its second start, because most guests are started only once.
         """
         slot = _slot(order, template)
         with self._lock:
             self._starts[slot] += 1
             if self._closed or (self._size is None and self._starts[slot] < _STARTS_BEFORE):
                 return
-            waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the last one used is the last
+            waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the latest used is the last
             self._make_room(slot)
             try:
                 while len(waiting) < self._number_wanted(order):
                     waiting.append(self._worker.submit(self._make_spare, order, template))
-            except RuntimeError as failure:  # there is no thread to be had
+            except RuntimeError as failure:  # no thread can be started
                 self._note(f"{order.name}: no spare clone could be started: {failure}")
 
     def close(self) -> None:
-        """Remove all that nobody took."""
+        """Remove all spare clones that were not taken."""
         with self._lock:
             self._closed = True
             teardowns, self._teardowns = self._teardowns, set()
         for teardown in teardowns:
-            teardown.close()  # ends what is being prepared, too
+            teardown.close()  # ends preparations that are under way, too
         self._worker.shutdown(cancel_futures=True)
 
     def _make_room(self, slot: _Slot) -> None:
-        """Give up the clone of whichever guest was not started for longest."""
+        """If the pool is full, give up a spare clone of the guest whose last start is longest ago."""
         spare = sum(len(futures) for futures in self._slots.values())
         if self._size is not None or spare < _MOST:
             return
@@ -164,7 +164,7 @@ class SparePool:
         return 1 if memory_available_mib() * 1024 > _MEMORY_LEFT * order.spec.memory_kib else 0
 
     def _make_spare(self, order: Order, template: Template) -> Spare:
-        """Make a clone, and have it prepared as long as nobody takes it."""
+        """Make a clone, and queue its preparation."""
         teardown, number = Teardown(order.name), next(self._numbers)
         with self._lock:
             if self._closed:
@@ -184,7 +184,7 @@ class SparePool:
     def _prepare(self, spare: Spare, name: str) -> None:
         try:
             spare.prepare()
-        except BaseException as failure:  # noqa: BLE001 - whoever takes it finds out, and starts another
+        except BaseException as failure:  # noqa: BLE001 - a start that takes it fails to wake it, and starts another
             if not spare.taken:
                 self._note(f"{name}: a clone could not be prepared: {failure}")
             spare.undo.close()
@@ -194,7 +194,7 @@ class SparePool:
             self._teardowns.discard(teardown)
 
     def _note(self, what: str) -> None:
-        if not self._closed:  # what is being prepared fails when the pool is closed
+        if not self._closed:  # closing the pool makes preparations fail: no reason to warn
             _log.warning(what)
 
 

@@ -1,4 +1,4 @@
-"""How a guest comes to run: cloned from a template where that works here, else booted cold."""
+"""Starts machines of guests: clones of a template where cloning works on this host, else cold boots."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ _TIERS: dict[CloneTier, tuple[TemplateTier, ...]] = {
     "snapshot": ("snapshot",),
     "cold": (),
 }
-"""What is tried, in order, before a cold boot."""
+"""Tiers that are tried, in this order, before a cold boot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A machine that is ready, and how it got there."""
+    """A machine that is ready, and how it was started."""
 
     machine: Machine
     order: Order
     template: Template | None
-    """What it was cloned from; None after a cold boot."""
+    """The template of a clone; None after a cold boot."""
     base: str | None = None
-    """Savepoint taken when it was ready, where starting it again would take a boot."""
+    """Name of a savepoint taken when the machine was ready; only after a cold boot: a reset of a clone
+    starts another clone instead."""
     undo: ExitStack
-    """Removes this machine, and leaves the rest of what the guest holds."""
+    """Removes this machine; the guest's other resources stay."""
     events: tuple[Event, ...]
 
     @property
     def seconds(self) -> float:
-        """From the beginning to ready, whatever had to be done."""
+        """Seconds until the machine was ready, including the making of its template."""
         return sum(event.seconds for event in self.events)
 
 
@@ -64,7 +65,7 @@ class GuestStarter:
     """Starts the guests of one run.
 
     Args:
-        settings: Which tier, and what to do with the boot cache.
+        settings: Say which tiers are tried, and how the boot cache is used.
         resources: What the run has opened.
     """
 
@@ -74,10 +75,10 @@ class GuestStarter:
         self._templates = RunTemplates(settings, resources)
         self._spares = SparePool(self._start_paused, size=settings.pool)
         self._refused: dict[str, str] = {}
-        """Keys of templates that cannot be had here, and why."""
+        """Keys of templates that could not be made or cloned in this run, each with the reason."""
 
     def draft(self, spec: GuestSpec, image: Image) -> DomainDraft:
-        """Return what every machine of a guest is made of.
+        """Return the draft of the domain that all machines of a guest share.
 
         Raises:
             SpecError: The spec does not fit the image, or its ``xml`` hook returned no element.
@@ -85,10 +86,10 @@ class GuestStarter:
         return draft(self._resources, spec, image=image)
 
     def start(self, order: Order) -> Started:
-        """Start a machine by the fastest way that works.
+        """Start a machine in the fastest way that works.
 
         Raises:
-            BootFailed: It did not become ready.
+            BootFailed: The machine did not become ready.
             GuestGone: Its guest was removed meanwhile.
         """
         if self._settings.cache == "off":
@@ -109,11 +110,11 @@ class GuestStarter:
         return self._boot_cold(order, why="; ".join(problems) or "cold boots were asked for")
 
     def start_like(self, former: Started, order: Order) -> Started:
-        """Start a machine the way a former one was started.
+        """Start a machine in the same way as a former one.
 
         Raises:
-            BootFailed: It did not become ready.
-            DomainFailed: It could not be cloned, twice.
+            BootFailed: The machine did not become ready.
+            DomainFailed: The template could not be cloned, in two attempts.
             GuestGone: Its guest was removed meanwhile.
         """
         if former.template is None:
@@ -148,7 +149,7 @@ class GuestStarter:
         template, made_in = self._get_template(order, tier, key=key)
         try:
             started = self._start_clone(order, template, why=why)
-        except StateDamaged as failure:  # it is made anew, once
+        except StateDamaged as failure:  # the template is made anew, once
             self._templates.discard(order, template, reason=failure.brief)
             template, made_in = self._get_template(order, tier, key=key)
             started = self._start_clone(order, template, why=why)
@@ -166,9 +167,9 @@ class GuestStarter:
     def _start_clone(self, order: Order, template: Template, *, why: str = "") -> Started:
         """Start a clone; if it fails, start another.
 
-        What it failed for may have passed: a host that was short of memory for
-        a moment, a QEMU that somebody killed. The template stays: other
-        processes clone it too, and each of them would have to boot.
+        The cause may be over by then: the host was short of memory for a moment,
+        or somebody killed QEMU. The template is kept, because other processes
+        clone it too, and without it each of them would have to boot.
         """
         try:
             return self._start_clone_once(order, template, why=why)
@@ -205,7 +206,7 @@ class GuestStarter:
         try:
             return clone.wake(), undo, clone.tier
         except BaseException:
-            undo.close()  # its place is free for another
+            undo.close()  # so that another machine can have its place
             raise
 
     def _start_paused(self, order: Order, template: Template) -> tuple[Clone, ExitStack]:
@@ -219,7 +220,7 @@ def _boot_event(order: Order, *, seconds: float, why: str) -> Event:
 
 
 def _take_base(machine: Machine) -> str | None:
-    """Take the savepoint that resets go back to; without one each costs a boot."""
+    """Take the savepoint that resets restore; return None if that fails: each reset is a cold boot then."""
     try:
         savepoints.take(machine, _BASE)
     except SnapshotFailed as failure:

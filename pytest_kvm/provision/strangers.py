@@ -1,4 +1,4 @@
-"""What lies in the plugin's folders and is not its own: it is left alone, and named."""
+"""Finds files in the plugin's folders that the plugin did not make: they are reported, never removed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MOST = 10
 
 
 def strangers_named(settings: Settings) -> str:
-    """Return the names of what no clean-up touches, as nothing proves that the plugin made it.
+    """Return the paths that clean-up leaves alone, because nothing proves that the plugin made them.
 
-    Empty if there is nothing; of many, the first. A folder that cannot be
-    looked at is told of as well.
+    The text is empty if there are none; of many paths it has the first ones and
+    the number of the rest. A folder that cannot be read is reported as well.
     """
     places = (
         lambda: paths.strangers(settings.run_dir),

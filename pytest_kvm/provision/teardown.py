@@ -10,14 +10,14 @@ from pytest_kvm.errors import GuestGone
 
 
 class Teardown:
-    """One guest's exit stack, which takes nothing more once the guest is removed.
+    """One guest's exit stack; it refuses new entries once the guest is removed.
 
-    A guest starts in a thread of its own and can be removed from another at
-    any time: whatever the start sets up is either undone by that or not set
-    up at all.
+    A guest is started in a thread of its own, and another thread can remove it
+    at any time. The removal undoes all that the start has set up by then, and
+    the start can set up nothing more.
 
     Args:
-        name: The guest's.
+        name: The guest's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,9 +40,9 @@ class Teardown:
 
     @contextmanager
     def attempting(self) -> Generator[ExitStack]:
-        """Yield a stack of its own, which is closed at once if the block raises.
+        """Yield a new stack within the guest's, which is closed at once if the block raises.
 
-        What the block set up is gone then, so that another attempt may follow.
+        All that the block set up is undone then, so that another attempt may follow.
 
         Raises:
             GuestGone: As in :meth:`adding`.

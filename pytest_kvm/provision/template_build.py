@@ -1,4 +1,4 @@
-"""Making a template: boot a guest once, prepare it, freeze it where it stands."""
+"""Making a template: switches its machine on, and freezes it when it is ready: saves it and ends it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_kvm.spec.disk import DiskFormat
 from pytest_kvm.waiting import NotYet, wait_until
 
 TEMPLATE_HOSTNAME = "guest"
-"""Of templates whose spec names none; each clone has its own."""
+"""Host name of a template whose spec names none; its clones get their own (see ``GuestSpec.identity``)."""
 
 TemplateTier = Literal["cow", "snapshot"]
 
@@ -44,22 +44,22 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateFacts:
-    """What has to be known of a template, beside its files, to start a clone."""
+    """What starting a clone has to know of the template, beside the template's files."""
 
     tier: TemplateTier
-    """What holds its memory: a RAM file (``cow``) or a snapshot in its disks."""
+    """What holds its memory: a RAM file (``cow``) or a snapshot in its disks (``snapshot``)."""
     control_mac: str
     macs: tuple[str, ...]
     hostname: str
     host_key: str
-    """Public half; the private one is in the guest."""
+    """Public half of the SSH host key; the private half is in the guest."""
     disks: tuple[tuple[str, DiskFormat], ...]
     """File name and format of each frozen disk, the root disk first."""
     prestarted: tuple[Prestarted, ...]
-    """Programs that wait in each clone to renew it (:func:`~pytest_kvm.machine.renewal.prestart`):
-    one for its start, one for when it was paused in the pool."""
+    """Renewal scripts that wait in each clone (:func:`~pytest_kvm.machine.renewal.prestart`): one
+    for its first resume, one for the second resume of a spare clone, which is paused in between."""
     boot_seconds: float
-    """What its cold boot took, from power on to ready."""
+    """Seconds of its cold boot, from power on to ready."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as the manifest stores them."""
@@ -79,10 +79,10 @@ class TemplateFacts:
 def power_on_for_template(
     resources: RunResources, order: Order, *, building: Building, tier: TemplateTier, stack: ExitStack
 ) -> Powered:
-    """Switch a guest on that keeps its state in the building's folder; see :func:`power_on`.
+    """Switch on a machine that keeps its disks and its memory in the building's folder; see :func:`power_on`.
 
     Raises:
-        DomainFailed: It is clear from the start that it cannot be frozen that way.
+        DomainFailed: QEMU says already that it cannot save this machine.
     """
     key = new_key_pair()
     key_file = write_private(building.folder / KEY, key.private)
@@ -96,7 +96,7 @@ def power_on_for_template(
 def freeze(
     powered: Powered, order: Order, *, building: Building, tier: TemplateTier, boot_seconds: float
 ) -> TemplateFacts:
-    """Save what a guest is doing between two instructions, and end it.
+    """Save a machine's memory and devices as they are at one moment, and destroy its domain.
 
     Raises:
         DomainFailed: QEMU cannot save the state of one of its devices.
@@ -121,7 +121,7 @@ def freeze(
 
 
 def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:
-    """Ask before a long boot what would be in the way after it (QMP ``query-migrate``)."""
+    """Raise before a long boot if the machine could not be saved after it (QMP ``query-migrate``)."""
     reasons: list[str] = machine.domain.qmp("query-migrate").get("blocked-reasons", [])
     if tier == "cow" and "<memoryBacking>" in machine.domain.xml():
         reasons.append("the xml hook chooses a memory backing of its own")
@@ -130,9 +130,9 @@ def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:
 
 
 def _settle(machine: Machine) -> None:
-    """Let the boot come to its end: whatever it has left to do every clone would do again.
+    """Wait until systemd has finished the boot, because every clone would repeat what is left of it.
 
-    sshd starts over, so that it holds no grudge against a client that looked
+    sshd is reloaded, so that it forgets its penalties for a client that asked
     for its banner too often (``PerSourcePenalties``, sshd_config(5)).
     """
     try:
@@ -142,7 +142,7 @@ def _settle(machine: Machine) -> None:
 
 
 def _log_out(machine: Machine) -> None:
-    """Close the connection on both sides: a clone must not wake up with one whose other end is gone."""
+    """Close the SSH connection on both sides: in a clone its other end would be gone."""
     machine.shell.close()
     wait_until(
         partial(_check_nobody_connected, machine),
@@ -161,7 +161,7 @@ def _check_nobody_connected(machine: Machine) -> None:
 
 
 def _make_relocatable(order: Order, root: DiskPlan) -> None:
-    """Have the frozen disk name its image relative to itself: a cache may be moved or unpacked elsewhere."""
+    """Make the root disk name its image by a relative path, so that the cache may be moved elsewhere."""
     image = order.image.disk
     point_at(root.path, backing=Path(os.path.relpath(image, root.path.parent)), backing_format="qcow2")
 

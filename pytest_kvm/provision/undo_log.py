@@ -2,8 +2,8 @@
 
 Each owner (a test, or a fixture of a wider scope) gets an entry when it first
 uses the guest. The entry holds the point that the guest stood at before. When
-an owner has ended and somebody else is about to use the guest, the guest is
-restored to that point; a guest that nobody uses again is not restored.
+an owner has ended and another owner is about to use the guest, the guest is
+restored to that point. A guest that is not used again is not restored.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pytest_kvm.provision")
 
 Point = object
-"""A state that a guest can be restored to; a :class:`State` makes them, and they are compared by identity."""
+"""A state that a guest can be restored to. :class:`State` makes points; they are compared by identity."""
 
 
 class State(Protocol):
     """One guest's state on the hypervisor: memory and all writable disks together.
 
-    Every method blocks until it is done; a guest that still boots is waited for.
-    None of them uses the guest's verbs, which would use the undo log again.
+    Every method blocks until it is done, and waits for a guest that still boots.
+    No method may use the guest's verbs, because they use the undo log.
     """
 
     @property
     def base(self) -> Point:
-        """The state in which the guest became ready; costs nothing, even before it is."""
+        """The state in which the guest became ready; asking for it waits for nothing."""
         ...
 
     def take(self) -> Point:
         """Take a savepoint.
 
         Raises:
-            SnapshotFailed: Not in this state; the message names what is in the way.
+            SnapshotFailed: No savepoint can be taken in this state; the message says why.
         """
         ...
 
@@ -57,7 +57,7 @@ class State(Protocol):
         ...
 
     def reaches(self, point: Point) -> bool:
-        """Say whether a point can still be restored; ``base`` always can, others go with their guest."""
+        """Say whether a point can still be restored: ``base`` always can, others end with their machine."""
         ...
 
     def drop(self, point: Point) -> None:
@@ -66,11 +66,11 @@ class State(Protocol):
 
 
 class Owner:
-    """Whoever changes guests: a test with its own fixtures, or one wider-scoped fixture.
+    """A test with its function-scoped fixtures, or one wider-scoped fixture: its changes are undone together.
 
     Args:
-        name: How messages call it.
-        reset: What a test says about its changes; None leaves it to the guest's spec.
+        name: Its name in messages.
+        reset: The test's own choice of ``reset``; None: the guest's spec decides.
     """
 
     def __init__(self, name: str, *, reset: Reset | None = None) -> None:
@@ -92,13 +92,13 @@ class _Entry:
 
 
 class UndoLog:
-    """One guest's entries, the oldest first.
+    """The entries of one guest, the oldest first, and the steps that undo them.
 
     Args:
         guest: The guest's name.
         state: Takes and restores savepoints.
-        reset: What the spec says about changes, where an owner says nothing.
-        tell: Is told of savepoints and resets.
+        reset: The spec's ``reset``, for owners that have none of their own.
+        tell: Gets an event for each savepoint and each reset.
     """
 
     def __init__(self, guest: str, state: State, *, reset: Reset, tell: Listener) -> None:
@@ -108,15 +108,15 @@ class UndoLog:
         self._tell = tell
         self._entries: list[_Entry] = []
         self._here: Point | None = state.base
-        """The point that the guest stands at; None once somebody has used it since."""
+        """The point that the guest stands at; None if the guest was used since."""
         self._taken: list[Point] = []
         self._lock = threading.Lock()
 
     def use(self, owner: Owner) -> None:
-        """Undo the changes of those who have ended, and note that ``owner`` changes the guest now.
+        """Undo the changes of owners that have ended, and note that ``owner`` changes the guest now.
 
         Raises:
-            SnapshotFailed: Changes of others cannot be undone or kept apart.
+            SnapshotFailed: Changes of other owners cannot be undone, or not be kept apart by a savepoint.
         """
         with self._lock:
             self._undo_above(owner)
@@ -124,7 +124,7 @@ class UndoLog:
             self._here = None
 
     def settle(self, owner: Owner) -> None:
-        """Do the slow part of :meth:`use` in advance, for an owner that will most likely use the guest.
+        """Do the slow part of :meth:`use` in advance, for an owner that will probably use the guest.
 
         Raises:
             SnapshotFailed: As in :meth:`use`.
@@ -143,15 +143,17 @@ class UndoLog:
             self._here = None
 
     def has_changes_of(self, owner: Owner) -> bool:
-        """Say whether there is anything of an owner's to undo."""
+        """Say whether the guest has changes of an owner that can be undone."""
         with self._lock:
             return any(entry.owner is owner for entry in self._entries)
 
     def losers(self, owner: Owner) -> list[Owner]:
-        """Return who has not ended and loses its changes when ``owner``'s are undone, first one first.
+        """Return the owners that have not ended and lose their changes when ``owner``'s are undone.
 
-        That is whoever changed the guest afterwards; all others too, if what
-        was there before is lost, as it is when the owner switched the guest off.
+        These are the owners that changed the guest after ``owner``. If the point
+        before ``owner``'s changes can no longer be restored (``owner`` switched
+        the guest off, for instance), all other owners lose theirs. The oldest
+        comes first.
         """
         with self._lock:
             owners = [entry.owner for entry in self._entries]
@@ -182,7 +184,7 @@ class UndoLog:
         return self._take(owner) if self._here is None else self._here
 
     def _undo_above(self, owner: Owner) -> None:
-        """Undo the entries newer than the owner's own, from the oldest whose owner has ended."""
+        """Of the entries newer than the owner's, undo the oldest whose owner has ended, and all after it."""
         owners = [entry.owner for entry in self._entries]
         own = len(owners) - owners[::-1].index(owner) if owner in owners else 0
         for index, each in enumerate(owners[own:], start=own):
@@ -223,8 +225,8 @@ class UndoLog:
     def _drop_unreachable(self) -> None:
         """Drop the points that no entry holds.
 
-        Done when the next is taken and not at once: the drop would cost a test
-        time, and one point too many costs little.
+        Called before the next savepoint is taken, and not after each reset:
+        dropping takes time from a test, and one savepoint more costs little.
         """
         reachable = {id(entry.before) for entry in self._entries}
         for point in [each for each in self._taken if id(each) not in reachable]:

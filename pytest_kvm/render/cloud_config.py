@@ -1,4 +1,4 @@
-"""The texts cloud-init reads: user-data, meta-data, network-config.
+"""Renders the texts that cloud-init reads: user-data, meta-data, vendor-data, network-config.
 
 Keys: https://docs.cloud-init.io/en/latest/reference/modules.html and
 https://docs.cloud-init.io/en/latest/reference/network-config-format-v2.html.
@@ -26,14 +26,14 @@ _HEADER = "#cloud-config\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who a guest is: made anew for every guest."""
+    """Names and keys of one machine that boots; made anew for each."""
 
     instance_id: str
     hostname: str
     authorized_key: str
-    """The run's public key."""
+    """The public key that may log in."""
     host_private_key: str
-    """The guest's SSH host key (ed25519), so that it is known before the first connection."""
+    """The guest's SSH host key (ed25519), given so that it is known before the first connection."""
     host_public_key: str
 
 
@@ -41,9 +41,9 @@ def user_data(spec: GuestSpec, identity: Identity, *, packages: Sequence[str]) -
     """Return the user-data: one cloud-config, or a MIME archive with the user's own part.
 
     Args:
-        spec: The guest as its user wants it.
-        identity: Who this guest is.
-        packages: What is left for cloud-init to install.
+        spec: What the guest is made of.
+        identity: Names and keys of this machine.
+        packages: Packages that cloud-init is to install, as the image does not have them.
     """
     config = _generate(spec, identity, packages)
     raw = spec.cloud_init.user_data
@@ -63,15 +63,15 @@ def meta_data(identity: Identity) -> str:
 
 
 def vendor_data(cloud_init: CloudInit) -> str | None:
-    """Return the vendor-data, or None where there is none."""
+    """Return the vendor-data; None if the spec has none."""
     return None if cloud_init.vendor_data is None else _dump(cloud_init.vendor_data)
 
 
 def network_config(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]) -> str:
     """Return the network configuration, version 2.
 
-    The control card has QEMU's fixed user-mode address: a static one is there
-    seconds earlier than a leased one, and cannot go stale.
+    The control card has QEMU's fixed user-mode address: a static address is set
+    seconds earlier than a leased one, and it does not expire.
     """
     control: dict[str, Any] = {
         "match": {"macaddress": control_mac},
@@ -82,8 +82,8 @@ def network_config(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]
         "optional": True,
     }
     if spec.internet:
-        # Not "default": cloud-init before 24.1 writes that word to networkd as
-        # an address.
+        # Not "default": cloud-init before 24.1 passes that word to networkd as
+        # if it were an address.
         control["routes"] = [{"to": "0.0.0.0/0", "via": CONTROL_GATEWAY}]
         control["nameservers"] = {"addresses": [CONTROL_DNS]}
     ethernets: dict[str, Any] = {"kvm-control": control}
@@ -101,7 +101,7 @@ def network_config(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``over`` merged in: mappings by key, lists appended, the rest replaced."""
+    """Return ``base`` with ``over`` merged in: mappings by key, lists appended, all other values replaced."""
     merged = dict(base)
     for key, value in over.items():
         have = merged.get(key)
@@ -120,8 +120,8 @@ def _generate(spec: GuestSpec, identity: Identity, packages: Sequence[str]) -> d
         "manage_etc_hosts": "localhost",
         "disable_root": False,
         "ssh_deletekeys": False,
-        # With this key given cloud-init makes none: an RSA key alone takes ten
-        # seconds of a translated boot.
+        # If keys are given, cloud-init makes none: an RSA key alone takes ten
+        # seconds of a boot under TCG.
         "ssh_keys": {
             "ed25519_private": identity.host_private_key,
             "ed25519_public": identity.host_public_key,
@@ -135,8 +135,8 @@ def _generate(spec: GuestSpec, identity: Identity, packages: Sequence[str]) -> d
     if packages:
         config |= {"package_update": True, "packages": list(packages)}
     if spec.cloud_init.run_commands:
-        # cloud-init makes one shell script of them, whose exit code is the
-        # last command's: without -e it hides every failure but that one.
+        # cloud-init makes one shell script of the commands. Without -e its exit
+        # code is that of the last command, and all other failures are hidden.
         commands = [each if isinstance(each, str) else list(each) for each in spec.cloud_init.run_commands]
         config["runcmd"] = ["set -e", *commands]
     return config
@@ -170,7 +170,7 @@ def _user(user: User, identity: Identity) -> dict[str, Any]:
 
 
 def _file(file: File) -> dict[str, Any]:
-    # "defer" writes after users exist, so that an owner may be one of them.
+    # "defer" has the file written after users are made, so that one of them may own it.
     entry: dict[str, Any] = {"path": file.path, "permissions": f"{file.mode:04o}", "owner": file.owner}
     if isinstance(file.content, bytes):
         entry |= {"encoding": "b64", "content": b64encode(file.content).decode()}
@@ -184,8 +184,8 @@ def _dump(config: Mapping[str, Any]) -> str:
 
 
 def _archive(config: str, raw: str) -> str:
-    # A fixed boundary keeps the seed the same for the same input; cloud-init
-    # tells parts apart by their first line ("text/x-not-multipart" has no meaning).
+    # A fixed boundary keeps the seed the same for the same input. cloud-init
+    # recognizes the kind of a "text/plain" part by its first line.
     archive = MIMEMultipart(boundary="==pytest-kvm-part==")
     for name, text in (("pytest-kvm.cfg", config), ("user-data", raw)):
         kind = "cloud-config" if name.endswith(".cfg") else "plain"

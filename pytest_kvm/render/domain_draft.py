@@ -1,9 +1,9 @@
-"""A guest's domain before anything is known of the machine that runs it.
+"""Drafts: a guest's domain XML with placeholders for what differs between its machines.
 
 A guest can have several machines: the one its template is saved from, clones,
 those that follow resets. The user's ``xml`` hook is called once for all of them.
-It is given the domain with placeholders for names, paths and addresses, and
-they are replaced for each machine wherever the hook has left them.
+The hook gets the domain with placeholders for names, paths and addresses. For
+each machine the placeholders that the hook has left are replaced.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class DomainDraft:
 
     spec: GuestSpec
     xml: str
-    """As the hook left it; equal for equal guests, whichever run and process they are of."""
+    """The XML as the hook returned it; equal for equal guests, in all runs and processes."""
     placeholders: DomainPlan
-    """What stands where a machine's plan will."""
+    """The plan whose values are the placeholders; a machine's plan replaces them."""
 
     def filled_in(self, plan: DomainPlan) -> str:
         """Return the XML of one machine's transient domain.
 
         Args:
-            plan: The machine's, with as many disks and cards as the spec has.
+            plan: The machine's plan, with as many disks and cards as the spec has.
         """
         domain = ET.fromstring(self.xml)  # noqa: S314 - we have just written it
         self._set_disk_formats(domain, plan)
@@ -51,7 +51,7 @@ class DomainDraft:
         return to_text(domain)
 
     def _set_disk_formats(self, domain: ET.Element, plan: DomainPlan) -> None:
-        """Say what a machine's disks are: a clone has overlays, whatever the template has."""
+        """Set the formats of a machine's disks: a clone's are overlays, even of raw disks of the template."""
         formats = {
             str(ours.path): disk.format
             for ours, disk in zip(self.placeholders.disks, plan.disks, strict=True)
@@ -62,14 +62,14 @@ class DomainDraft:
                 driver.set("type", formats[source.attrib["file"]])
 
     def _set_log_mode(self, domain: ET.Element, plan: DomainPlan) -> None:
-        """Keep what a template printed: it is its clones' past, too, and stands in their log."""
+        """Have a clone append to its console log, which begins with what the template printed."""
         for log in domain.iter("log"):
             if plan.is_clone and log.get("file") == str(self.placeholders.console_log):
                 log.set("append", "on")
 
     def _replace_words(self, domain: ET.Element, plan: DomainPlan) -> None:
         words = dict(zip(_words(self.placeholders), _words(plan), strict=True))
-        # The longest first: the folder of a file is a word, too.
+        # The longest first: the folder of a file is a word too.
         known = re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
 
         def replace_words(text: str) -> str:
@@ -88,16 +88,16 @@ def draft_domain(
     direct_boot: DirectBoot | None,
     run_as: tuple[int, int] | None = None,
 ) -> DomainDraft:
-    """Return a guest's domain; calls the spec's ``xml`` hook.
+    """Return the draft of a guest's domain; calls the spec's ``xml`` hook.
 
     Args:
         spec: What the guest is made of.
         accel: The accelerator.
         direct_boot: The kernel QEMU loads; None: the firmware boots the disk.
-        run_as: User and group id QEMU runs as; None leaves it to the connection.
+        run_as: User and group id that QEMU runs as; None: libvirt decides.
 
     Raises:
-        SpecError: The hook returned something else than an element.
+        SpecError: The hook did not return an element.
     """
     placeholders = replace(_placeholders(spec, direct_boot), accel=accel, run_as=run_as)
     domain = domain_element(spec, placeholders)
@@ -112,7 +112,7 @@ def draft_domain(
 
 
 def _placeholders(spec: GuestSpec, direct_boot: DirectBoot | None) -> DomainPlan:
-    """Return a plan that no machine has, always the same for a spec."""
+    """Return a plan of placeholders, which no machine has; it is always the same for one spec."""
     macs = _unused_macs(spec)
     disks = [
         DiskPlan(
@@ -156,7 +156,7 @@ def _unused_macs(spec: GuestSpec) -> Iterator[str]:
 
 
 def _words(plan: DomainPlan) -> Iterator[str]:
-    """Yield what is replaced as text, wherever it stands, in an order that all plans of a spec share."""
+    """Yield the words of a plan that are replaced wherever they stand; all plans of a spec have one order."""
     yield from (plan.name, plan.uuid, plan.session, plan.genid, plan.control_mac)
     yield from (nic.mac for nic in plan.nics)
     yield from (str(disk.path) for disk in plan.disks)

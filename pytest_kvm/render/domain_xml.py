@@ -1,4 +1,4 @@
-"""A domain's elements, from what the user asked and what the run chose.
+"""Renders the domain XML of a spec and a plan.
 
 Element names and their meaning: https://libvirt.org/formatdomain.html.
 """
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from pytest_kvm.spec.disk import Bus
 
 METADATA_NAMESPACE = "https://pytest-kvm.dev/xmlns/domain/1"
-"""Names the element that says which run a domain belongs to."""
+"""Namespace of the metadata that says which run a domain belongs to."""
 
 SPARE_ROOT_PORTS = 4
-"""Free PCIe slots for hot-plugged disks and NICs: q35 takes one device a port."""
+"""Free PCIe root ports for hot-plugged disks and NICs: on q35 each port takes one device."""
 
 TRANSLATION_CACHE_MIB = 256
-"""TCG's translation cache. QEMU's default is an eighth of the host's memory up
-to 1 GiB a guest; a Debian boot fills about 130 MiB."""
+"""Size of TCG's translation cache. QEMU's default is an eighth of the host's memory,
+at most 1 GiB for each guest; a Debian boot fills about 130 MiB."""
 
 
 def domain_element(spec: GuestSpec, plan: DomainPlan) -> ET.Element:
-    """Return a transient domain, without what the spec's ``xml`` hook does to it."""
+    """Return a transient domain, before the spec's ``xml`` hook changes it."""
     domain = ET.Element("domain", type="kvm" if plan.accel == "kvm" else "qemu")
     _identity(domain, spec, plan)
     _machine(domain, spec, plan)
@@ -43,7 +43,7 @@ def domain_element(spec: GuestSpec, plan: DomainPlan) -> ET.Element:
 
 
 def to_text(domain: ET.Element) -> str:
-    """Return a domain as libvirt wants it."""
+    """Return a domain as text, as libvirt takes it."""
     ET.register_namespace("qemu", QEMU_NAMESPACE)
     ET.register_namespace("kvm", METADATA_NAMESPACE)
     ET.indent(domain)
@@ -74,8 +74,8 @@ def _machine(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
         # Without this libvirt may pick a firmware that boots signed loaders only.
         ET.SubElement(ET.SubElement(system, "firmware"), "feature", enabled="no", name="secure-boot")
     elif plan.direct_boot is None:
-        # SeaBIOS speaks to the screen alone unless told so; what it says when
-        # there is nothing to boot is a rung of the readiness ladder.
+        # Without this SeaBIOS writes to the screen only. Its message that there
+        # is nothing to boot is needed on the serial line: NoBootableDevice.
         ET.SubElement(system, "bios", useserial="yes")
     if plan.direct_boot is not None:
         ET.SubElement(system, "kernel").text = str(plan.direct_boot.kernel)
@@ -106,8 +106,8 @@ def _cpu(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
     elif plan.accel == "kvm":
         ET.SubElement(domain, "cpu", mode="host-passthrough", check="none", migratable="on")
     else:
-        # QEMU's "max": everything TCG can translate, so that guests built for
-        # x86-64-v2 and v3 run. libvirt spells it "maximum".
+        # QEMU's CPU model "max" has everything that TCG can translate, so that
+        # guests built for x86-64-v2 and v3 run. libvirt calls it "maximum".
         ET.SubElement(domain, "cpu", mode="maximum", check="none")
 
 
@@ -135,10 +135,10 @@ def _devices(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
 
 
 def _own_account(domain: ET.Element, user: int, group: int) -> None:
-    """Have QEMU run as the run's own user, and its files left as they are.
+    """Have QEMU run as this user and group, and have libvirt leave the owners of files as they are.
 
-    A system daemon would use an account of its own, which may not enter the
-    run's folder, and give the image to it
+    By default a system daemon runs QEMU under an account of its own, which may
+    not enter the run's folder, and makes that account the owner of the image
     (https://libvirt.org/formatdomain.html#security-label).
     """
     label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
@@ -152,7 +152,7 @@ def _root_ports_used(buses: list[Bus], plan: DomainPlan) -> int:
 
 
 def _consoles(devices: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
-    """Log the kernel's console; with a virtio console the serial line stays as a second one."""
+    """Add the kernel's console with its log; beside a virtio console also a serial line with a log."""
     if spec.console == "virtio":
         serial = ET.SubElement(devices, "serial", type="null")
         ET.SubElement(serial, "log", file=str(plan.firmware_log), append="off")
@@ -173,8 +173,8 @@ _PREFIX: dict[Bus, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "s
 def target_names(buses: Sequence[Bus]) -> list[str]:
     """Return ``vda``, ``vdb``, ``sda``, … for disks on these buses, in order.
 
-    The guest's own numbering follows it for virtio disks only; tests that care
-    use a serial number.
+    The guest numbers only virtio disks in the same order; a test that has to know
+    a disk uses the disk's serial number.
     """
     counts: dict[str, int] = {}
     names: list[str] = []
@@ -187,7 +187,7 @@ def target_names(buses: Sequence[Bus]) -> list[str]:
 
 
 def _letters(number: int) -> str:
-    """Count as disks do: a to z, then aa, ab and so on."""
+    """Return a disk's letters for its number, from 0: a to z, then aa, ab and so on."""
     letters = ""
     number += 1
     while number:
@@ -199,8 +199,8 @@ def _letters(number: int) -> str:
 def disk_controllers(buses: Sequence[Bus]) -> Iterator[tuple[str, str]]:
     """Yield type and model of the controllers that these buses need.
 
-    SATA is part of q35, virtio disks sit on PCIe ports of their own. A guest
-    without USB disks gets no USB at all: probing it costs boot time.
+    SATA is part of q35, and each virtio disk has a PCIe port of its own. A guest
+    without USB disks gets no USB at all, because probing it costs boot time.
     """
     if "scsi" in buses:
         yield "scsi", "virtio-scsi"
@@ -210,7 +210,8 @@ def disk_controllers(buses: Sequence[Bus]) -> Iterator[tuple[str, str]]:
 def add_disk(devices: ET.Element, disk: DiskPlan, *, target: str, bootable: bool) -> None:
     """Append one ``<disk>``."""
     element = ET.SubElement(devices, "disk", type="file", device="disk")
-    # Nothing of a guest outlives its run, so flushes to the host's disk buy nothing.
+    # A guest's disks are removed with its run, and a template's are synced when it
+    # is complete, so flushing to the host's disk is of no use.
     ET.SubElement(element, "driver", name="qemu", type=disk.format, cache="unsafe", discard="unmap")
     ET.SubElement(element, "source", file=str(disk.path))
     ET.SubElement(element, "target", dev=target, bus=disk.bus)

@@ -1,4 +1,4 @@
-"""What a run chose for one domain: the half of its XML that no spec says."""
+"""Plans: what the run chose for one machine's domain XML, in addition to the spec."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DiskPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class NicPlan:
-    """One extra network card and the MAC address the run gave it."""
+    """One network card of the spec, with its MAC address."""
 
     nic: Nic
     mac: str
@@ -32,7 +32,7 @@ class NicPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectBoot:
-    """A kernel QEMU loads itself."""
+    """A kernel that QEMU loads itself."""
 
     kernel: Path
     initrd: Path | None
@@ -41,10 +41,10 @@ class DirectBoot:
 
 @dataclass(frozen=True, kw_only=True)
 class RamFile:
-    """Guest memory in a file of the host's.
+    """Guest memory in a file on the host.
 
-    A template writes through to it (``shared``); its clones map it
-    copy-on-write and take the rest of their state from an incoming migration.
+    The template's machine writes to the file (``shared``). Clones map the file
+    copy-on-write and get the rest of their state from an incoming migration.
     """
 
     path: Path
@@ -53,15 +53,15 @@ class RamFile:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainPlan:
-    """Everything about a domain that its spec does not say."""
+    """Everything in a domain that its spec does not determine."""
 
     name: str
     uuid: str
     session: str
-    """Id of the run, so that a stranger can tell whose domain this is."""
+    """Id of the run that the domain belongs to."""
     owner_pid: int
     owner_started: float
-    """Seconds since the epoch; a process id alone may have been given away again."""
+    """Start of the process in seconds since the epoch: a later process may get the same process id."""
     accel: Literal["kvm", "tcg"]
     disks: Sequence[DiskPlan]
     """The root disk first, the seed last."""
@@ -71,23 +71,23 @@ class DomainPlan:
     console_socket: Path
     direct_boot: DirectBoot | None
     genid: str
-    """New for every start from a saved state; a kernel that knows it reseeds its RNG."""
+    """Generation id, new for every machine: a kernel that supports it reseeds its RNG when it changes."""
     ram_file: RamFile | None = None
     is_clone: bool = False
-    """Whether it goes on where a template was frozen."""
+    """Whether the machine starts from a template."""
     run_as: tuple[int, int] | None = None
-    """User and group id QEMU runs as; None leaves it to the connection."""
+    """User and group id that QEMU runs as; None: libvirt decides."""
 
     @property
     def firmware_log(self) -> Path:
-        """What the serial line says where the console is another."""
+        """Log of the serial line, if the console is a virtio console."""
         return self.console_log.with_suffix(".firmware.log")
 
     @property
     def agent_socket(self) -> Path:
         """The guest agent's socket.
 
-        Left to itself libvirt makes the path of folder, id and domain name,
-        which soon passes the 107 bytes of ``unix(7)``.
+        libvirt's default path consists of folder, id and domain name, which is
+        easily longer than the 107 bytes of ``unix(7)``.
         """
         return self.console_socket.with_name("agent.sock")

@@ -1,7 +1,7 @@
-"""What libvirt has no words for: shut user-mode networks, memory in a file of ours.
+"""QEMU arguments for what libvirt's XML cannot express: restricted user-mode networks, memory in a file.
 
-``<interface type='user'>`` cannot say ``restrict`` nor forward a port the
-kernel chooses, and ``<memoryBacking>`` cannot name its file, so these are QEMU
+``<interface type='user'>`` has no ``restrict`` and cannot forward a port that
+the kernel chooses, and ``<memoryBacking>`` cannot name its file, so QEMU gets
 arguments (https://www.qemu.org/docs/master/system/qemu-manpage.html).
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _FIRST_SLOT = 0x10
-"""PCI slots on q35's root bus that libvirt leaves alone: it fills from 1 upwards
-and keeps 0x1f for the chipset."""
+"""The first PCI slot for cards on q35's root bus. libvirt fills the bus from slot 1
+upwards and keeps 0x1f for the chipset, so it does not use these slots."""
 _DEVICE = {"virtio": "virtio-net-pci", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 
 
@@ -28,7 +28,7 @@ _RAM_ID = "kvm-ram"
 
 
 def add_arguments(domain: ET.Element, arguments: Sequence[str]) -> None:
-    """Add to ``<qemu:commandline>``: arguments that libvirt hands to QEMU as they are."""
+    """Add arguments to ``<qemu:commandline>``, which libvirt passes to QEMU unchanged."""
     commandline = domain.find(f"{{{QEMU_NAMESPACE}}}commandline")
     if commandline is None:
         commandline = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
@@ -37,7 +37,7 @@ def add_arguments(domain: ET.Element, arguments: Sequence[str]) -> None:
 
 
 def user_network_args(control_mac: str, nics: Sequence[NicPlan], *, internet: bool) -> list[str]:
-    """Return the arguments for the control card and the cards on no network."""
+    """Return the arguments for the control card and for the cards that each have a user-mode network."""
     arguments = _control_card(control_mac, internet=internet)
     for index, planned in enumerate(nics, start=1):
         arguments += _lone_card(planned, index=index, internet=internet)
@@ -47,10 +47,10 @@ def user_network_args(control_mac: str, nics: Sequence[NicPlan], *, internet: bo
 def ram_file_args(ram: RamFile, *, kib: int) -> list[str]:
     """Return the arguments that put a guest's memory into a file.
 
-    A later ``-machine`` adds to libvirt's own. The block's name must not hold
-    the path, or the state of a template would fit its own path only
-    (``x-use-canonical-path-for-ramblock-id``). What is not shared is a clone:
-    QEMU waits for its device state.
+    A second ``-machine`` adds to libvirt's own. The memory block's name must not
+    contain the file's path, or a template's state could be loaded at that path
+    only (``x-use-canonical-path-for-ramblock-id``). A file that is not shared is
+    a clone's: its QEMU waits for the device state (``-incoming defer``).
     """
     backend = {
         "qom-type": "memory-backend-file",
@@ -70,8 +70,8 @@ def _control_card(mac: str, *, internet: bool) -> list[str]:
         "id": CONTROL_NETDEV,
         "restrict": not internet,
         "ipv6": False,
-        # Port 0: the kernel picks a free one when it binds, so that no other
-        # process can take it in between. `info usernet` tells which.
+        # Port 0: the kernel picks a free port while it binds, so that no other
+        # process can take the port first. `info usernet` shows the port.
         "hostfwd": [{"str": "tcp:127.0.0.1:0-:22"}],
     }
     return [
@@ -95,7 +95,7 @@ def _lone_card(planned: NicPlan, *, index: int, internet: bool) -> list[str]:
 
 
 def lone_netdev(index: int) -> str:
-    """Return QEMU's id of the network back end of the index-th card on no network, from 1."""
+    """Return QEMU's id of the network back end of the index-th card with a user-mode network, from 1."""
     return f"kvmnic{index}"
 
 

@@ -1,6 +1,6 @@
-"""A guest's seed: which files under which label.
+"""Renders a guest's seed: its files and its volume label.
 
-NoCloud and ConfigDrive hold the same guest in two layouts:
+NoCloud and ConfigDrive hold the same data in two layouts:
 https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html and
 https://docs.cloud-init.io/en/latest/reference/datasources/configdrive.html;
 ``network_data.json``: https://docs.openstack.org/nova/latest/user/metadata.html.
@@ -33,14 +33,14 @@ def seed_bytes(
 def seed_files(
     spec: GuestSpec, identity: Identity, *, control_mac: str, nics: Sequence[NicPlan], packages: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
-    """Return the seed's volume label and its files, in the layout the spec's datasource reads.
+    """Return the seed's volume label and its files, in the layout of the spec's datasource.
 
     Args:
-        spec: The guest as its user wants it.
-        identity: Who this guest is.
+        spec: What the guest is made of.
+        identity: Names and keys of this machine.
         control_mac: The control card's MAC address.
-        nics: The further cards, in order.
-        packages: What is left for cloud-init to install.
+        nics: The spec's cards, in order.
+        packages: Packages that cloud-init is to install, as the image does not have them.
     """
     data = user_data(spec, identity, packages=packages)
     vendor = vendor_data(spec.cloud_init)

@@ -1,4 +1,4 @@
-"""A seed's files as an ISO 9660 image; the only user of pycdlib.
+"""Writes a seed's files as an ISO 9660 image; the only user of pycdlib.
 
 cloud-init finds a NoCloud seed by the volume label ``cidata`` and a ConfigDrive
 by ``config-2``
@@ -15,7 +15,7 @@ import pycdlib
 
 
 def iso_bytes(label: str, files: Mapping[str, str]) -> bytes:
-    """Return an image with these files, readable through Joliet and Rock Ridge.
+    """Return an ISO image with these files, readable by Joliet and Rock Ridge.
 
     Args:
         label: Volume label.
@@ -28,8 +28,7 @@ def iso_bytes(label: str, files: Mapping[str, str]) -> bytes:
         path = PurePosixPath(name)
         parent = _make_folders(iso, path.parent, folders)
         content = text.encode()
-        # The ISO 9660 names are only there because the format wants some;
-        # Linux reads the Rock Ridge ones.
+        # The format requires ISO 9660 names; Linux reads the Rock Ridge names.
         iso.add_fp(
             io.BytesIO(content),
             len(content),

@@ -23,11 +23,11 @@ _MODE_LIMIT = 0o7777
 
 @spec_value
 class User:
-    """A user made at first boot. The run's own key may log in as this user."""
+    """A user made at first boot. The plugin's SSH key may log in as this user."""
 
     name: str = field(kw_only=False)
     sudo: bool = True
-    """May run everything by ``sudo`` without a password."""
+    """Whether the user may run everything by ``sudo`` without a password."""
     groups: Sequence[str] = ()
     shell: str = "/bin/bash"
     authorized_keys: Sequence[str] = ()
@@ -71,25 +71,26 @@ class File:
 
 @spec_value
 class CloudInit:
-    """Everything the seed tells cloud-init beyond what the plugin itself needs."""
+    """What the seed tells cloud-init, in addition to what the plugin itself needs."""
 
     users: Sequence[User] = ()
     files: Sequence[File] = ()
     run_commands: Sequence[str | Sequence[str]] = ()
-    """Run by cloud-init's ``runcmd``: a string by the shell, a list without one.
-    A command that fails is an error of the boot."""
+    """Commands for cloud-init's ``runcmd``: a string is run by the shell, a list without one.
+    A command that fails makes the boot fail."""
     user_data: Mapping[str, Any] | str | None = None
     """Merged over what the plugin generates: mappings by key, lists appended,
     scalars replaced. A text that is no ``#cloud-config`` (a script, an include)
-    becomes a further part of a MIME multi-part archive. Checked when the spec is
-    made: texts that cloud-init would ignore, YAML, and types of keys."""
+    becomes a further part of a MIME multi-part archive. When the spec is made,
+    texts that cloud-init would ignore, invalid YAML and keys with values of a
+    wrong type are refused."""
     network_config: Mapping[str, Any] | None = None
     """Netplan version 2 keys (``ethernets``, ``bridges``, …) merged over the generated ones."""
     vendor_data: Mapping[str, Any] | None = None
     datasource: Datasource = "nocloud"
 
     def __post_init__(self) -> None:
-        """Check and freeze."""
+        """Check the fields and freeze the lists."""
         put(self, "users", check_words(self.users, field="CloudInit.users", one=User))
         put(self, "files", check_words(self.files, field="CloudInit.files", one=File))
         put(self, "run_commands", _checked_commands(self.run_commands))

@@ -1,4 +1,4 @@
-"""Disks a guest has beside its root disk."""
+"""``Disk``: a disk that a guest has beside its root disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Disk:
     """
 
     size: str | None = None
-    """Size of a blank disk ("2GiB"); with ``file`` the overlay may be larger than the file."""
+    """Size of a blank disk ("2GiB"). With ``file`` it is the overlay's, which may exceed the file's."""
     file: str | Path | None = None
     """A qcow2 or raw file on the host whose content the guest sees."""
     bus: Bus = "virtio"
     format: DiskFormat = "qcow2"
     """Format of a blank disk's file. Raw disks cannot be part of an internal snapshot."""
     serial: str | None = None
-    """What the guest finds in ``/dev/disk/by-id/``: at most 20 characters (virtio-blk's limit)."""
+    """Serial number, as in the guest's ``/dev/disk/by-id/``: at most 20 characters (virtio-blk's limit)."""
     readonly: bool = False
 
     def __post_init__(self) -> None:

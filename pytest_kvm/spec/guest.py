@@ -1,4 +1,4 @@
-"""The whole of a guest as its user wants it."""
+"""``GuestSpec``: all that a user can ask of a guest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ XmlHook = Callable[[ET.Element], ET.Element]
 _LEAST_MEMORY_KIB = 64 * 1024
 _MOST_VCPUS = 255
 _MOST_NICS = 14
-"""Slots that stay free on q35's root bus for cards given as QEMU arguments."""
+"""Slots on q35's root bus that are free for cards given as QEMU arguments."""
 _HOSTNAME = re.compile(r"(?!-)[a-zA-Z0-9-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9-]{1,63}(?<!-))*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?")
 _TIMEZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}")
@@ -42,11 +42,11 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 class GuestSpec:
     """What a guest is made of.
 
-    A spec never names what the run chooses: paths of overlays, ports, MACs.
+    The run chooses what is not in a spec: paths of overlays, host ports, MAC addresses that no card names.
     """
 
     image: str | ImageRef | None = field(default=None, kw_only=False)
-    """The image to start from; None takes ``--kvm-image``'s."""
+    """The image to start from; None: the image that ``--kvm-image`` names."""
     memory: str = "1GiB"
     vcpus: int = 2
     cpu: str | None = None
@@ -54,57 +54,59 @@ class GuestSpec:
     disks: Sequence[Disk] = ()
     nics: Sequence[Nic] = ()
     root_size: str | None = None
-    """Size the root disk grows to; None keeps the image's."""
+    """Size that the root disk grows to; None keeps the image's size."""
     packages: Sequence[str] = ()
     """Distribution packages: built into a derived image where the image was
     built from packages, else installed by cloud-init (which needs ``internet``)."""
     units: Sequence[str] = ()
     """systemd units that must be active before the guest counts as ready."""
     prepare: Sequence[str | Sequence[str] | Script | HostFile] = ()
-    """Done once, in order and as root, when the guest is ready and before it is
-    frozen: commands (a string by the shell, a list without one), scripts, host files."""
+    """Steps done once, in order and as root, when the guest is ready and before it is
+    saved as a template: commands (a string is run by the shell, a list without one),
+    scripts, host files."""
     identity: IdentityChoice = "auto"
-    """Who a clone is. ``unique``: it gets a host name (where the spec says none), a
-    ``machine-id`` and an SSH host key of its own; ``shared``: it has the template's;
-    ``auto``: unique if it can meet others on a network, else only its host name is its own."""
+    """Names and keys of a clone. ``unique``: it gets a host name (if the spec names none), a
+    ``machine-id`` and an SSH host key of its own; ``shared``: it keeps the template's;
+    ``auto``: as ``unique`` if it has a card on a network that other guests can join, else only
+    the host name is its own."""
     reset: Reset = "auto"
     """What becomes of a test's changes: ``auto`` undoes them before the next test
-    if the guest was used, ``always`` asks not whether it was, ``never`` lets
-    tests go on from each other."""
+    if the guest was used, ``always`` undoes them whether it was used or not,
+    ``never`` keeps them for the tests that follow."""
     hostname: str | None = None
-    """None: made of the guest's name."""
+    """Host name; None: made of the guest's name."""
     timezone: str | None = None
     cloud_init: CloudInit = field(default_factory=CloudInit)
     login: str = "root"
-    """The user that commands run as, and that the run's key logs in as."""
+    """The user that the plugin logs in as over SSH, and that runs commands."""
     internet: bool = False
     """Whether the guest may open connections to the outside."""
     boot: Boot = "auto"
-    """``direct`` loads a kernel from the host, ``firmware`` what the disk holds;
-    ``auto`` is direct wherever the image brings a kernel."""
+    """``direct``: QEMU loads a kernel from the host; ``firmware``: the firmware boots the
+    disk; ``auto``: ``direct`` if the image or the spec brings a kernel."""
     firmware: Firmware = "bios"
-    """With ``uefi`` the disk's own loader boots: the kernel beside an image is no EFI program."""
+    """With ``uefi`` the boot loader on the disk boots; the kernel beside an image is no EFI program."""
     kernel: str | Path | None = None
     """A kernel on the host to boot instead of the image's own."""
     initrd: str | Path | None = None
     """An initrd on the host; with ``kernel`` alone the guest boots without one."""
     cmdline: str | None = None
-    """Replaces the kernel command line; must say where root and console are."""
+    """Replaces the kernel command line; it must name the root file system and the console."""
     cmdline_extra: str = ""
-    """Words put after the kernel command line."""
+    """Words that are added to the end of the kernel command line."""
     console: ConsoleDevice = "serial"
-    """The kernel's console: ``serial`` speaks from the firmware's first byte,
-    ``virtio`` is faster and speaks once its driver is loaded."""
+    """The kernel's console: ``serial`` shows output from the firmware's first byte on,
+    ``virtio`` is faster and shows output once its driver is loaded."""
     xml: XmlHook | None = None
-    """Receives the domain XML tree before it is used, returns the one to use."""
+    """A function that gets the domain XML tree before it is used, and returns the tree to use."""
     boot_timeout: float | None = None
-    """Seconds from power on to ready; None takes the run's."""
+    """Seconds from power on to ready; None takes the run's deadlines."""
 
     def __post_init__(self) -> None:
-        """Check every field by itself and then those that belong together."""
+        """Check each field, and fields that depend on each other."""
         if not isinstance(self.image, (str, ImageRef, NoneType)):
             raise SpecError(f"GuestSpec.image: {self.image!r} is neither a name nor an ImageRef")
-        _ = self.image_ref  # a name is checked where a reference is made of it
+        _ = self.image_ref  # making the reference checks the name
         self._freeze_lists()
         self._check_hardware()
         self._check_software()
@@ -118,7 +120,7 @@ class GuestSpec:
 
     @property
     def image_ref(self) -> ImageRef | None:
-        """The image as a reference."""
+        """The image as an :class:`~pytest_kvm.ImageRef`; None if the spec names no image."""
         return ImageRef.parse(self.image) if isinstance(self.image, str) else self.image
 
     def _freeze_lists(self) -> None:
@@ -197,7 +199,7 @@ class GuestSpec:
                 raise SpecError(f"GuestSpec.{name}: {value!r} is not one line of text")
 
     def _check_loader(self) -> None:
-        """Refuse what only a direct boot can do where the disk's own loader boots."""
+        """Refuse fields of a direct boot if the boot loader on the disk boots."""
         if self.firmware == "uefi" and self.boot == "direct":
             raise SpecError(
                 'GuestSpec.boot: "direct" with firmware="uefi"',

@@ -1,4 +1,4 @@
-"""Which image a guest starts from."""
+"""``ImageRef``: the name of an image, optionally with its digest."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 @spec_value
 class ImageRef:
-    """An image of the store by name, optionally pinned to its content."""
+    """An image of the store by its name, optionally pinned to its content by a digest."""
 
     name: str = field(kw_only=False)
-    """Name in the store, or of a recipe that can be built ("debian-13")."""
+    """Name of an image in the store, or of a recipe that can be built ("debian-13")."""
     digest: str | None = None
-    """The first 8 to 64 hexadecimal digits of the disk's SHA-256; None takes any."""
+    """The first 8 to 64 hexadecimal digits of the disk's SHA-256; None accepts any content."""
 
     def __post_init__(self) -> None:
         """Check name and digest."""
@@ -33,10 +33,10 @@ class ImageRef:
 
     @classmethod
     def parse(cls, text: str) -> ImageRef:
-        """Read what ``str()`` writes: ``name`` or ``name@digest``.
+        """Return the reference that a text stands for: ``name`` or ``name@digest``, as ``str()`` writes it.
 
         Raises:
-            SpecError: It is neither.
+            SpecError: The text is neither.
         """
         name, _, digest = text.partition("@")
         return cls(name, digest=digest or None)

@@ -1,4 +1,4 @@
-"""Network cards a guest has beside the one it is controlled through."""
+"""``Nic``: a network card that a guest has beside its control card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONTROL_NETDEV = "kvmctl"
 CONTROL_ADDRESS = "10.0.2.15"
 CONTROL_GATEWAY = "10.0.2.2"
 CONTROL_DNS = "10.0.2.3"
-"""QEMU's addresses of a user-mode network, which the control card sits on
+"""Addresses that QEMU uses in a user-mode network; the control card is on one
 (https://www.qemu.org/docs/master/system/devices/net.html)."""
 
 NicModel = Literal["virtio", "e1000e", "rtl8139"]
@@ -27,9 +27,9 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class Nic:
     """A network card.
 
-    Without ``network`` and ``bridge`` it sits alone on a user-mode network of
-    its own, which reaches the outside only when the guest's spec says
-    ``internet=True``. Both of the others need ``qemu:///system``.
+    Without ``network`` and ``bridge`` the card is alone on a user-mode network of
+    its own, which reaches the outside only if the guest's spec says
+    ``internet=True``. ``network`` and ``bridge`` need ``qemu:///system``.
     """
 
     network: str | None = field(default=None, kw_only=False)
@@ -37,12 +37,12 @@ class Nic:
     bridge: str | None = None
     """Name of a host bridge."""
     mac: str | None = None
-    """MAC address; None lets the run choose one."""
+    """MAC address; None: the run chooses one."""
     model: NicModel = "virtio"
     link: Link = "up"
     """Whether the cable is plugged in when the guest starts."""
     dhcp: bool = True
-    """Whether the guest asks for an address; False leaves the card unconfigured."""
+    """Whether the guest asks for an address by DHCP; False leaves the card unconfigured."""
 
     def __post_init__(self) -> None:
         """Check that the fields make a network card."""
@@ -61,7 +61,7 @@ class Nic:
 
     @property
     def plugged(self) -> bool:
-        """Whether the card is on a network that others can be on."""
+        """Whether the card is on a network that other guests can join."""
         return self.network is not None or self.bridge is not None
 
 

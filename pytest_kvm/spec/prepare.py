@@ -1,4 +1,4 @@
-"""What is done to a guest once, after it is ready and before it is frozen as a template."""
+"""Prepare steps: what is done to a guest once, when it is ready and before it is saved as a template."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MODE_LIMIT = 0o7777
 
 @spec_value
 class Script:
-    """A script that root runs in the guest: its text, or a file of the host."""
+    """A script that root runs in the guest: given as text, or as a file on the host."""
 
     content: str | None = field(default=None, kw_only=False)
     """The script itself."""
     file: str | Path | None = None
     """A file on the host that holds the script."""
     interpreter: str | None = None
-    """Absolute path of a program in the guest; None: what the script's ``#!``
-    line says, and ``/bin/sh`` where it has none."""
+    """Absolute path of the program in the guest that runs the script; None: the
+    one in the script's ``#!`` line, or ``/bin/sh`` if it has none."""
 
     def __post_init__(self) -> None:
-        """Check that there is one script, and who reads it."""
+        """Check that there is exactly one script, and the path of its interpreter."""
         if isinstance(self.content, Path):
             raise SpecError(
                 f"Script.content: {str(self.content)!r} is a path, not a script",
@@ -49,17 +49,17 @@ class Script:
 
 @spec_value
 class HostFile:
-    """A file or folder of the host that is copied into the guest, by what it holds.
+    """A file of the host, or a folder's content, that is copied into the guest.
 
     A folder's links, and the permission bits of everything in it, are kept;
-    times are not promised.
+    times may change.
     """
 
     source: str | Path = field(kw_only=False)
     """File or folder on the host."""
     path: str = field(kw_only=False)
-    """Absolute path in the guest; with a slash at the end, the folder to put it into.
-    Folders above it are made; a folder that exists is merged with."""
+    """Absolute path in the guest; with a slash at the end, the folder to put ``source`` into.
+    Missing parent folders are made. A folder that exists in the guest is merged with ``source``."""
     mode: int | None = None
     """Permission bits of a single file; None: those of ``source``."""
     owner: str = "root:root"
@@ -78,11 +78,11 @@ class HostFile:
 
 
 PrepareStep = str | Sequence[str] | Script | HostFile
-"""A string is for root's shell, a list is run without one."""
+"""A string is run by root's shell, a list without a shell."""
 
 
 def checked_steps(steps: Sequence[PrepareStep], *, field: str) -> tuple[PrepareStep, ...]:
-    """Return steps as a tuple, commands in lists as tuples, after checking each.
+    """Check each step and return all as a tuple; a command that is a list becomes a tuple.
 
     Raises:
         SpecError: One of them is no step.

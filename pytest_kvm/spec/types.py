@@ -1,4 +1,4 @@
-"""Whether a value is of the type that a spec's field is annotated with."""
+"""Checks a value against the type annotation of a spec's field."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _WORDS = {
 }
 
 _hints: dict[type[Any], dict[str, Any]] = {}
-"""Annotations by class: to evaluate them takes longer than all checks."""
+"""Evaluated annotations by class, kept because evaluating takes longer than all checks."""
 
 
 def misfit(owner: type[Any], name: str, *, value: object) -> str | None:
-    """Say what is wrong with a field's value, "'60' is not a number or None"; None if nothing is."""
+    """Return what is wrong with a field's value ("'60' is not a number or None"); None if it fits."""
     if owner not in _hints:
         _hints[owner] = get_type_hints(owner)
     hint = _hints[owner][name]
@@ -42,7 +42,7 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a form of typing
         fits = callable(value)
     elif origin is Sequence:
         fits = _is_list(value) and all(_fits(each, arguments[0]) for each in cast("Sequence[object]", value))
-    elif isinstance(value, bool):  # to Python it is an int as well
+    elif isinstance(value, bool):  # bool is a subclass of int
         fits = origin in (bool, Any)
     else:
         fits = origin is Any or isinstance(value, (int, float) if origin is float else origin)

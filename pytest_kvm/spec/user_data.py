@@ -1,9 +1,9 @@
-"""User-data as cloud-init reads it, checked before a guest is booted for it.
+"""Checks user-data as cloud-init reads it, before a guest is booted.
 
-cloud-init tells kinds of text by how they begin, and ignores what it does not
-know with a line in its log (``INCLUSION_TYPES_MAP`` in cloudinit/handlers,
-https://docs.cloud-init.io/en/latest/explanation/format.html). A key of a wrong
-type fails its module, minutes into the boot.
+cloud-init recognizes the kind of a text by its beginning. It ignores a text of
+an unknown kind, with a line in its log (``INCLUSION_TYPES_MAP`` in cloudinit/handlers,
+https://docs.cloud-init.io/en/latest/explanation/format.html). If a key
+has a value of a wrong type, its module fails, minutes into the boot.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ _HEADERS = (
     "## template: jinja",
     "#!",
 )
-"""What a text may begin with; of two that fit, the longer one stands first."""
+"""What a text may begin with. Where one is the beginning of another, the longer one stands first."""
 _MIME = "mime-version:"
 _MIME_WITHIN = 4096
 
-# Of schema-cloud-config-v1.json in cloud-init 25.1, the keys that are always one or the other.
+# Keys whose values are always lists, and keys whose values are always mappings, by
+# schema-cloud-config-v1.json in cloud-init 25.1.
 _LISTS = frozenset(
     (
         *("bootcmd", "cloud_config_modules", "cloud_final_modules", "cloud_init_modules", "fs_setup"),
@@ -54,7 +55,7 @@ _MAPPINGS = frozenset(
 
 
 def header_of(text: str) -> str | None:
-    """Return what tells cloud-init the kind of a text; None if it knows none."""
+    """Return the header by which cloud-init recognizes the kind of a text; None if it knows none."""
     begin = text.lstrip().lower()
     if _MIME in text[:_MIME_WITHIN].lower():
         return _MIME
@@ -83,7 +84,8 @@ def parse_cloud_config(text: str, *, field: str) -> Mapping[str, Any]:
     """Return a cloud-config's content.
 
     Raises:
-        SpecError: It is no YAML, no mapping, or a key has a value of a wrong type; with line and column.
+        SpecError: The text is no YAML, is no mapping, or a key has a value of a wrong type; the message
+            has line and column where they are known.
     """
     import yaml  # noqa: PLC0415 - most specs have no such text
 
@@ -93,7 +95,7 @@ def parse_cloud_config(text: str, *, field: str) -> Mapping[str, Any]:
                 made: object = super().construct_object(node, deep)  # pyright: ignore[reportUnknownMemberType]
                 return made
             except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
-                # PyYAML's makers of numbers and dates do not say where they stumbled.
+                # PyYAML's constructors of numbers and dates do not say at which line they failed.
                 raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
     try:
@@ -116,7 +118,7 @@ def check_values(config: Mapping[str, Any], *, field: str) -> None:
     """Check that all values of a mapping can be written as YAML.
 
     Raises:
-        SpecError: One cannot: a path, an object of the test's.
+        SpecError: A value cannot be written, for instance a path or an object of the test.
     """
     import yaml  # noqa: PLC0415 - most specs have no such mapping
 
@@ -133,12 +135,12 @@ def check_config(config: Mapping[str, Any], *, field: str, marks: Mapping[str, M
     """Check the types of a cloud-config's keys.
 
     Args:
-        config: Its content.
-        field: Where it stands in the spec.
-        marks: Where each key's value stands in a text.
+        config: The cloud-config's content.
+        field: The spec's field that holds it.
+        marks: Line and column of each key's value, if the cloud-config was a text.
 
     Raises:
-        SpecError: One cannot be what cloud-init expects.
+        SpecError: A key has a value of a type that cloud-init does not accept.
     """
     for names, wanted, fits in ((_LISTS, "a list", (list, tuple)), (_MAPPINGS, "a mapping", Mapping)):
         for name in sorted(names & config.keys()):

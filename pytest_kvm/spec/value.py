@@ -1,4 +1,4 @@
-"""What every spec class has in common: frozen, keyword-only, checked, short to print."""
+"""What all spec classes have in common: they are frozen, keyword-only, checked, and have a short repr."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def spec_value(cls: type[T]) -> type[T]:
     """Make a spec class: a frozen keyword-only dataclass whose mistakes are SpecErrors.
 
     A plain dataclass answers an unknown field with a ``TypeError`` that does
-    not say which fields there are, and takes values of any type; people meet
-    what comes of it daily.
+    not say which fields there are, and it accepts values of any type. Both
+    mistakes are frequent.
     """
     made: Any = dataclass(frozen=True, kw_only=True, repr=False)(cls)
     generated = made.__init__
@@ -34,7 +34,7 @@ def spec_value(cls: type[T]) -> type[T]:
         except SpecError:
             raise
         except Exception:
-            # It stumbled over a value, most likely of a wrong type; else it is a bug of ours.
+            # The checks failed, most likely on a value of a wrong type; otherwise it is a bug of the plugin.
             names = [each.name for each in known.values() if not each.kw_only]
             _check_types(made, {**dict(zip(names, args, strict=False)), **given})
             raise
@@ -81,7 +81,7 @@ def suggest(word: str, known: Iterable[str], *, what: str) -> str:
 
 
 def _short_repr(self: object) -> str:
-    """Show only what differs from the defaults: it stands in test ids and plans."""
+    """Return a repr of only the fields that differ from their defaults; test ids and plans show it."""
     shown: list[str] = []
     for each in fields(cast("Any", self)):
         value: object = getattr(self, each.name)
@@ -106,7 +106,7 @@ def check_choice(value: object, choices: Any, *, field: str) -> None:  # noqa: A
 def check_words(values: Iterable[object], *, field: str, one: type[Any] = str) -> tuple[Any, ...]:
     """Return ``values`` as a tuple after checking each item's class.
 
-    A lone string is refused: ``packages="nginx"`` would be five packages.
+    A string instead of a list is refused: ``packages="nginx"`` would be five packages.
     """
     if isinstance(values, (str, bytes)):
         raise SpecError(
@@ -120,5 +120,5 @@ def check_words(values: Iterable[object], *, field: str, one: type[Any] = str) -
 
 
 def put(self: object, name: str, value: object) -> None:
-    """Set a field of a frozen value while it is being made."""
+    """Set a field of a frozen spec value; to be called only while the value is being made."""
     object.__setattr__(self, name, value)

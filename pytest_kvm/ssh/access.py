@@ -1,4 +1,4 @@
-"""How to reach a guest by SSH."""
+"""``Access``: port, user, key and host key of a guest's sshd."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How to reach a guest by SSH: always loopback, always a pinned host key."""
+    """How to log in to a guest by SSH: always by loopback, and only one host key is accepted."""
 
     port: int
     key_file: Path
@@ -17,12 +17,12 @@ class Access:
     host_key: str
     """``ssh-ed25519 AAAA…``: the only host key that is accepted."""
     known_hosts: Path
-    """The same key as a known_hosts file, for the command a person would type."""
+    """The host key as a known_hosts file, for :meth:`ssh_command`."""
     user: str = "root"
     host: str = "127.0.0.1"
 
     def ssh_argv(self) -> list[str]:
-        """Return the ``ssh`` command that logs in, free of the caller's own configuration."""
+        """Return the ``ssh`` command that logs in; it ignores the caller's own configuration."""
         return [
             "ssh",
             *("-F", "none"),
@@ -35,5 +35,5 @@ class Access:
         ]
 
     def ssh_command(self) -> str:
-        """Return the same as a line to paste into a terminal."""
+        """Return the command of :meth:`ssh_argv` as a line to paste into a terminal."""
         return shlex.join(self.ssh_argv())

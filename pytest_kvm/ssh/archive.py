@@ -1,4 +1,4 @@
-"""Folder trees as tar streams; what comes out of a guest is hostile."""
+"""Packs folders into tar streams, and unpacks streams from guests, which may be hostile."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pytest_kvm.results import for_terminal
 
 _PIECE = 1024**2
 _STEP = 4 * _PIECE
-"""Bytes that the parser may take for one header or one piece of data: its headers say how long they are."""
+"""Bytes that the parser may read for one header or one piece of data: a header states its own length."""
 _MOST_ENTRIES = 1_000_000
 
 
 class Writable(Protocol):
-    """Where a stream goes."""
+    """The receiving end of a stream."""
 
     def write(self, data: bytes, /) -> int:
         """Take data."""
@@ -30,7 +30,7 @@ class Writable(Protocol):
 
 
 class Readable(Protocol):
-    """Where a stream comes from."""
+    """The source of a stream."""
 
     def read(self, size: int, /) -> bytes:
         """Return at most ``size`` bytes, b"" at the end."""
@@ -39,20 +39,20 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who shall own a tree in the guest, as names or numbers."""
+    """The owner that a folder tree gets in the guest: user and group, as names or numbers."""
 
     user: str
     group: str
 
 
 def pack(folder: Path, into: Writable, *, owner: Owner | None, log: logging.Logger) -> None:
-    """Write what is in a folder as a tar stream: files, folders, links, modes.
+    """Write a folder's content as a tar stream: files, folders, links, modes.
 
     Args:
-        folder: Its own name and mode are not part of the stream.
-        into: Where the stream goes.
-        owner: None: root.
-        log: Told of what is left out: sockets, pipes, devices.
+        folder: The folder; its own name and mode are not part of the stream.
+        into: Gets the stream.
+        owner: Owner of all entries; None: root.
+        log: Gets a warning for each entry that is left out: sockets, pipes, devices.
     """
 
     def entry(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -72,23 +72,23 @@ def pack(folder: Path, into: Writable, *, owner: Owner | None, log: logging.Logg
 def unpack(source: Readable, folder: Path, *, most: int, log: logging.Logger) -> None:
     """Write a guest's tar stream below a folder, and nowhere else.
 
-    Files and folders come first and links last, so that nothing is ever
+    Files and folders are written first and links last, so that nothing is
     written through a link. Links that could lead out of the folder, devices,
     pipes and sockets are left out with a warning. Modes are kept without
-    setuid, setgid and sticky, and the caller may always enter a folder.
+    setuid, setgid and sticky; a folder's owner may always read, write and enter it.
 
     Python's own extraction filters are not used: Python 3.11.3 and older have
-    none, and several releases since had ways around them (CVE-2025-4517).
+    none, and in several later releases they could be bypassed (CVE-2025-4517).
 
     Args:
         source: The stream.
-        folder: Exists.
-        most: Bytes of files.
-        log: Told of what is left out.
+        folder: An existing folder.
+        most: Bytes that all files together may have.
+        log: Gets a warning for each entry that is left out.
 
     Raises:
         RemoteFileError: The stream is no archive, is too large, or names a path
-            outside the folder. What came before may have been written.
+            outside the folder. Entries before it may have been written.
     """
     tree = _Tree(folder=folder, left=most, most=most, log=log)
     metered = _Metered(source)
@@ -109,7 +109,7 @@ def _members(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInf
     metered.allow()
     while (member := tar.next()) is not None:
         yield member
-        # It remembers every member for random access, which a stream does not have.
+        # tarfile keeps every member for random access, which a stream does not have.
         cast("Any", tar).members.clear()
         metered.allow()
 
@@ -122,7 +122,7 @@ def _pieces(tar: tarfile.TarFile, member: tarfile.TarInfo, metered: _Metered) ->
 
 
 class _Metered:
-    """A source that gives out no more than was allowed for one step of the parser."""
+    """A source with a limit of bytes for each step of the parser; ``allow()`` begins the next step."""
 
     def __init__(self, source: Readable) -> None:
         self._source = source
@@ -141,7 +141,7 @@ class _Metered:
 
 @dataclass(kw_only=True)
 class _Tree:
-    """A tree that grows below a folder."""
+    """The entries that are unpacked below a folder."""
 
     folder: Path
     left: int
@@ -193,14 +193,14 @@ class _Tree:
         os.link(original, self._place(parts), follow_symlinks=False)
 
     def _place(self, parts: tuple[str, ...]) -> Path:
-        """Return the path of a new entry; an old one that is no folder is removed."""
+        """Return the path of a new entry; remove what is there, unless it is a folder."""
         path = self._enter(parts[:-1]) / parts[-1]
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         return path
 
     def _enter(self, parts: tuple[str, ...]) -> Path:
-        """Return a folder below, made as far as it is missing; never through a link."""
+        """Return the path of a folder below, and make missing folders; never follow a link."""
         path = self.folder
         for part in parts:
             path /= part
@@ -223,11 +223,12 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _stays_inside(depth: int, target: str) -> bool:
-    """Say whether a link ``depth`` folders down cannot lead out, whatever its neighbours are.
+    """Say whether a link that is ``depth`` folders down cannot lead out, whatever other links there are.
 
-    Only leading ``..`` can be judged without following other links, and every
-    link is held to this: from a folder that is really ``depth`` down, no more
-    than ``depth`` steps up, then only down, over links of the same kind.
+    A target may have ``..`` only at its beginning, and at most ``depth`` times.
+    From a folder that is really ``depth`` down, such a target goes up at most to
+    the top and then only down, through links that obey the same rule. ``..`` after
+    a name cannot be judged without following other links.
     """
     parts = [part for part in target.split("/") if part not in ("", ".")]
     ups = next((at for at, part in enumerate(parts) if part != ".."), len(parts))

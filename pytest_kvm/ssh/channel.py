@@ -1,4 +1,4 @@
-"""What a command's connection offers, free of the library behind it."""
+"""The interface of an SSH channel with one command on it, without importing paramiko."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import threading
 from typing import Protocol
 
 _PIECE = 32 * 1024 - 64
-"""What paramiko puts into one packet: OpenSSH takes 32 KiB (``CHAN_SES_PACKET_DEFAULT``)."""
+"""Bytes that paramiko puts into one packet: OpenSSH takes 32 KiB (``CHAN_SES_PACKET_DEFAULT``)."""
 
 
 class Channel(Protocol):
-    """An SSH channel with one command on it, as paramiko names its parts."""
+    """An SSH channel with one command on it; the names are paramiko's."""
 
     status_event: threading.Event
     """Set when the exit status is there, or will never come."""
     exit_status: int
-    """-1 until it is there."""
+    """Exit status of the command; -1 until it is there."""
 
     def exec_command(self, command: str, /) -> None:
         """Have the login shell run a line."""
         ...
 
     def settimeout(self, timeout: float | None, /) -> None:
-        """Give ``recv`` and ``sendall`` at most so many seconds without progress."""
+        """Set the seconds that ``recv`` and ``sendall`` may take without progress."""
         ...
 
     def recv(self, nbytes: int, /) -> bytes:
-        """Return what stdout has, blocking until it has something; b"" at its end."""
+        """Return bytes of the command's stdout; block until there are some. Return b"" at the end."""
         ...
 
     def recv_stderr(self, nbytes: int, /) -> bytes:
-        """Do the same for stderr."""
+        """Return bytes of the command's stderr, as :meth:`recv` does for stdout."""
         ...
 
     def sendall(self, s: bytes, /) -> None:
@@ -42,14 +42,14 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the channel up; every blocked call returns or raises."""
+        """Close the channel; every blocked call returns or raises."""
         ...
 
 
 def send(channel: Channel, data: bytes) -> None:
     """Write to a command's standard input, a packet at a time.
 
-    In one go, paramiko would copy all that is left for every packet.
+    If it got all data in one call, paramiko would copy all that is left for each packet.
 
     Raises:
         OSError: The command has ended, or made no progress within the channel's time-out.

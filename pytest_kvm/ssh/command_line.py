@@ -1,7 +1,7 @@
-"""From what the caller asked for to the one line that sshd hands to a shell.
+"""Makes the one string that sshd passes to the login shell out of a command, a user and a folder.
 
 SSH has no argument list: ``sshd(8)`` runs the login shell with ``-c`` and one
-string. Everything here is text in, text out, for any POSIX login shell.
+string. The functions here turn text into text, for any POSIX login shell.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 Command = str | Sequence[str]
-"""A list is quoted word by word; a string is for the guest's shell as it is."""
+"""A list is quoted word by word; a string is passed to the guest's shell unchanged."""
 
 GROUP_MARK = "pytest-kvm-group"
-"""First word of the line that tells the command's process group, on both streams before its output."""
+"""First word of the mark: a line with the command's process group, before its output on both streams."""
 _MARK = f'echo "{GROUP_MARK} $$"'
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -26,8 +26,8 @@ def as_given(command: Command) -> tuple[str, ...] | str:
     """Return a command as results and messages show it.
 
     Raises:
-        TypeError: It is neither a string nor a sequence of strings and paths.
-        ValueError: It is empty, or holds a NUL byte.
+        TypeError: The command is neither a string nor a sequence of strings and paths.
+        ValueError: The command is empty, or holds a NUL byte.
     """
     given = command if isinstance(command, str) else tuple(os.fspath(word) for word in command)
     words = (given,) if isinstance(given, str) else given
@@ -42,10 +42,10 @@ def as_given(command: Command) -> tuple[str, ...] | str:
 
 
 def quote_argv(argv: Sequence[str]) -> str:
-    """Join words so that a shell sees exactly these.
+    """Join words into a string that a shell splits into the same words.
 
-    Unlike :func:`shlex.join` the first word is always quoted: bare, ``time``
-    is a keyword of bash and ``A=b`` an assignment.
+    Unlike in :func:`shlex.join` the first word is always quoted, because without
+    quotes ``time`` is a keyword of bash, and ``A=b`` an assignment.
     """
     first = "'" + argv[0].replace("'", "'\"'\"'") + "'"
     return " ".join([first, *map(shlex.quote, argv[1:])])
@@ -61,21 +61,21 @@ def command_line(
 ) -> str:
     """Return the script that runs a command.
 
-    Its first line reports the shell's process id on stderr, which is its process
-    group too (sshd starts every command in a session of its own), so that the
-    command can be signalled from a second one: sshd refuses SSH's own signal
-    request for root (``session_signal_req()`` in OpenSSH's ``session.c``). The
-    last shell before the command prints the same line on stdout. What comes
-    before these lines is from start-up files of a shell (``.bashrc``,
-    ``BASH_ENV``), which may print what they like.
+    The first line of the script prints the mark with the shell's process id on
+    stderr. The process id is the process group too, because sshd starts every
+    command in a session of its own. By the process group a second command can
+    signal the first: sshd refuses SSH's own signal request for root
+    (``session_signal_req()`` in OpenSSH's ``session.c``). The last shell before
+    the command prints the mark on stdout. Output before the mark is from start-up
+    files of a shell (``.bashrc``, ``BASH_ENV``), which may print anything.
 
     Args:
         command: From :func:`as_given`.
         env: Variables to add to those of the login.
-        cwd: Working folder; None for the user's home.
-        user: Who runs it; None for the login user.
-        login: The user that logs in: root changes to others by ``runuser(1)``,
-            anybody else by ``sudo -n``.
+        cwd: Working folder; None: the user's home.
+        user: The user that runs the command; None: the login user.
+        login: The user that logs in. To run a command as another user, root uses
+            ``runuser(1)``, and any other login ``sudo -n``.
     """
     for name, value in env.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
@@ -98,8 +98,8 @@ def _folder_of(user: str, cwd: str | None) -> str:
         raise ValueError(f"{user!r} is not a user's name")
     if cwd is not None:
         return f"cd -- {shlex.quote(cwd)} || exit 125"
-    # A tilde is only expanded unquoted, and the name was checked above. A user
-    # without a home (nobody) starts in / rather than in a folder of root's.
+    # A shell expands a tilde only without quotes; the name was checked above. A user
+    # without a home (such as nobody) starts in / and not in a folder of root's.
     return f"cd -- ~{user} 2>/dev/null || cd /"
 
 
@@ -108,8 +108,8 @@ def _as_user(command: tuple[str, ...] | str, *, env: Mapping[str, str], user: st
     if env:
         change += ["env", *(f"{name}={value}" for name, value in env.items())]
     if isinstance(command, str):
-        # The login user's own shell, so that naming a user does not change the
-        # language that the string is written in.
+        # The login user's shell, also for another user: the string is always
+        # written for the same shell.
         script = shlex.quote(f"{_MARK}\n{command}")
         return f'{quote_argv(change)} "${{SHELL:-/bin/sh}}" -c {script}'
     return quote_argv([*change, *command])
@@ -121,6 +121,6 @@ def signal_line(signal: str, group: int, *, as_root: bool) -> str:
     Args:
         signal: Name without "SIG".
         group: Process group.
-        as_root: Some of its processes may belong to root, and the login does not.
+        as_root: Use sudo: the login user is not root, and some of the processes may be root's.
     """
     return f"{'sudo -n ' if as_root else ''}kill -s {signal} -- -{group}"

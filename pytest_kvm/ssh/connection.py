@@ -19,15 +19,15 @@ from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.channel import Channel
 
 _WINDOW = 8 * 1024**2
-"""Bytes that a guest may send unasked for each command: what a slow reader keeps in memory."""
+"""Bytes that a guest may send ahead for each command; a slow reader keeps as many in memory."""
 _PACKET = 128 * 1024
 _KEEPALIVE = 15
 _ANSWER_WITHIN = 10.0
-"""Seconds for a question that sshd answers at once if the guest runs at all."""
+"""Seconds to wait for an answer that sshd gives at once if the guest runs."""
 _CHANNEL_REQUEST = 98
 """SSH_MSG_CHANNEL_REQUEST, RFC 4254 §9."""
 
-# curve25519 costs a translated guest the least of all key exchanges: a login
+# curve25519 costs a guest under TCG the least of all key exchanges: a login
 # is 0.3 s shorter under TCG than with the post-quantum one that is the default.
 _KEX: Final = ("curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 
@@ -41,7 +41,7 @@ _BROKEN: Final = (paramiko.SSHException, EOFError, OSError)
 
 
 class Connection:
-    """A connection to sshd; once it is lost it is never reopened, only replaced."""
+    """A connection to sshd; a lost connection is not reopened, a new one replaces it."""
 
     def __init__(self, transport: paramiko.Transport, sock: socket.socket, *, guest: str) -> None:
         self._transport = transport
@@ -53,23 +53,23 @@ class Connection:
     def open(
         cls, access: Access, sock: socket.socket | None, *, within: float, log: logging.Logger, guest: str
     ) -> Connection:
-        """Connect; nobody is logged in yet.
+        """Connect to sshd, without logging in.
 
-        Neither the caller's agent, nor configuration, nor known hosts are looked at.
+        The caller's SSH agent, configuration and known hosts are not used.
 
         Args:
             access: Where sshd listens, and the keys of both sides.
-            sock: A connection to it that exists already, else None.
+            sock: A socket that is connected to sshd already; None: connect.
             within: Seconds for each of connecting, key exchange and authentication.
             log: The guest's logger.
             guest: Name of the guest, for messages.
 
         Raises:
-            SshUnavailable: No connection.
+            SshUnavailable: The connection could not be made.
         """
         try:
             sock = sock or socket.create_connection((access.host, access.port), timeout=within)
-            # A command is some small packets, each of which waits for an answer.
+            # A command consists of a few small packets, each of which waits for an answer.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise SshUnavailable(f"{guest}: no connection to sshd: {_why(error)}") from error
@@ -84,23 +84,23 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """Say whether it is logged in and open; a frozen guest's still is."""
+        """Whether the connection is logged in and open; it stays so while the guest is paused."""
         return self._transport.is_authenticated()
 
     def close(self) -> None:
-        """Drop it, at once, also while it logs in; every command over it loses its channel."""
-        # paramiko's own close() does nothing before its thread runs, or once the peer has gone.
+        """Close the connection at once, also during its login; every command over it loses its channel."""
+        # paramiko's close() alone does nothing before its thread runs, or after the peer has closed.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._transport.close()
         self._sock.close()
 
     def log_in(self, access: Access) -> None:
-        """Compare the host key with the pinned one, and log in by key; what fails is closed.
+        """Compare the host key with the pinned one, and log in by key; if that fails, close the connection.
 
         Raises:
             LoginRefused: sshd refused the key or showed a foreign host key.
-            SshUnavailable: It broke off.
+            SshUnavailable: The connection broke off.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -122,8 +122,8 @@ class Connection:
         """Return a channel for one command; None if sshd's MaxSessions is reached (``sshd_config(5)``).
 
         Raises:
-            SshUnavailable: The connection was lost, or no answer came in time
-                (only then the connection is still alive). No command has been started.
+            SshUnavailable: The connection was lost (it is closed then), or no answer
+                came in time (it is still alive then). No command has been started.
         """
         begun = time.monotonic()
         try:
@@ -146,7 +146,7 @@ class Connection:
         Raises:
             SshUnavailable: sshd refused, or the connection was lost. The command may have started.
         """
-        # paramiko waits for sshd's answer without a limit: a frozen guest gives none.
+        # paramiko waits for sshd's answer without a limit, and a paused guest gives none.
         limit = threading.Timer(within, channel.close)
         limit.daemon = True
         limit.start()
@@ -161,7 +161,7 @@ class Connection:
     def round_trip(self) -> None:
         """Return once sshd has answered, the connection is gone, or no answer came in time."""
         with self._asking:
-            # paramiko waits for this answer without a limit, too.
+            # paramiko waits for this answer without a limit as well.
             asked = threading.Thread(target=self._ask, name=f"{self._guest}: ask sshd", daemon=True)
             asked.start()
             asked.join(_ANSWER_WITHIN)
@@ -172,7 +172,7 @@ class Connection:
 
 
 def _set_up(transport: paramiko.Transport, access: Access, *, within: float, log: logging.Logger) -> None:
-    # What paramiko logs with tracebacks also comes as an exception, and is told as ours.
+    # What paramiko logs with a traceback it also raises, and the plugin makes its own error of it.
     quiet = logging.getLogger(f"{log.name}.paramiko")
     quiet.setLevel(logging.CRITICAL)
     transport.set_log_channel(quiet.name)
@@ -203,13 +203,14 @@ def _why(error: BaseException) -> str:
 
 
 class _ExitSignals(Packetizer):
-    """Packets in which "killed by a signal" is an exit status, as a shell says it.
+    """Translates the message "killed by a signal" to an exit status, as a shell has it.
 
-    RFC 4254 §6.10 has two messages for a command's end; paramiko knows one.
+    RFC 4254 §6.10 has two messages for a command's end (``exit-status`` and
+    ``exit-signal``); paramiko knows only the first.
     """
 
     def read_message(self) -> tuple[int, paramiko.Message]:
-        """Return the next message, an exit signal translated."""
+        """Return the next message; an exit signal is translated."""
         kind, message = super().read_message()
         return kind, _with_exit_status(message) if kind == _CHANNEL_REQUEST else message
 

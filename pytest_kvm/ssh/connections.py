@@ -1,4 +1,4 @@
-"""The SSH connections to one guest: opened when a command needs one, until they are closed."""
+"""``Connections``: opens SSH connections to one guest when commands need them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pytest_kvm.ssh.connection import Connection
 from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _MOST = 8
-"""Connections to one guest; each carries as many commands as sshd's MaxSessions (10) allows."""
+"""Connections to one guest at most; each carries as many commands as sshd's MaxSessions (10) allows."""
 _A_MOMENT = 1.0
-"""Seconds from a lost connection until an sshd that answers says that the guest runs on."""
+"""Seconds after a lost connection; an sshd that answers later than that shows that the guest stays up."""
 _GOES_DOWN_WITHIN = 15.0
-"""Seconds from a lost connection to the end of a guest that powers off."""
+"""Seconds from a lost connection within which a guest that powers off has ended."""
 _BANNER_WITHIN = 1.0
 
 
 class Connections:
     """Connections to one guest's sshd.
 
-    No lock is held while the guest is waited for, but the one by which logins
-    take turns: :meth:`close` ends a login, and a guest that does not answer one
-    thread does not keep another from a connection that works.
+    While a thread waits for the guest, it holds no lock except the one that lets
+    one login at a time happen. So :meth:`close` can end a login, and a thread that
+    gets no answer does not keep other threads from a connection that works.
 
     Args:
         access: Where sshd listens, and the keys of both sides.
@@ -36,7 +36,7 @@ class Connections:
         check_alive: Raises GuestGone if the guest has ended.
         log: The guest's logger.
         guest: Name of the guest, for messages.
-        clock: Measures how long sshd is waited for.
+        clock: Measures the time to wait for sshd.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Connections:
         self._turn = threading.Lock()
         """Held during a login."""
         self._lock = threading.Lock()
-        """Guards what follows."""
+        """Guards the two attributes below."""
         self._connections: list[Connection] = []
         self._closed = False
 
     @property
     def alive(self) -> bool:
-        """Say whether a connection is logged in; a frozen guest's still is."""
+        """Whether a connection is logged in; it stays so while the guest is paused."""
         return bool(self._alive())
 
     def connect(self, sock: socket.socket | None) -> None:
@@ -72,13 +72,13 @@ class Connections:
 
         Raises:
             LoginRefused: sshd refused the key or showed a foreign host key.
-            SshUnavailable: No connection, it broke off, or :meth:`close` was called.
+            SshUnavailable: No connection could be made, it broke off, or :meth:`close` was called.
         """
         with self._turn:
             self._log_in(sock)
 
     def close(self) -> None:
-        """Drop every connection, for good; a login that is under way ends with SshUnavailable."""
+        """Close every connection and allow no new one; a login under way ends with SshUnavailable."""
         with self._lock:
             self._closed = True
             connections, self._connections = self._connections, []
@@ -86,22 +86,22 @@ class Connections:
             connection.close()
 
     def session(self, *, within: float) -> tuple[Connection, Channel]:
-        """Open a session on the newest connection that takes one, or on another.
+        """Open a session on the newest connection that takes one, or on a new connection.
 
         Args:
-            within: Seconds for sshd to answer; a login may take as many again.
+            within: Seconds for sshd to answer; a login may take as many more.
 
         Raises:
             GuestGone: The guest ended.
             LoginRefused: sshd refused the key or showed a foreign host key.
-            SshUnavailable: No connection, it broke off, or sshd did not answer.
+            SshUnavailable: No connection could be made, it broke off, or sshd did not answer.
         """
         if taken := self._on_those_there_are(within):
             return taken
         if not self._turn.acquire(timeout=within):
             raise SshUnavailable(f"{self._guest}: another login did not end within {within:.0f} s")
         try:
-            # Somebody else has logged in while this waited for its turn.
+            # Another thread may have logged in while this one waited for its turn.
             if taken := self._on_those_there_are(within):
                 return taken
             if len(self._alive()) < _MOST:
@@ -126,7 +126,7 @@ class Connections:
             except SshUnavailable as lost:
                 if connection.alive:
                     raise
-                # Nothing has been started over it: another may take its place.
+                # No command was started over it, so another connection may be used.
                 self._log.debug("%s", lost.brief)
                 continue
             if channel is not None:
@@ -160,7 +160,7 @@ class Connections:
             if self._closed:
                 connection.close()
                 raise SshUnavailable(f"{self._guest}: the connections were closed meanwhile")
-            # From now on close() ends it.
+            # From now on close() closes it too.
             self._connections = [*self._alive(), connection]
         try:
             connection.log_in(self._access)
@@ -172,10 +172,11 @@ class Connections:
 
 
 def goes_down(access: Access, *, is_alive: Callable[[], bool], log: logging.Logger) -> bool:
-    """Wait until a guest has ended, or has an sshd that answers; say whether it has ended.
+    """Wait until a guest has ended, or its sshd answers; return whether the guest has ended.
 
-    QEMU's end closes a connection a moment before libvirt tells of it; a guest
-    that powers off closes it seconds before its end, and its sshd with it.
+    When QEMU ends, the connection closes a moment before libvirt reports the end.
+    When a guest powers off, its sshd ends, and the connection with it, seconds
+    before the guest does.
     """
     lost_at = time.monotonic()
 
@@ -195,7 +196,7 @@ def goes_down(access: Access, *, is_alive: Callable[[], bool], log: logging.Logg
 
 
 def _answers(access: Access) -> bool:
-    """Say whether sshd does; a forwarded port accepts whether or not one is there."""
+    """Return whether sshd answers with its banner; a forwarded port accepts connections even without sshd."""
     try:
         with socket.create_connection((access.host, access.port), timeout=_BANNER_WITHIN) as probe:
             return probe.recv(4) == b"SSH-"

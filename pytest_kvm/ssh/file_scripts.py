@@ -1,4 +1,4 @@
-"""The POSIX shell scripts that are the guest's half of moving files. Text in, text out."""
+"""Returns the POSIX shell scripts that run in the guest when files are copied."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from shlex import quote
 from pytest_kvm.ssh.archive import Owner
 
 _KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
-"""Where a file is a door to the kernel and cannot be replaced by another."""
+"""Folders whose files are interfaces of the kernel: they are written to and not replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where something goes in the guest.
+    """The path that a copied file or folder gets in the guest.
 
-    A path that ends with a slash means: into that folder, under its own name.
+    A path that ends with a slash is the folder to copy into; the copy keeps its name.
     """
 
     path: str
     name: str
-    """Its own name."""
+    """Name of the file or folder on the host."""
     token: str
-    """Random; keeps two writers of one path apart until each renames its own."""
+    """Random part of the temporary name, so that two writers of one path do not disturb each other."""
 
     @property
     def final(self) -> str:
-        """The path that will be."""
+        """The path of the copy."""
         path = posixpath.join(self.path, self.name) if self.path.endswith("/") else self.path
         return plain(path)
 
     def assignments(self) -> str:
-        """Return the lines that set ``t`` (links followed), ``d`` (its folder), ``n`` (new in it)."""
+        """Return lines that set ``t`` (path, links followed), ``d`` (its folder), ``n`` (temporary path)."""
         return f"""t={quote(self.final)}
 if [ -L "$t" ]; then t=$(readlink -f -- "$t") || exit; fi
 d=${{t%/*}}/
@@ -41,14 +41,14 @@ n=$d.{self.token}.tmp
 
 
 def plain(path: str) -> str:
-    """Return a path that no program takes for an option and that has a folder.
+    """Return a path that has a folder in it, so that no program takes it for an option.
 
     Raises:
-        ValueError: It is empty or holds a NUL byte.
+        ValueError: The path is empty or holds a NUL byte.
     """
     if not path or "\0" in path:
         raise ValueError(f"{path!r} is no path in a guest")
-    # Only the end is tidied: "a/../b" is not "b" where a is a link.
+    # Only slashes at the end are removed: "a/../b" is not "b" if a is a link.
     path = path.rstrip("/") or "/"
     return path if path.startswith("/") else f"./{path}"
 
@@ -56,7 +56,7 @@ def plain(path: str) -> str:
 def file_in(target: Target, *, size: int, mode: int, owner: str | None) -> str:
     """Return a script that writes ``size`` bytes of its input to a file, whole or not at all.
 
-    A file that is replaced keeps its owner unless one is given; a link is followed.
+    A file that is replaced keeps its owner, unless an owner is given; a link is followed.
     """
     if target.final.startswith(_KERNEL_FOLDERS):
         return f"cat >{quote(target.final)}"
@@ -65,7 +65,7 @@ def file_in(target: Target, *, size: int, mode: int, owner: str | None) -> str:
         if owner
         else '{ [ ! -e "$t" ] || { [ -O "$t" ] && [ -G "$t" ]; } || chown "$(stat -c %u:%g -- "$t")" "$n"; }'
     )
-    # A plain mode comes from the umask: to start chmod takes a translated guest a while.
+    # The umask gives modes without x bits: starting chmod takes a guest under TCG a while.
     umask, chmod = (0o077, f' && chmod {mode:o} -- "$n"') if mode & ~0o666 else (0o666 & ~mode, "")
     return f"""{target.assignments()}
 if [ -d "$t" ]; then echo "$t: Is a directory" >&2; exit 1; fi
@@ -77,7 +77,7 @@ exit $c"""
 
 
 def file_append(target: Target, *, mode: int, owner: str | None) -> str:
-    """Return a script that appends its input to a file; ``mode`` is that of a new one."""
+    """Return a script that appends its input to a file; a file that it makes has ``mode``."""
     own = f'chown -- {quote(owner)} "$t"' if owner else ":"
     return f"""{target.assignments()}
 [ -e "$t" ] || {{ umask 077 && : >"$t" && chmod {mode:o} -- "$t"; }} || exit
@@ -87,7 +87,7 @@ cat >>"$t" && {own}"""
 def tree_in(target: Target, *, mode: int, owner: Owner | None) -> str:
     """Return a script that unpacks a tar stream from its input.
 
-    A new folder appears whole or not at all; what exists is written into.
+    A new folder appears whole or not at all; a folder that exists is merged with the stream.
     """
     keep = "--same-owner" if owner else "--no-same-owner"
     own = f'chown -- {quote(f"{owner.user}:{owner.group}")} "$n"' if owner else ":"
@@ -103,7 +103,7 @@ exit $c"""
 def out(path: str) -> str:
     """Return a script that prints "file MODE" or "tree MODE" on a line, then a file's bytes or a tar stream.
 
-    One script for both, because each command costs a translated guest tenths of a second.
+    One script does both, because each command costs a guest under TCG tenths of a second.
     """
     return f"""t={quote(plain(path))}
 m=$(stat -L -c %a -- "$t") || exit

@@ -1,7 +1,7 @@
-"""Files between host and guest, as streams over SSH.
+"""Copies files between host and guest, as streams over SSH.
 
-A stream into ``cat`` or ``tar`` needs no answer for each block, which is what
-limits SFTP; and both are in every guest that has a shell.
+The data is a stream to or from ``cat`` or ``tar``, which are in every guest that
+has a shell. SFTP is slower, because it waits for an answer for each block.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytest_kvm.ssh.output import OUTPUT_LIMIT
 from pytest_kvm.ssh.transfer import Ended, Opener, Transfer
 
 GET_LIMIT = 8 * 1024**3
-"""Bytes that :meth:`Files.get` takes from a guest unless it is told otherwise."""
+"""Bytes that :meth:`Files.get` takes from a guest by default."""
 
 _PIECE = 1024**2
 _TAR_WARNED = 1
@@ -34,16 +34,16 @@ _MODE = re.compile(r"[0-7]{1,5}")
 
 
 class Files:
-    """A guest's files.
+    """Copies, reads and writes files of one guest.
 
-    Paths in the guest are absolute or below the login user's home. The path
-    that is named is the path that will be; one that ends with a slash means
-    "into this folder, under its own name". Folders above it are made.
+    Paths in the guest are absolute or below the login user's home. A copy gets
+    exactly the path that is named; a path that ends with a slash is the folder
+    to copy into, and the copy keeps its name. Missing parent folders are made.
 
-    Everything is done by the login user; where an owner is given, by root.
+    Everything is done as the login user; if an owner is given, as root.
 
     Args:
-        shell: Starts the guest's half of a transfer.
+        shell: Starts the scripts in the guest.
         log: The guest's logger.
     """
 
@@ -56,15 +56,15 @@ class Files:
     ) -> None:
         """Copy a file or a folder's content into the guest.
 
-        A file appears whole or not at all. A folder is merged with one that
-        exists; its links stay links, its modes are kept.
+        A file appears whole or not at all. A folder is merged with a folder that
+        exists in the guest; its links stay links, its modes are kept.
 
         Args:
             local: File or folder on the host.
             remote: Path in the guest.
-            mode: Permission bits; None: those of ``local``. For a single file.
+            mode: Permission bits of a single file; None: those of ``local``.
             owner: "user", "user:group" or numbers; None: the login user, or
-                whoever owns the file that is replaced.
+                the owner of the file that is replaced.
 
         Raises:
             OSError: ``local`` cannot be read.
@@ -95,15 +95,15 @@ class Files:
     def get(self, remote: str, local: str | os.PathLike[str], *, max_bytes: int = GET_LIMIT) -> Path:
         """Copy a file or a folder's content out of the guest and return where it is.
 
-        Nothing is written outside ``local``, whatever the guest sends. Left
-        out, with a warning in the log: devices, pipes, sockets, and links
-        that could lead out of the folder.
+        Nothing is written outside ``local``, whatever the guest sends. Devices,
+        pipes, sockets, and links that could lead out of the folder are left out,
+        with a warning in the log.
 
         Args:
             remote: Path in the guest; links are followed.
-            local: Path on the host; an existing folder takes a file under its
-                own name, and a folder's content.
-            max_bytes: More than this is refused.
+            local: Path on the host. If it is an existing folder, a file is copied
+                into it under its own name, and a folder's content is merged with it.
+            max_bytes: More bytes than this are refused.
 
         Raises:
             OSError: ``local`` cannot be written.
@@ -136,7 +136,7 @@ class Files:
             data: Its new content.
             mode: Permission bits; when appending, those of a new file.
             owner: As for :meth:`put`.
-            append: Add to what is there.
+            append: Add ``data`` to the file's content.
 
         Raises:
             RemoteFileError: The guest could not write.
@@ -152,14 +152,14 @@ class Files:
     def write_text(
         self, path: str, text: str, *, mode: int = 0o644, owner: str | None = None, append: bool = False
     ) -> None:
-        """Write UTF-8 text: see :meth:`write_bytes`."""
+        """Write UTF-8 text to a file in the guest; see :meth:`write_bytes`."""
         self.write_bytes(path, text.encode(), mode=mode, owner=owner, append=append)
 
     def read_bytes(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> bytes:
         """Return a file's content.
 
         Raises:
-            RemoteFileError: It is a folder, cannot be read, or is larger than ``max_bytes``.
+            RemoteFileError: The path is a folder, cannot be read, or is larger than ``max_bytes``.
         """
         content = io.BytesIO()
         with Transfer(self._shell, file_scripts.out(path), path=path) as transfer:
@@ -170,7 +170,7 @@ class Files:
         return content.getvalue()
 
     def read_text(self, path: str, *, max_bytes: int = OUTPUT_LIMIT) -> str:
-        """Return a file's content as UTF-8, what is not UTF-8 replaced by U+FFFD."""
+        """Return a file's content, decoded as UTF-8; bytes that are not UTF-8 become U+FFFD."""
         return self.read_bytes(path, max_bytes=max_bytes).decode(errors="replace")
 
     # ------------------------------------------------------------ inside
@@ -185,7 +185,7 @@ class Files:
             transfer.finish()
 
     def _owner(self, owner: str | None) -> Owner | None:
-        """Complete "user" with the group that the guest gives that user: tar wants both."""
+        """Return user and group of an owner, as tar needs both; ask the guest for a group that is missing."""
         if owner is None:
             return None
         user, _, group = owner.partition(":")
@@ -201,12 +201,12 @@ def _target(path: str, *, name: str) -> Target:
 
 
 def _who(owner: str | None) -> str | None:
-    """Only root gives files away."""
+    """Return the user that runs a script: root if an owner is given, as only root can change owners."""
     return None if owner is None else "root"
 
 
 def _header(transfer: Transfer) -> tuple[str, int]:
-    """Read the line that says what follows; without one the script has failed."""
+    """Return kind and mode from the line that the script prints first; without that line it has failed."""
     line = b""
     while not line.endswith(b"\n") and len(line) < 32 and (byte := transfer.read(1)):
         line += byte
@@ -228,7 +228,7 @@ def _copy(transfer: Transfer, file: IO[bytes], *, most: int) -> None:
 
 @contextmanager
 def _replaced(path: Path, mode: int) -> Iterator[IO[bytes]]:
-    """Open a file beside ``path`` that takes its place once it is complete."""
+    """Open a temporary file beside ``path``; when it is complete, it replaces ``path``."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

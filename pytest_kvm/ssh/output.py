@@ -1,4 +1,4 @@
-"""What a running command writes: both streams read at once, kept in full, logged line by line."""
+"""Reads the output of a running command: both streams at once, kept up to a limit, logged by lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_kvm.ssh.channel import Channel
 from pytest_kvm.ssh.command_line import GROUP_MARK
 
 OUTPUT_LIMIT = 256 * 1024**2
-"""Bytes kept of one stream; a command that writes more is ended."""
+"""Bytes that are kept of one stream; a command that writes more is killed."""
 
 _LINE_BYTES = 500
 _LINES_PER_SECOND = 200
@@ -22,22 +22,22 @@ START_UP_LIMIT = 1024**2
 _MARK = re.compile(rb"%s (\d{1,10})\r?\n" % GROUP_MARK.encode())
 _READ_BYTES = 16 * 1024**2
 _QUIET = 0.2
-"""Seconds without output before sshd is asked whether more will come."""
+"""Seconds without output after which sshd is asked whether more will come."""
 _BACKLOG = 16 * 1024**2
-"""More than can be under way when a command ends: its pipes, SSH's window, QEMU's buffers."""
+"""Bytes; more than can be in pipes, SSH's window and QEMU's buffers when a command ends."""
 
 
 class Output:
     """Everything a command writes, read by one thread for each stream.
 
-    Both streams share the channel's flow-control window (RFC 4254 §5.2):
-    whoever reads only one of them stops the other for ever.
+    Both streams share the channel's flow-control window (RFC 4254 §5.2): if only
+    one of them is read, the other can fill the window and stop both for ever.
     """
 
     def __init__(self, channel: Channel, *, name: str, log: logging.Logger, limit: int) -> None:
         self._channel = channel
         self.changed = threading.Condition()
-        """Notified whenever something came or a stream ended."""
+        """Notified whenever output came or a stream ended."""
         self.out = Stream(self.changed, LineLog(log, f"[{name}] out: "), limit=limit)
         self.err = Stream(self.changed, LineLog(log, f"[{name}] err: "), limit=limit)
         for work in (self._read_out, self._read_err):
@@ -45,27 +45,27 @@ class Output:
 
     @property
     def group(self) -> int | None:
-        """The command's process group in the guest, once it was told."""
+        """The command's process group in the guest; None until the mark has come."""
         return self.err.start.group
 
     @property
     def begun(self) -> bool:
-        """Say whether the shell has come as far as the command."""
+        """Whether the shell has begun the command."""
         return self.err.start.happened
 
     @property
     def ended(self) -> bool:
-        """Say whether both streams are closed."""
+        """Whether both streams have ended."""
         return self.out.finished and self.err.finished
 
     @property
     def received(self) -> int:
-        """Bytes of both streams that came, kept or not."""
+        """Bytes that came on both streams, kept or not."""
         return self.out.received + self.err.received
 
     @property
     def overflowed(self) -> bool:
-        """Say whether more came than is kept."""
+        """Whether more came than is kept."""
         return self.out.overflowed or self.err.overflowed
 
     def await_change(self, condition: Callable[[], bool], seconds: float) -> bool:
@@ -76,17 +76,17 @@ class Output:
     def drain(self, round_trip: Callable[[], object]) -> None:
         """Read the rest of a command that has exited, then close the channel.
 
-        Its output ends when it is closed. A child that was left behind may
-        hold it open for ever, so it also ends when sshd, asked twice, had
-        nothing more to send: the first question may overtake what was waiting
-        for the window, the second cannot.
+        The output ends when the command's side closes it. A child process that the
+        command left behind may hold it open for ever, so reading also ends when
+        sshd has nothing more to send after two round trips. One is not enough: its
+        answer may arrive before output that was waiting for the window.
         """
         begun = self.received
         while not self.await_change(lambda: self.ended, _QUIET) and self.received - begun < _BACKLOG:
             seen = self.received
             round_trip()
             round_trip()
-            # The answers may be here before the readers have woken up.
+            # The answers may have come before the reading threads have run.
             if not self._grows(seen, _QUIET):
                 break
         self._channel.close()
@@ -110,12 +110,12 @@ class Output:
             while data := receive(_READ_BYTES):
                 feed(data)
         except (OSError, EOFError):
-            # The connection broke while the window was given back: the end, too.
+            # The connection broke while the window was enlarged: this ends the stream too.
             return
 
 
 class LineLog:
-    """Tell a stream to a logger: whole lines, bounded in length and in rate."""
+    """Writes a stream to a logger: whole lines, with limits for their length and their rate."""
 
     def __init__(self, log: logging.Logger, prefix: str) -> None:
         self._log = log
@@ -126,11 +126,11 @@ class LineLog:
         self._skipped = 0
 
     def feed(self, data: bytes) -> None:
-        """Take the stream's next bytes."""
+        """Take the next bytes of the stream."""
         if not self._log.isEnabledFor(logging.INFO):
             return
         *lines, rest = (self._rest + data).split(b"\n")
-        # One byte more than is shown says that something is missing.
+        # One byte more than is shown: _tell() sees by it that the line goes on.
         self._rest = rest[: _LINE_BYTES + 1]
         for at, line in enumerate(lines):
             if not self._may_tell():
@@ -139,7 +139,7 @@ class LineLog:
             self._tell(line)
 
     def finish(self) -> None:
-        """Tell what is left."""
+        """Log what is left at the stream's end."""
         if self._rest:
             self._tell(self._rest)
             self._rest = b""
@@ -164,28 +164,28 @@ class LineLog:
 
 
 class CommandStart:
-    """Drop what the login shell's start-up files print before a command begins.
+    """Drops what the login shell's start-up files print before a command begins; one object per stream.
 
-    The first line that a command's script prints, on either stream, is the mark
-    of :func:`~pytest_kvm.ssh.command_line.command_line`.
+    The first line that a command's script prints on each stream is the mark of
+    :func:`~pytest_kvm.ssh.command_line.command_line`.
     """
 
     def __init__(self) -> None:
         self.before = b""
-        """What has come while the mark has not."""
+        """Bytes that came before the mark, until the mark comes."""
         self.group: int | None = None
-        """The number beside the mark: on stderr the command's process group."""
+        """The number in the mark: on stderr the command's process group."""
         self.overrun = False
-        """More than :data:`START_UP_LIMIT` came without the mark."""
+        """Whether more than :data:`START_UP_LIMIT` bytes came without the mark."""
         self._ended = False
 
     @property
     def happened(self) -> bool:
-        """Say whether the shell came as far as the command, or printed too much to tell."""
+        """Whether the mark has come, or so much output without it that it is no longer looked for."""
         return self.group is not None or self.overrun
 
     def feed(self, data: bytes) -> bytes:
-        """Take a stream's next bytes and return those that are the command's own."""
+        """Take the next bytes of the stream and return those that are the command's own."""
         if self.group is not None or self._ended:
             return data
         self.before += data
@@ -197,7 +197,7 @@ class CommandStart:
         return self.finish() if self.overrun else b""
 
     def finish(self) -> bytes:
-        """Return what came, if the mark never did: why the command was not run."""
+        """Return what came if the mark never came: the reason why the command was not run."""
         self._ended = True
         held, self.before = self.before, b""
         return held
@@ -213,14 +213,14 @@ class Stream:
         self._data = bytearray()
         self.start = CommandStart()
         self.received = 0
-        """Bytes that came, kept or not."""
+        """Number of bytes that came, kept or not."""
         self.overflowed = False
-        """The command wrote more than is kept."""
+        """Whether the command wrote more than is kept."""
         self.finished = False
-        """Nothing more will come."""
+        """Whether the stream has ended."""
 
     def feed(self, data: bytes) -> None:
-        """Take the stream's next bytes."""
+        """Take the next bytes of the stream."""
         with self._changed:
             self.received += len(data)
             own = self._keep(self.start.feed(data))
@@ -228,7 +228,7 @@ class Stream:
         self._log.feed(own)
 
     def finish(self) -> None:
-        """Say that nothing more will come."""
+        """Note that the stream has ended."""
         with self._changed:
             own = self._keep(self.start.finish())
         self._log.feed(own)
@@ -238,14 +238,14 @@ class Stream:
             self._changed.notify_all()
 
     def value(self) -> bytes:
-        """Return what has come until now; while the command has not begun, from its shell."""
+        """Return the command's output so far; before the command begins, that of its login shell."""
         with self._changed:
             return bytes(self._data) or self.start.before
 
     def line_at(self, position: int) -> bytes | None:
-        """Return the line that starts at a byte, with its end; None if it is not complete yet.
+        """Return the line that starts at a byte, with its line end; None if the line is not complete yet.
 
-        What follows the last line end counts as a line once the stream has finished.
+        Once the stream has ended, the bytes after the last line end count as a line.
         """
         with self._changed:
             end = self._data.find(b"\n", position) + 1

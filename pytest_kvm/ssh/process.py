@@ -1,4 +1,4 @@
-"""A command that runs in a guest, in the foreground of a test or behind it."""
+"""``Process``: a command that runs in a guest, while a test waits for it or in the background."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from pytest_kvm.ssh.output import OUTPUT_LIMIT, Output
 from pytest_kvm.waiting import Clock
 
 _LOOK_EVERY = 0.5
-"""Seconds between two looks at whether the guest still lives."""
+"""Seconds between two checks whether the guest still runs."""
 _SIGNAL_WITHIN = 10.0
-"""Seconds until a started command has told its process group, or a killed one has ended."""
+"""Seconds for a started command to print its process group, and for a killed command to end."""
 _SIGNAL = re.compile(r"(?:SIG)?([A-Z][A-Z0-9+-]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandContext:
-    """What a process needs of the shell that started it."""
+    """What a process gets from the shell that started it."""
 
     guest: str
     log: logging.Logger
     lost: Callable[[], GuestError | None]
-    """Why no answer can come any more (guest or connection gone); None while both are there."""
+    """Return why no answer can come any more (guest or connection lost); None while both are there."""
     round_trip: Callable[[], object]
-    """Return once sshd has answered: what it sent before has arrived then."""
+    """Return once sshd has answered: by then all that sshd sent before has arrived."""
     send_signal: Callable[[str, int], object]
-    """Signal a process group, by a command of its own."""
+    """Send a signal to a process group, by a second command."""
     timeout: float
-    """Seconds to wait where the caller names none."""
+    """Seconds to wait if the caller names no time-out."""
     clock: Clock = time.monotonic
-    """Measures all these seconds."""
+    """Measures the time-outs."""
     output_limit: int = OUTPUT_LIMIT
     """Bytes kept of each stream."""
 
@@ -47,8 +47,8 @@ class CommandContext:
 class Process:
     """A running command, as :meth:`Guest.start` returns it.
 
-    A context manager: leaving it ends the command. All its output is kept
-    and told to the log, whether it is asked for or not.
+    It is a context manager: leaving it ends the command. All output of the command
+    is kept and logged, whether it is read or not.
     """
 
     def __init__(self, channel: Channel, argv: tuple[str, ...] | str, *, context: CommandContext) -> None:
@@ -63,15 +63,15 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Say whether no exit status has come and the connection is there."""
+        """Whether the command runs: no exit status has come, and the connection is not lost."""
         return not self._channel.status_event.is_set()
 
     def poll(self) -> int | None:
-        """Return the exit code; None while it runs, -1 if the connection was lost before."""
+        """Return the exit code; None while the command runs, -1 if the connection was lost before its end."""
         return None if self.running else self._channel.exit_status
 
     def so_far(self) -> CommandResult:
-        """Return what it has written until now; ``exit_code`` is -1 while it runs."""
+        """Return the output until now; ``exit_code`` is -1 while the command runs."""
         code = self.poll()
         return CommandResult(
             argv=self.argv,
@@ -86,7 +86,7 @@ class Process:
         """Yield standard output line by line as it comes, until the command ends.
 
         Args:
-            timeout: Seconds to wait for each further line; None: the run's command time-out.
+            timeout: Seconds to wait for each next line; None: the run's command time-out.
 
         Raises:
             CommandTimeout: No line came in time; the command goes on.
@@ -102,16 +102,16 @@ class Process:
     def wait(self, timeout: float | None = None) -> CommandResult:
         """Return the result once the command has ended; the exit code is not checked.
 
-        It has ended when its exit status is there and its output is closed. A
-        child that it left behind and that holds the output open
-        (``sleep 1000 &``) is not waited for, unlike ``ssh(1)`` does.
+        The command has ended when its exit status is there and its output is
+        closed. A child process that it left behind and that holds the output open
+        (``sleep 1000 &``) is not waited for; ``ssh(1)`` would wait for it.
 
         Args:
             timeout: Seconds; None: the run's command time-out.
 
         Raises:
-            CommandTimeout: It still runs. It is left alone and can be waited for again.
-            CommandFailed: It wrote more than can be kept, and was killed; or
+            CommandTimeout: The command still runs. It goes on and can be waited for again.
+            CommandFailed: The command wrote more than can be kept, and was killed; or
                 the login shell ended with exit code 0 and did not run it.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
@@ -129,10 +129,10 @@ class Process:
     # ------------------------------------------------------------ what it is told
 
     def write(self, data: str | bytes) -> None:
-        """Write to its standard input; blocks while the command does not read.
+        """Write to the command's standard input; blocks while the command does not read.
 
         Raises:
-            SshUnavailable: Its standard input is closed, or the connection is lost.
+            SshUnavailable: The standard input is closed, or the connection is lost.
             GuestGone: The guest ended.
         """
         try:
@@ -142,14 +142,14 @@ class Process:
             raise lost from error
 
     def close_stdin(self) -> None:
-        """Let it read the end of its standard input."""
+        """Close the command's standard input: the command reads its end."""
         try:
             self._channel.shutdown_write()
         except (OSError, EOFError):
             self._context.log.debug("%s: the connection went before standard input did", self._where())
 
     def signal(self, name: str | signals.Signals) -> None:
-        """Signal the command and its children (its process group); nothing if it has ended.
+        """Send a signal to the command and its children (its process group); do nothing if it has ended.
 
         Args:
             name: "TERM", "SIGTERM" or ``signal.SIGTERM``.
@@ -167,10 +167,10 @@ class Process:
         self.signal("KILL")
 
     def stop(self, grace: float = 2.0) -> CommandResult:
-        """End the command and return its result: SIGTERM, then SIGKILL.
+        """End the command by SIGTERM, then SIGKILL, and return its result.
 
         Args:
-            grace: Seconds between the two.
+            grace: Seconds between the two signals.
         """
         try:
             if self.running:
@@ -182,7 +182,7 @@ class Process:
             self.release()
 
     def release(self) -> None:
-        """Close the channel; a command that still runs is not ended by that."""
+        """Close the channel; this does not end a command that still runs."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -191,7 +191,7 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the command; when its guest is gone there is nothing left to end."""
+        """End the command; do nothing if the guest or the connection is gone."""
         try:
             self.stop()
         except (GuestGone, SshUnavailable):
@@ -220,7 +220,7 @@ class Process:
         return f"{self._context.guest}: `{label(self.argv)}`"
 
     def _line(self, position: int, deadline: float) -> bytes:
-        """Return the line at a position, b"" at the end."""
+        """Return the line that starts at a position; b"" at the end of the output."""
         out = self._output.out
         while (line := out.line_at(position)) is None:
             if not self.running:
@@ -236,7 +236,7 @@ class Process:
         return line
 
     def _check_alive(self) -> None:
-        """Raise if the result can never come, or can never be whole."""
+        """Raise if the command's result can no longer come, or can no longer be complete."""
         if self._output.overflowed:
             self.kill()
             raise CommandFailed(

@@ -1,7 +1,8 @@
-"""Commands over SSH: log in once, run many.
+"""``Shell``: runs commands in a guest over SSH connections that stay open.
 
-Connections open lazily and reopen when they were lost between two commands.
-A command that may have started is never run a second time.
+A connection is opened when a command needs one. If it is lost between two
+commands, the next command opens another. A command that may have started is
+never run a second time.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _SIGNAL_WITHIN = 10.0
 
 
 class Shell:
-    """A guest's shell.
+    """Runs commands in one guest.
 
     Args:
         access: Where sshd listens, and the keys of both sides.
         log: ``pytest_kvm.<guest>``; gets every command and its output.
-        timeouts: Already scaled for the accelerator.
-        is_alive: Says whether the guest's domain still runs.
-        end_reason: Says why it does not.
+        timeouts: The run's time-outs, already multiplied by the factor.
+        is_alive: Returns whether the guest's domain still runs.
+        end_reason: Returns why the domain has ended.
         clock: Measures how long commands take.
     """
 
@@ -64,7 +65,7 @@ class Shell:
 
     @property
     def connected(self) -> bool:
-        """Say whether a connection is open; a frozen guest's still is."""
+        """Whether a connection is open; it stays open while the guest is paused."""
         return self._connections.alive
 
     def connect(self, sock: socket.socket | None = None) -> None:
@@ -72,12 +73,12 @@ class Shell:
 
         Raises:
             LoginRefused: sshd refused the key or showed a foreign host key.
-            SshUnavailable: No connection, it broke off, or :meth:`close` was called.
+            SshUnavailable: No connection could be made, it broke off, or :meth:`close` was called.
         """
         self._connections.connect(sock)
 
     def close(self) -> None:
-        """Drop every connection, at once; what runs over them, or logs in, ends with SshUnavailable."""
+        """Close every connection at once; commands and logins over them end with SshUnavailable."""
         closed, self._connections = self._connections, self._new_connections()
         closed.close()
 
@@ -94,22 +95,22 @@ class Shell:
         timeout: float | None = None,
         check: bool = True,
     ) -> CommandResult:
-        """Run a command to its end.
+        """Run a command and wait for its end.
 
         Args:
-            command: A list is quoted word by word; a string is for the login
-                user's shell as it is.
-            input: Its standard input; None: empty.
+            command: A list is quoted word by word; a string is passed to the
+                login user's shell unchanged.
+            input: The command's standard input; None: empty.
             env: Variables to add.
             cwd: Working folder; None: the user's home.
-            user: Who runs it; None: the login user.
+            user: The user that runs it; None: the login user.
             timeout: Seconds, after which it is killed; None: the run's command time-out.
-            check: Raise if it exits with anything but 0.
+            check: Raise if the command exits with anything but 0.
 
         Raises:
-            CommandFailed: It exited non-zero and ``check`` is true; or the login
-                shell ended before it, with exit code 0.
-            CommandTimeout: It ran longer than ``timeout``; carries what it wrote until then.
+            CommandFailed: The command exited non-zero and ``check`` is true; or the
+                login shell ended with exit code 0 before it ran the command.
+            CommandTimeout: The command ran longer than ``timeout``; carries what it wrote until then.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
@@ -142,7 +143,7 @@ class Shell:
 
         Raises:
             GuestGone: The guest ended.
-            SshUnavailable: No connection, or it broke off.
+            SshUnavailable: No connection could be made, or it broke off.
         """
         process = self._launch(command, env=env, cwd=cwd, user=user)
         self._processes = [*self.processes, process]
@@ -150,7 +151,7 @@ class Shell:
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """What :meth:`start` started and has not ended yet."""
+        """The processes that :meth:`start` has started and that still run."""
         return tuple(process for process in self._processes if process.running)
 
     def channel(
@@ -162,19 +163,18 @@ class Shell:
         user: str | None = None,
         within: float | None = None,
     ) -> tuple[Channel, CommandContext]:
-        """Start a command and hand over its raw channel, for whoever moves much data.
+        """Start a command and return its raw channel, for a caller that moves much data.
 
         Args:
-            command: As for :meth:`run`, with ``env``, ``cwd`` and ``user``.
-            env: See there.
-            cwd: See there.
-            user: See there.
-            within: Seconds until sshd has to have answered; at most, and by
-                default, those of a login.
+            command: As for :meth:`run`.
+            env: As for :meth:`run`.
+            cwd: As for :meth:`run`.
+            user: As for :meth:`run`.
+            within: Seconds for sshd to answer; the login time-out is the default and the maximum.
 
         Raises:
             GuestGone: The guest ended.
-            SshUnavailable: No connection, it broke off, or sshd did not answer.
+            SshUnavailable: No connection could be made, it broke off, or sshd did not answer.
         """
         login = self._timeouts.login
         within = login if within is None else min(within, login)
@@ -228,7 +228,7 @@ class Shell:
         return GuestGone(f"{self._guest}: the guest has ended: {self._end_reason()}")
 
     def _loss_of(self, connection: Connection) -> GuestError | None:
-        """Say why nothing can come over a connection any more."""
+        """Return why nothing can come over a connection any more; None if it still works."""
         if self._is_alive() and connection.alive:
             return None
         if goes_down(self._access, is_alive=self._is_alive, log=self._log):
@@ -250,7 +250,7 @@ class Shell:
 
 
 def _feed(process: Process, data: bytes) -> None:
-    """Write a command's standard input; one that ends before it has read all is no error."""
+    """Write a command's standard input; it is no error if the command ends before it has read all."""
     with contextlib.suppress(GuestError):
         process.write(data)
     process.close_stdin()

@@ -1,4 +1,4 @@
-"""A script in the guest with much data going into it or coming out of it."""
+"""``Transfer``: a script in the guest that much data is sent to, or received from."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
     (re.compile(rb"Permission denied|Operation not permitted|Read-only file system"), RemoteFileDenied),
     (re.compile(rb"No space left on device|[Qq]uota exceeded"), RemoteDiskFull),
 )
-"""strerror(3) of the C locale, which every script sets for itself."""
+"""Error texts of strerror(3) in the C locale, which every script sets, and the errors they lead to."""
 
 
 class Opener(Protocol):
-    """Whoever starts a command and hands over its channel: :class:`~pytest_kvm.ssh.shell.Shell`."""
+    """Starts a command and returns its channel: :class:`~pytest_kvm.ssh.shell.Shell`."""
 
     def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, CommandContext]:
         """Start a command."""
@@ -44,18 +44,18 @@ class Ended(Exception):  # noqa: N818 - finish() tells the error
 
 
 class Transfer:
-    """A running script; a context manager that gives its channel up.
+    """A running script; a context manager that closes its channel.
 
     Args:
-        opener: Starts it.
-        script: POSIX shell; its messages must be those of the C locale.
-        path: The guest's path that it is about, for messages.
-        user: Who runs it; None: the login user.
+        opener: Starts the script.
+        script: POSIX shell script; it runs in the C locale.
+        path: The guest's path that the script reads or writes, for messages.
+        user: The user that runs the script; None: the login user.
     """
 
     def __init__(self, opener: Opener, script: str, *, path: str, user: str | None = None) -> None:
         self._channel, self._context = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
-        # Data that flows has no time-out as a whole, but it has to flow.
+        # There is no time-out for the whole transfer, only for a stop of its data.
         self._channel.settimeout(self._context.timeout)
         self._path = path
         self._out_start, self._err_start = CommandStart(), CommandStart()
@@ -70,7 +70,7 @@ class Transfer:
         """Send data to the script.
 
         Raises:
-            Ended: It takes no more.
+            Ended: The script takes no more data.
         """
         try:
             send(self._channel, data)
@@ -82,7 +82,7 @@ class Transfer:
         """Return 1 to ``size`` bytes of the script's output, b"" at its end.
 
         Raises:
-            RemoteFileError: Nothing came for as long as a command may take.
+            RemoteFileError: Nothing came within a command's time-out.
         """
         while not self._ahead and (received := self._receive()):
             self._ahead = memoryview(self._out_start.feed(received))
@@ -98,7 +98,7 @@ class Transfer:
             harmless: An exit code that is accepted beside 0.
 
         Raises:
-            RemoteFileError: It failed; of the subclass that its message tells.
+            RemoteFileError: The script failed; the subclass follows from its message.
             GuestGone: The guest ended.
             SshUnavailable: The connection was lost.
         """
@@ -131,7 +131,7 @@ class Transfer:
         self._channel.close()
 
     def _receive(self) -> bytes:
-        """Return what has come, as a whole: paramiko moves all that is left for every part."""
+        """Return all that has come: if only a part is read, paramiko moves all the rest in memory."""
         try:
             return self._channel.recv(_READ_BYTES)
         except TimeoutError as error:
@@ -144,7 +144,7 @@ class Transfer:
             try:
                 data = self._channel.recv_stderr(_READ_BYTES)
             except TimeoutError:
-                continue  # that all goes well is no reason to stop listening
+                continue  # no errors for a while: go on listening
             except (OSError, EOFError):
                 break
             if not data:

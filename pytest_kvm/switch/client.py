@@ -1,10 +1,11 @@
-"""What a run holds of its switch: starts the process, and tells it what to do.
+"""Starts a run's switch process, and sends it orders.
 
 QEMU connects each network card to a *port* (a unix socket, ``-netdev stream``);
 a port is attached to a *link*, a guest's cable, and links meet on a *segment*.
-A link stays while one machine follows another behind it. Everything but this
-module and :mod:`~pytest_kvm.switch.packets` runs in the switch's own process,
-where nothing of the test can slow it down.
+A link stays when another machine takes the place of the one behind it. Only
+this module, :mod:`~pytest_kvm.switch.judges` and :mod:`~pytest_kvm.switch.packets`
+do their work in the test's process. The others do theirs in the switch's own
+process, where the test cannot slow it down.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from pytest_kvm.switch.link import Direction
 _log = logging.getLogger("pytest_kvm.switch")
 _BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.server import main; main()"
 _PATIENCE = 30.0
-"""Seconds for an order, which takes less than a millisecond unless the machine stands still."""
+"""Seconds to wait for an order's answer, which takes less than a millisecond unless the host stands still."""
 _ENDS_WITHIN = 5.0
 
 
 class Switch:
-    """A run's switch.
+    """A run's switch, as the test's process sees it.
 
-    Its process ends when this is closed, and with the run, however that ends:
-    it notices the end of the connection.
+    The switch process ends when its connection to this object does: at
+    :meth:`close`, and in whatever way the run ends.
 
     Raises:
-        SwitchFailed: It does not start.
+        SwitchFailed: The switch does not start.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class Switch:
         root = str(Path(__file__).parents[2])
         with theirs:
             argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(theirs.fileno())]
-            # In a session of its own: Ctrl-C is for the run, which then ends it.
+            # In a session of its own, so that Ctrl-C reaches only the run, which then ends the switch.
             self._process = subprocess.Popen(
                 argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
@@ -64,11 +65,11 @@ class Switch:
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """Id of the switch process."""
         return self._process.pid
 
     def close(self) -> None:
-        """End the process; frames on their way are lost. A second time does nothing."""
+        """End the switch process; frames on their way are lost. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -81,7 +82,7 @@ class Switch:
             self._process.kill()
             self._process.wait()
 
-    # ------------------------------------------------------------ what there is
+    # ------------------------------------------------------------ segments, links, ports
 
     def add_segment(self, segment: str) -> None:
         """Make a segment."""
@@ -92,15 +93,15 @@ class Switch:
         self._order("remove_segment", segment=segment)
 
     def add_link(self, segment: str, link: str) -> None:
-        """Put a cable on a segment."""
+        """Make a link on a segment."""
         self._order("add_link", segment=segment, link=link)
 
     def remove_link(self, segment: str, link: str) -> None:
-        """Take a cable off a segment."""
+        """Remove a link from a segment."""
         self._order("remove_link", segment=segment, link=link)
 
     def open_port(self, path: Path) -> None:
-        """Listen for a card; whatever it sends is lost until a cable is put into it.
+        """Listen for a card; frames that the card sends are lost until a link is attached to the port.
 
         Raises:
             SwitchFailed: The path is taken, or longer than the 107 bytes of ``unix(7)``.
@@ -108,19 +109,19 @@ class Switch:
         self._order("open_port", port=str(path))
 
     def close_port(self, path: Path) -> None:
-        """Hang up; a second time does nothing."""
+        """Close a port, and the connection of its card; a second call does nothing."""
         self._order("close_port", port=str(path))
 
     def attach(self, segment: str, link: str, *, port: Path | None) -> None:
-        """Put a cable into a card, whatever it was in before."""
+        """Attach a link to a port in place of its former one; None only detaches it from that one."""
         self._order("attach", segment=segment, link=link, port=None if port is None else str(port))
 
     def set_link(self, segment: str, link: str, *, up: bool) -> None:
-        """Let frames pass a cable, or not."""
+        """Plug a link in, or unplug it, so that no frames pass."""
         self._order("set_link", segment=segment, link=link, up=up)
 
     def counters(self, segment: str) -> dict[str, dict[Direction, dict[str, Any]]]:
-        """Return what passed each link, and what was dropped there, by reason."""
+        """Return what passed each link in each direction, and what was dropped there, by reason."""
         counted: dict[str, dict[Direction, dict[str, Any]]] = self._order("counters", segment=segment)
         return counted
 
@@ -136,15 +137,15 @@ class Switch:
         seed: str,
         settings: Mapping[str, float],
     ) -> int:
-        """Let something happen to frames; return the number to undo it by.
+        """Apply a fault to frames from now on; return the number to undo it by.
 
         Args:
-            segment: Where.
+            segment: The segment's name.
             kind: One of :data:`pytest_kvm.switch.faults.KINDS`.
-            link: A cable, with a direction; None: every frame of the segment, once.
-            direction: Seen from the guest.
-            seed: Of its chances.
-            settings: Of the kind.
+            link: The link whose frames meet the fault; None: every frame of the segment meets it once.
+            direction: The direction of the link, seen from the guest.
+            seed: Seed of the fault's random numbers.
+            settings: Fields of the kind's class, such as ``probability``.
         """
         number: int = self._order(
             "fault",
@@ -165,32 +166,32 @@ class Switch:
         link: str | None = None,
         direction: Direction | None = None,
     ) -> int:
-        """Have each frame judged here before it goes on; return the number to undo it by.
+        """Ask a judge in this process about each frame before it goes on; return the number to undo it by.
 
-        A judge that raises is asked no more, and :meth:`undo` raises that:
-        frames pass until then.
+        A judge that raises an exception is not asked again. Frames pass from
+        then on, and :meth:`undo` raises the exception.
 
         Args:
-            segment: Where.
-            judge: Says whether to drop it; called from one thread, in order.
+            segment: The segment's name.
+            judge: Says whether to drop a frame; called from one thread, in the order of the frames.
             link: As in :meth:`fault`.
             direction: As in :meth:`fault`.
         """
         place = {"segment": segment, "link": link, "direction": direction}
-        # Appointed by the thread that hears the questions, before it hears the first.
+        # The listener thread adds the judge when it reads this answer, and so before the first question.
         number: int = self._order("ask", heard=lambda number: self._judges.appoint(number, judge), **place)
         return number
 
     def cut(self, segment: str, groups: Sequence[Sequence[str]]) -> int:
-        """Let frames pass within groups of links only; return the number to undo it by."""
+        """Let frames pass only between links of the same group; return the number to undo it by."""
         number: int = self._order("cut", segment=segment, groups=[list(group) for group in groups])
         return number
 
     def undo(self, number: int) -> None:
-        """Undo a fault or a cut; a second time does nothing.
+        """Undo a fault, a judge or a cut; a second call does nothing.
 
         Raises:
-            Exception: What the judge of this number has raised.
+            Exception: The exception that the judge of this number raised.
         """
         self._order("undo", number=number)
         self._judges.dismiss(number)
@@ -198,16 +199,16 @@ class Switch:
     # ------------------------------------------------------------ captures
 
     def capture(self, segment: str, path: Path, *, link: str | None = None) -> int:
-        """Write what crosses a segment, or passes a link, into a new pcap file; return its number."""
+        """Write what crosses a segment or passes a link into a new pcap file; return the capture's number."""
         number: int = self._order("capture", segment=segment, link=link, path=str(path))
         return number
 
     def wait_capture(self, number: int, *, frames: int, timeout: float) -> bool:
-        """Wait until a capture's file holds more than so many frames; say whether it does.
+        """Wait until a capture's file holds more than ``frames`` frames; say whether it does.
 
         Args:
-            number: The capture's.
-            frames: How many are known already.
+            number: The capture's number.
+            frames: How many frames the caller knows already.
             timeout: Seconds.
         """
         sent, answer = self._send("wait_capture", {"number": number, "frames": frames})
@@ -217,11 +218,11 @@ class Switch:
             return False
 
     def end_capture(self, number: int) -> dict[str, Any]:
-        """Finish a capture's file; return its number of frames, and its problem or ""."""
+        """Finish a capture's file; return its ``frames``, and the ``problem`` that stopped it, or ""."""
         result: dict[str, Any] = self._order("end_capture", number=number)
         return result
 
-    # ------------------------------------------------------------ the inside
+    # ------------------------------------------------------------ orders and answers
 
     def _order(self, do: str, *, heard: Callable[[Any], None] | None = None, **arguments: object) -> Any:  # noqa: ANN401 - JSON
         sent, answer = self._send(do, arguments, heard=heard)
@@ -269,7 +270,7 @@ class Switch:
                     else:
                         self._take_answer(message)
         finally:
-            # Nobody waits for an answer that this thread will not hear.
+            # No more answers will be read, so every call that waits for one has to fail.
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
             for answer in list(self._answers.values()):
@@ -279,7 +280,7 @@ class Switch:
     def _take_answer(self, message: dict[str, Any]) -> None:
         answer = self._answers.get(message["id"])
         if answer is None:
-            return  # nobody waits for it any more
+            return  # the caller has stopped waiting
         if "error" in message:
             answer.set_exception(SwitchFailed(f"the switch refused: {message['error']}"))
         else:
@@ -287,7 +288,7 @@ class Switch:
 
     def _judge(self, message: dict[str, Any]) -> None:
         drop = self._judges.drops(message["fault"], b64decode(message["frame"]))
-        with suppress(SwitchFailed):  # it has ended meanwhile, which the next line tells
+        with suppress(SwitchFailed):  # the switch has ended, as the listener will see next
             self._tell(verdict=message["question"], drop=drop)
 
     def _switch_gone(self) -> SwitchFailed:

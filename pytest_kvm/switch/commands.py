@@ -1,4 +1,4 @@
-"""Everything the switch holds, and what it is told to do with it."""
+"""Segments, links, ports, faults and captures of the switch; methods ``do_*`` carry out the orders."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pytest_kvm.switch.segment import Ask, Segment
 
 
 class Cards(Protocol):
-    """Who waits for what happens at ports."""
+    """Waits for events at ports: the event loop of the switch process."""
 
     def watch(self, port: Port) -> None:
-        """Wait for a card to connect."""
+        """Begin to wait for a card to connect to the port."""
         ...
 
     def wake(self, port: Port) -> None:
-        """Send what is queued, soon."""
+        """Send soon what is queued at the port."""
         ...
 
     def forget(self, port: Port) -> None:
-        """Wait no longer; the port is about to be closed."""
+        """Stop waiting for events at the port, which is about to be closed."""
         ...
 
 
@@ -38,9 +38,9 @@ class Commands:
     :class:`~pytest_kvm.switch.client.Switch`, which documents them.
 
     Args:
-        schedule: Where frames wait that come later.
+        schedule: Where delayed frames wait.
         ask: Asks the test about a frame.
-        cards: Is told of ports.
+        cards: Waits for events at the ports.
     """
 
     def __init__(self, schedule: Schedule, *, ask: Ask, cards: Cards) -> None:
@@ -54,7 +54,7 @@ class Commands:
         self._ask = ask
         self._cards = cards
 
-    # ------------------------------------------------------------ what there is
+    # ------------------------------------------------------------ segments, links, ports
 
     def do_add_segment(self, *, segment: str) -> None:
         """Make a segment."""
@@ -63,20 +63,20 @@ class Commands:
         self.segments[segment] = Segment(self._schedule, ask=self._ask)
 
     def do_remove_segment(self, *, segment: str) -> None:
-        """Forget a segment with its links."""
+        """Remove a segment with its links."""
         for link in list(self.segments[segment].links):
             self.do_remove_link(segment=segment, link=link)
         del self.segments[segment]
 
     def do_add_link(self, *, segment: str, link: str) -> None:
-        """Put a cable on a segment."""
+        """Make a link on a segment."""
         where = self.segments[segment]
         if link in where.links:
             raise ValueError(f"there is a link {link} on {segment} already")
         where.join(Link(link, where, wake=self._cards.wake))
 
     def do_remove_link(self, *, segment: str, link: str) -> None:
-        """Take a cable off."""
+        """Remove a link from its segment."""
         self.do_attach(segment=segment, link=link, port=None)
         where = self.segments[segment]
         where.leave(where.links[link])
@@ -87,7 +87,7 @@ class Commands:
         self._cards.watch(opened)
 
     def do_close_port(self, *, port: str) -> None:
-        """Hang up."""
+        """Close a port, and the connection of its card."""
         closed = self._ports.pop(port, None)
         if closed is not None:
             self._detach(closed)
@@ -95,7 +95,7 @@ class Commands:
             closed.close()
 
     def do_attach(self, *, segment: str, link: str, port: str | None) -> None:
-        """Put a cable into a card."""
+        """Attach a link to a port; None only detaches the link."""
         where = self.segments[segment]
         cable = where.links[link]
         if cable.port is not None:
@@ -107,11 +107,11 @@ class Commands:
             self.link_of[card] = cable
 
     def do_set_link(self, *, segment: str, link: str, up: bool) -> None:
-        """Plug a cable in, or unplug it."""
+        """Plug a link in, or unplug it."""
         self.segments[segment].links[link].up = up
 
     def do_counters(self, *, segment: str) -> dict[str, Any]:
-        """Return each link's numbers."""
+        """Return the counters of each link."""
         links = self.segments[segment].links.values()
         return {link.name: {"out": link.sent.as_json(), "in": link.got.as_json()} for link in links}
 
@@ -127,7 +127,7 @@ class Commands:
         seed: str,
         settings: dict[str, float],
     ) -> int:
-        """Let something happen to frames."""
+        """Apply a fault to frames from now on; return its number."""
         faults = self._faults(segment, link, direction)
         number = next(self._numbers)
         faults.add(number, KINDS[kind](chance=Random(seed), **settings))  # type: ignore[arg-type]  # noqa: S311 - no secret
@@ -135,7 +135,7 @@ class Commands:
         return number
 
     def do_ask(self, *, segment: str, link: str | None, direction: Direction | None) -> int:
-        """Ask the test about each frame."""
+        """Ask the test about each frame from now on; return the number of this fault."""
         faults = self._faults(segment, link, direction)
         number = next(self._numbers)
         faults.asks.append(number)
@@ -143,7 +143,7 @@ class Commands:
         return number
 
     def do_cut(self, *, segment: str, groups: Sequence[Sequence[str]]) -> int:
-        """Let frames pass within groups only."""
+        """Let frames pass only between links of the same group; return the number of this cut."""
         where = self.segments[segment]
         number = next(self._numbers)
         where.cut(number, [frozenset(where.links[link] for link in group) for group in groups])
@@ -151,7 +151,7 @@ class Commands:
         return number
 
     def do_undo(self, *, number: int) -> None:
-        """Undo a fault or a cut; a second time does nothing."""
+        """Undo a fault or a cut, or stop a capture; a second call does nothing."""
         undo = self._undo.pop(number, None)
         if undo is not None:
             undo()
@@ -159,7 +159,7 @@ class Commands:
     # ------------------------------------------------------------ captures
 
     def do_capture(self, *, segment: str, link: str | None, path: str) -> int:
-        """Begin to write what passes into a file."""
+        """Begin to write the frames that pass into a file; return the number of this capture."""
         where = self.segments[segment]
         captures = where.captures if link is None else where.links[link].captures
         number = next(self._numbers)
@@ -169,13 +169,13 @@ class Commands:
         return number
 
     def do_end_capture(self, *, number: int) -> dict[str, Any]:
-        """Finish the file."""
+        """Finish a capture's file; return its number of frames and its problem."""
         self.do_undo(number=number)
         capture = self.captures.pop(number)
         capture.close()
         return {"frames": capture.frames, "problem": capture.problem}
 
-    # ------------------------------------------------------------ the inside
+    # ------------------------------------------------------------ helpers
 
     def _detach(self, port: Port) -> None:
         link = self.link_of.pop(port, None)

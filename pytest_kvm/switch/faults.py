@@ -1,9 +1,10 @@
-"""What can happen to a frame on its way: each fault says which copies leave it, and when.
+"""Faults that frames meet on their way: each fault says which copies of a frame leave it, and when.
 
-A fault is told of every frame once, in the order in which frames come, and
-computes with the moments it is given: one frame's way through several faults
-is known at once, and only its end is waited for. Their chances come from a
-generator of their own, so that the same traffic meets the same fate again.
+A fault gets every frame once, in the order in which frames come, with the
+moment at which the frame comes. It does not wait, but computes the moment at
+which the frame leaves. So a frame's way through several faults is known at
+once, and the switch waits only for the end of it. Each fault has a random
+generator of its own, so the same traffic meets the same faults again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from pytest_kvm.switch.frames import HEADER
 
 
 class Fault(Protocol):
-    """One thing that happens to frames."""
+    """One kind of fault, with its settings."""
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield what becomes of a frame that comes ``at`` a moment (seconds, monotonic)."""
+        """Yield the copies of a frame that leave this fault, each with the moment at which it leaves.
+
+        Args:
+            frame: The frame that comes.
+            at: The moment at which it comes (seconds, monotonic).
+        """
         ...
 
 
@@ -32,7 +38,7 @@ class Loss:
     chance: Random
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield it, or nothing."""
+        """Yield the frame, or nothing."""
         if self.chance.random() >= self.probability:
             yield frame, at
 
@@ -45,7 +51,7 @@ class Duplicate:
     chance: Random
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield it once or twice."""
+        """Yield the frame once or twice."""
         yield frame, at
         if self.chance.random() < self.probability:
             yield frame, at
@@ -59,7 +65,7 @@ class Corrupt:
     chance: Random
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield it, whole or damaged."""
+        """Yield the frame, whole or damaged."""
         if len(frame) > HEADER and self.chance.random() < self.probability:
             damaged = bytearray(frame)
             damaged[self.chance.randrange(HEADER, len(frame))] ^= 1 << self.chance.randrange(8)
@@ -69,16 +75,16 @@ class Corrupt:
 
 @dataclass(kw_only=True)
 class Rate:
-    """Frames leave one after another, at so many bits a second; what the queue does not hold is lost."""
+    """Frames leave one after another at a bit rate; a frame that comes while the queue is full is lost."""
 
     bits_per_second: float
     queue: int
-    """Bytes that may wait."""
+    """Bytes that may wait to leave."""
     chance: Random
     _free_at: float = field(default=0.0, init=False)
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield it when its last bit has left."""
+        """Yield the frame at the moment when its last bit has left, or nothing."""
         begins = max(self._free_at, at)
         if (begins - at) * self.bits_per_second / 8 <= self.queue:
             self._free_at = begins + len(frame) * 8 / self.bits_per_second
@@ -87,7 +93,7 @@ class Rate:
 
 @dataclass(kw_only=True)
 class Delay:
-    """Frames come later, by a time that varies; they keep their order."""
+    """Frames are delayed by a time that varies, and keep their order."""
 
     seconds: float
     jitter: float
@@ -95,7 +101,7 @@ class Delay:
     _last: float = field(default=0.0, init=False)
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield it later."""
+        """Yield the frame at a later moment."""
         wait = self.seconds + (self.chance.uniform(-self.jitter, self.jitter) if self.jitter else 0.0)
         self._last = max(self._last, at + max(0.0, wait))
         yield frame, self._last
@@ -103,7 +109,7 @@ class Delay:
 
 @dataclass(kw_only=True)
 class Reorder:
-    """Some frames are held back, and those behind them overtake."""
+    """Some frames are held back, so that the frames behind overtake them."""
 
     probability: float
     hold: float
@@ -111,7 +117,7 @@ class Reorder:
     chance: Random
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
-        """Yield it now or later."""
+        """Yield the frame now or at a later moment."""
         yield frame, at + self.hold if self.chance.random() < self.probability else at
 
 
@@ -123,11 +129,11 @@ KINDS: dict[str, type[Loss | Duplicate | Corrupt | Rate | Delay | Reorder]] = {
     "delay": Delay,
     "reorder": Reorder,
 }
-"""In the order in which a frame meets them, whichever was set first."""
+"""In the order in which a frame meets them; it does not matter which fault was set first."""
 
 
 class Faults:
-    """The faults on one stretch of a frame's way: a link's direction, or a segment."""
+    """The faults of one direction of a link, or those of a segment."""
 
     def __init__(self) -> None:
         self._faults: dict[int, Fault] = {}
@@ -137,23 +143,23 @@ class Faults:
 
     @property
     def clear(self) -> bool:
-        """Whether frames pass as they are."""
+        """Whether there are no faults, so that frames pass unchanged."""
         return not (self._order or self.asks)
 
     def add(self, number: int, fault: Fault) -> None:
-        """Let a fault happen here."""
+        """Add a fault under its number."""
         self._faults[number] = fault
         self._sort()
 
     def remove(self, number: int) -> None:
-        """Let it happen no longer."""
+        """Remove a fault by its number."""
         self._faults.pop(number, None)
         if number in self.asks:
             self.asks.remove(number)
         self._sort()
 
     def through(self, frame: bytes, at: float) -> list[tuple[bytes, float]]:
-        """Return what leaves, and when."""
+        """Return the copies of a frame that leave all faults, each with its moment."""
         passing = [(frame, at)]
         for fault in self._order:
             passing = [left for each, moment in passing for left in fault.through(each, moment)]

@@ -1,4 +1,4 @@
-"""Ethernet frames as QEMU's ``stream`` back end sends them: each behind its length.
+"""Ethernet frames as QEMU's ``stream`` back end sends them: each preceded by its length.
 
 https://www.qemu.org/docs/master/system/invocation.html, ``-netdev stream``;
 the length is four bytes, most significant first (``net/stream.c``).
@@ -10,7 +10,7 @@ import struct
 
 PREFIX = struct.Struct(">I")
 HEADER = 14
-"""Bytes of two addresses and a type: no frame is shorter."""
+"""Bytes of the Ethernet header, which is two addresses and a type: no frame is shorter."""
 LONGEST = 69632
 """Bytes of the longest frame QEMU takes (``NET_BUFSIZE`` in ``include/net/net.h``)."""
 _VLAN = b"\x81\x00"
@@ -19,21 +19,24 @@ _VLAN_ID = 0x0FFF
 
 
 class BrokenStreamError(Exception):
-    """What was read cannot be frames."""
+    """The bytes read from a card cannot be frames."""
 
 
 def to_wire(frame: bytes) -> bytes:
-    """Return a frame as it is sent."""
+    """Return a frame as it is sent: preceded by its length."""
     return PREFIX.pack(len(frame)) + frame
 
 
 def is_group(address: bytes) -> bool:
-    """Say whether an address is a multicast one, or everybody's."""
+    """Say whether an Ethernet address is a multicast or the broadcast address."""
     return bool(address[0] & 1)
 
 
 def station(frame: bytes, at: int) -> bytes:
-    """Return who is meant by the address at 0 (to) or 6 (from): in each VLAN there may be another.
+    """Return a key for a frame's receiver (``at=0``) or sender (``at=6``).
+
+    The key is the address, followed by the frame's VLAN tag if it has one: the
+    same address may be another station in each VLAN.
 
     Args:
         frame: The frame, without its length.

@@ -1,4 +1,4 @@
-"""A guest's cable, what passed it, and the socket that QEMU's card connects to."""
+"""Links (guests' cables) with their counters, and ports, the sockets that QEMU's cards connect to."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ if TYPE_CHECKING:
 
 
 class Link:
-    """One cable of a segment.
+    """A link: the cable of one guest's card to a segment.
 
     Args:
-        name: Told apart by it on its segment.
-        segment: Where it ends.
-        wake: Is called with a port that has something to send.
+        name: Unique on its segment.
+        segment: The segment it leads to.
+        wake: Called with the link's port when frames are queued there.
     """
 
     def __init__(self, name: str, segment: Segment, *, wake: Callable[[Port], None]) -> None:
         self.name = name
         self.segment = segment
         self.port: Port | None = None
-        """The card at its end; None between two machines."""
+        """The port of the card that the link is attached to; None while one machine replaces another."""
         self.up = True
         self.out = Faults()
-        """Faults of what comes out of the guest."""
+        """Faults of frames that come from the guest."""
         self.into = Faults()
+        """Faults of frames that go to the guest."""
         self.sent = Tally()
-        """What came out of the guest."""
+        """Counters of frames that came from the guest."""
         self.got = Tally()
-        """What went into it."""
+        """Counters of frames that went to the guest."""
         self.captures: list[Capture] = []
         self._wake = wake
 
     @property
     def clear(self) -> bool:
-        """Whether frames go into the guest as they are, unseen."""
+        """Whether frames to the guest pass without faults and captures."""
         return self.into.clear and not self.captures
 
     def hand(self, data: memoryview, *, frames: int) -> None:
-        """Give frames, each behind its length, to the card."""
+        """Queue frames, each preceded by its length, for the card; count them, dropped ones too."""
         if not self.up or self.port is None or not self.port.connected:
             self.got.dropped["unplugged"] += frames
         elif not self.port.offer(data):
@@ -62,7 +63,7 @@ class Link:
             self._wake(self.port)
 
     def hand_one(self, frame: bytes) -> None:
-        """Give one frame to the card, and to the captures if it was taken."""
+        """Queue one frame for the card, and capture it unless it was dropped."""
         before = self.got.frames
         self.hand(memoryview(to_wire(frame)), frames=1)
         if self.got.frames > before:
@@ -78,10 +79,10 @@ _VECTORS = 1024
 
 
 class Port:
-    """A listening unix socket, and the one connection that it takes.
+    """A unix socket that waits for one card, and then the connection of that card.
 
     Args:
-        path: Where to listen; the folder decides who may connect.
+        path: Where to listen; the mode of its folder decides who may connect.
 
     Raises:
         OSError: It cannot listen there.
@@ -98,11 +99,11 @@ class Port:
         self.connected = False
 
     def fileno(self) -> int:
-        """Return the descriptor to wait for: the listener's, then the connection's."""
+        """Return the descriptor to wait for: the listener's, or the connection's once there is one."""
         return self._socket.fileno()
 
     def accept(self) -> None:
-        """Take the connection; there will be no other."""
+        """Accept the card's connection, and stop listening for others."""
         connection, _ = self._socket.accept()
         connection.settimeout(0)
         self._socket.close()
@@ -112,7 +113,7 @@ class Port:
             self._path.unlink()
 
     def read(self) -> bytes | None:
-        """Return what has come since the last whole frame: "" if QEMU has ended, None if nothing has."""
+        """Return all bytes since the last whole frame; b"" if QEMU has ended, None if no bytes have come."""
         try:
             data = self._socket.recv(_CHUNK)
         except BlockingIOError:
@@ -124,7 +125,7 @@ class Port:
         return self._rest + data if self._rest else data
 
     def keep(self, rest: bytes) -> None:
-        """Put the beginning of a frame back until the rest of it comes."""
+        """Keep the beginning of a frame until the rest of the frame comes."""
         self._rest = rest
 
     def offer(self, data: memoryview) -> bool:
@@ -136,7 +137,7 @@ class Port:
         return True
 
     def flush(self) -> bool:
-        """Send what the card takes now; say whether that was all."""
+        """Send as much of the queue as the card takes now; say whether the queue is empty."""
         queue = self._queue
         while queue:
             try:
@@ -144,7 +145,7 @@ class Port:
             except BlockingIOError:
                 return False
             except ConnectionError:
-                queue.clear()  # QEMU has ended: reading says so, too
+                queue.clear()  # QEMU has ended; the caller learns that from read()
                 self._queued = 0
                 return True
             self._queued -= sent
@@ -157,7 +158,7 @@ class Port:
         return True
 
     def close(self) -> None:
-        """Hang up, and remove the socket's file if nobody came."""
+        """Close the socket, and remove its file if no card has connected."""
         self._socket.close()
         self._queue.clear()
         self._queued = 0
@@ -168,19 +169,19 @@ class Port:
 
 
 Direction = Literal["out", "in"]
-"""As the guest sees it: out of it, into it."""
+"""Seen from the guest: ``out`` of the guest or ``in``."""
 
 
 @dataclass
 class Tally:
-    """One direction of a link."""
+    """Counters of one direction of a link."""
 
     frames: int = 0
     bytes: int = 0
-    """Of frames, Ethernet header included."""
+    """Bytes of these frames, Ethernet headers included."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """Frames that did not pass, by reason."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers."""
+        """Return the counters as JSON values."""
         return {"frames": self.frames, "bytes": self.bytes, "dropped": dict(self.dropped)}

@@ -1,4 +1,4 @@
-"""Frames as assertions want them, and the files they are captured in; dpkt does the parsing."""
+"""Captured frames as objects for assertions, read from pcap files; dpkt does the parsing."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _PROTOCOLS = {
     dpkt.ip.IP_PROTO_SCTP: "sctp",
     dpkt.ip.IP_PROTO_IGMP: "igmp",
 }
-# What a guest sent need not be what its first bytes say.
+# A guest may send anything, so dpkt may fail in any of these ways.
 _NOT_WHAT_IT_SEEMS = (dpkt.Error, struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False)
 class Packet:
-    """One frame, with what tests ask for most; None where it has no such thing.
+    """One frame, with the fields that tests use most; a field that the frame does not have is None.
 
     Args:
         raw: The frame.
-        time: Seconds since the epoch, by the host's clock, at which it passed.
+        time: When the frame passed, in seconds since the epoch, by the host's clock.
     """
 
     raw: bytes
@@ -75,23 +75,23 @@ class Packet:
 
     @property
     def src_mac(self) -> str:
-        """Who sent the frame, as ``52:54:00:12:34:56``."""
+        """The sender's Ethernet address, as ``52:54:00:12:34:56``."""
         return self.raw[6:12].hex(":")
 
     @property
     def dst_mac(self) -> str:
-        """Whom it was sent to."""
+        """The receiver's Ethernet address."""
         return self.raw[:6].hex(":")
 
     @property
     def vlan(self) -> int | None:
-        """The outermost VLAN's number."""
+        """The number of the outermost VLAN."""
         tags = getattr(self.ethernet, "vlan_tags", None)
         return int(tags[0].id) if tags else None
 
     @property
     def protocol(self) -> str:
-        """The name of what is in it: ``arp``, ``tcp``, ``udp``, ``icmp``, …; else a number as text."""
+        """The protocol: ``arp``, ``tcp``, ``udp``, ``icmp``, …; else its IP protocol number or EtherType."""
         inside = self._ip
         if inside is None:
             return "arp" if _is_a(self.ethernet.data, dpkt.arp.ARP) else f"{self.ethernet.type:#06x}"
@@ -100,33 +100,33 @@ class Packet:
 
     @property
     def src(self) -> IPv4Address | IPv6Address | None:
-        """The IP address it came from; an ARP message's, too."""
+        """The sender's IP address, also that of an ARP message."""
         return self._address("src", "spa")
 
     @property
     def dst(self) -> IPv4Address | IPv6Address | None:
-        """The IP address it is for."""
+        """The receiver's IP address, also that of an ARP message."""
         return self._address("dst", "tpa")
 
     @property
     def sport(self) -> int | None:
-        """The TCP or UDP port it came from."""
+        """The sender's TCP or UDP port."""
         return self._transport_field("sport")
 
     @property
     def dport(self) -> int | None:
-        """The TCP or UDP port it is for."""
+        """The receiver's TCP or UDP port."""
         return self._transport_field("dport")
 
     @property
     def tcp_flags(self) -> frozenset[str]:
-        """``SYN``, ``ACK``, ``FIN``, ``RST``, ``PSH``, ``URG``."""
+        """The TCP flags that are set, out of ``SYN``, ``ACK``, ``FIN``, ``RST``, ``PSH``, ``URG``."""
         flags = int(self._transport.flags) if _is_a(self._transport, dpkt.tcp.TCP) else 0
         return frozenset(name for name, bit in _TCP_FLAGS.items() if flags & bit)
 
     @property
     def payload(self) -> bytes:
-        """What TCP or UDP carry; elsewhere what follows the innermost header dpkt knows."""
+        """The data that TCP or UDP carries; else all that follows the innermost header that dpkt knows."""
         layer: Any = self.ethernet
         while _is_a(layer, dpkt.Packet):
             layer = layer.data
@@ -153,7 +153,7 @@ class Packet:
 
 
 def packets_in(file: BinaryIO) -> Iterator[Packet]:
-    """Yield the packets of a pcap file, from its beginning to where it ends now."""
+    """Yield the packets of a pcap file, from its beginning to its present end."""
     reader: Any = dpkt.pcap.Reader(file)
     for moment, frame in reader:
         yield Packet(bytes(frame), float(moment))

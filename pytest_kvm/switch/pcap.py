@@ -1,4 +1,7 @@
-"""Writes captures: https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap-05.html, with nanoseconds."""
+"""Writes captured frames into pcap files, with times in nanoseconds.
+
+https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap-05.html
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ _ETHERNET = 1
 
 
 class Capture:
-    """A file that grows by each frame that passes.
+    """A pcap file that grows by each captured frame.
 
     Args:
-        path: A new file.
+        path: The file to make.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be made, or exists already.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,12 +33,12 @@ class Capture:
         self._file.flush()
         self.frames = 0
         self.written = 0
-        """Frames that are in the file."""
+        """How many frames were flushed to the file."""
         self.problem = ""
-        """Why nothing more is written, such as a full disk."""
+        """Why no more frames are written (a full disk, for example); empty while writing works."""
 
     def take(self, frame: bytes) -> None:
-        """Note a frame that passes now."""
+        """Append a frame that passes now."""
         if self.problem:
             return
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
@@ -48,7 +51,7 @@ class Capture:
             self.frames += 1
 
     def flush(self) -> None:
-        """Have all frames in the file."""
+        """Flush all appended frames to the file."""
         if self.written != self.frames and not self.problem:
             try:
                 self._file.flush()

@@ -1,4 +1,4 @@
-"""What is to happen later, in order."""
+"""Runs actions at a later moment, in order."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Schedule:
         self._numbers = itertools.count()
 
     def at(self, moment: float, action: Action) -> None:
-        """Have something done at a moment; what is due at the same one keeps its order."""
+        """Schedule an action for a moment; actions for the same moment keep their order."""
         heapq.heappush(self._due, (moment, next(self._numbers), action))
 
     def wait(self) -> float | None:
-        """Return the seconds until something is due; None if nothing is."""
+        """Return the seconds until the next action is due; None if no action is scheduled."""
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
 
     def run(self) -> None:
-        """Do all that is due."""
+        """Run all actions that are due."""
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:
             heapq.heappop(self._due)[2]()

@@ -26,7 +26,7 @@ _KEY = HEADER + 2
 
 
 class Answered(Protocol):
-    """Goes on with a frame when the test has said what becomes of it."""
+    """Called with the test's answer about a frame."""
 
     def __call__(self, *, drop: bool) -> None:
         """Drop the frame, or pass it on."""
@@ -72,7 +72,7 @@ class Segment:
         self._link_of = {key: each for key, each in self._link_of.items() if each is not link}
 
     def cut(self, number: int, groups: list[frozenset[Link]]) -> None:
-        """Let frames pass within these groups only; a link in none of them is alone."""
+        """Let frames pass only between links of the same group; a link in no group reaches no other."""
         self._cuts[number] = groups
 
     def mend(self, number: int) -> None:
@@ -88,13 +88,13 @@ class Segment:
     # ------------------------------------------------------------ frames
 
     def receive(self, source: Link, data: bytes) -> int:
-        """Pass on all whole frames at the beginning of what a card sent.
+        """Pass on all whole frames in the bytes that a card has sent.
 
         Returns:
-            How many bytes they were; the rest is the beginning of a frame.
+            How many bytes the whole frames take; the rest is the beginning of another.
 
         Raises:
-            BrokenStreamError: It cannot be frames.
+            BrokenStreamError: The bytes cannot be frames.
         """
         watched = self.captures or source.captures
         if source.up and source.out.clear and self.faults.clear and not watched:
@@ -105,7 +105,7 @@ class Segment:
         return end
 
     def _receive_fast(self, source: Link, data: bytes) -> int:
-        """Pass frames on unchanged; neighbours with the same target are handed over as one piece."""
+        """Pass frames on unchanged; consecutive frames with the same target are handed over as one piece."""
         view = memoryview(data)
         begin = at = frames = total = 0
         last = b""
@@ -132,7 +132,7 @@ class Segment:
         return at
 
     def _target_of(self, source: Link, frame: bytes) -> Link | None:
-        """Return the link that a frame goes to, if it goes to one only and that has no faults."""
+        """Return the one link that a frame goes to; None if there are more or none, or it is not clear."""
         if len(frame) < HEADER:
             return None
         self._learn(source, frame)
@@ -150,7 +150,7 @@ class Segment:
             del self._link_of[next(iter(self._link_of))]
         self._link_of[sender] = source
 
-    # ------------------------------------------------------------ one by one
+    # ------------------------------------------------------------ frame by frame
 
     def _from_guest(self, source: Link, frame: bytes) -> None:
         """Take a frame that a guest has sent, and apply the faults of its link."""
@@ -167,7 +167,7 @@ class Segment:
         self._apply_faults(self.faults, source, frame, then=partial(self._switch, source))
 
     def _switch(self, source: Link, frame: bytes) -> None:
-        """Send a frame to the link its receiver is behind; to all links if that is not known."""
+        """Send a frame to the link that its receiver is behind, or to all links if that link is not known."""
         if len(frame) < HEADER:
             source.sent.dropped["malformed"] += 1
             return
@@ -200,7 +200,7 @@ class Segment:
     def _apply_faults(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]
     ) -> None:
-        """Apply faults to a frame, first those that ask the test; ``then`` gets what is left."""
+        """Apply faults to a frame, first those that ask the test; ``then`` gets each copy that is left."""
         if faults.clear:
             then(frame)
         else:
@@ -209,7 +209,7 @@ class Segment:
     def _ask_verdicts(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
     ) -> None:
-        """Ask the test about one fault after the other; a frame that none of them drops goes on."""
+        """Ask the test about one fault after another; a frame that no answer drops goes on."""
         tally = link.got if faults is link.into else link.sent
         if not asks:
             self._apply_unasked(faults, frame, then=then, dropped=tally.dropped)
@@ -226,7 +226,7 @@ class Segment:
     def _apply_unasked(
         self, faults: Faults, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]
     ) -> None:
-        """Apply the faults that ask nobody: they drop, change, repeat or delay a frame."""
+        """Apply the faults that do not ask the test: they drop, change, repeat or delay a frame."""
         now = time.monotonic()
         left = faults.through(frame, now)
         if not left:
@@ -251,7 +251,7 @@ def whole(data: bytes) -> int:
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each whole frame begins, behind its length, and ends."""
+    """Yield the begin (after its length) and the end of each whole frame."""
     at, size = 0, len(data)
     while at + PREFIX.size <= size:
         (length,) = PREFIX.unpack_from(data, at)

@@ -1,4 +1,4 @@
-"""The switch's own process: waits for cards, orders and moments, and ends with its run."""
+"""The switch process: an event loop for cards, the run's orders and delayed frames; ends with its run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pytest_kvm.switch.segment import Answered, whole
 
 _CHUNK = 1 << 16
 _MOST_ASKED = 4096
-"""Frames that may wait for the test's word."""
+"""Frames that may wait for the test's answer; more than these are dropped."""
 
 
 class Orders:
-    """The connection to the run: lines of JSON, orders in, answers and questions out.
+    """The connection to the run: orders come in, answers and questions go out, each a line of JSON.
 
     Args:
-        connection: Its end means the run's end.
+        connection: The socket; its end means that the run has ended.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -35,7 +35,7 @@ class Orders:
         self._unsent = b""
 
     def read(self) -> list[dict[str, Any]] | None:
-        """Return the orders that have come; None if there will be no more."""
+        """Return the orders that have come; None if the run has ended."""
         try:
             data = self.connection.recv(_CHUNK)
         except BlockingIOError:
@@ -48,13 +48,13 @@ class Orders:
         return [json.loads(line) for line in lines]
 
     def tell(self, **message: object) -> None:
-        """Have a message sent."""
+        """Queue a message for the run."""
         self._unsent += json.dumps(message).encode() + b"\n"
 
     def flush(self) -> bool:
-        """Send what the run takes now; say whether that was all.
+        """Send as much of the queue as the run takes now; say whether the queue is empty.
 
-        Whoever does not listen any more is gone, which reading says.
+        A broken connection is no error here: :meth:`read` tells that the run has ended.
         """
         while self._unsent:
             try:
@@ -67,10 +67,10 @@ class Orders:
 
 
 class Process:
-    """The loop.
+    """The event loop of the switch process.
 
     Args:
-        connection: To the run.
+        connection: The socket to the run.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -85,7 +85,7 @@ class Process:
         self._asked: dict[int, Answered] = {}
         self._questions = 0
         self._waiting: list[tuple[int, int, int]] = []
-        """(order, capture, frames): who waits for a capture to have more frames than that."""
+        """(order, capture, frames): orders that wait until a capture has more than so many frames."""
 
     def run(self) -> None:
         """Work until the run ends."""
@@ -103,33 +103,33 @@ class Process:
     def _events(self) -> list[tuple[int, int]]:
         wait = self._schedule.wait()
         if wait:
-            # epoll_wait(2) counts milliseconds, select(2) microseconds.
+            # epoll_wait(2) can only wait whole milliseconds, select(2) microseconds.
             select.select([self._epoll], [], [], wait)
         return self._epoll.poll(None if wait is None else 0)
 
     # ------------------------------------------------------------ cards
 
     def watch(self, port: Port) -> None:
-        """Wait for a card to connect, or for what it sends."""
+        """Begin to wait for a card to connect to the port, or for frames from the card."""
         self._ports[port.fileno()] = port
         self._epoll.register(port, select.EPOLLIN)
 
     def wake(self, port: Port) -> None:
-        """Send what is queued at the end of this turn."""
+        """Send what is queued at the port, at the end of this turn of the loop."""
         self._ready.add(port)
 
     def forget(self, port: Port) -> None:
-        """Wait no longer."""
+        """Stop waiting for events at the port."""
         if self._ports.pop(port.fileno(), None) is not None:
             self._epoll.unregister(port)
         self._ready.discard(port)
 
     def _serve(self, port: Port, events: int) -> None:
         if not port.connected:
-            # The event may be another's, whose descriptor this port was given.
+            # The event may belong to a closed socket, whose descriptor number this port got.
             listener = port.fileno()
             with contextlib.suppress(BlockingIOError):
-                port.accept()  # which closes the listener, and so its registration
+                port.accept()  # closes the listener, which also ends its registration
                 del self._ports[listener]
                 self.watch(port)
             return
@@ -148,7 +148,7 @@ class Process:
             return
         link = self._commands.link_of.get(port)
         try:
-            # A card without a cable sends in vain.
+            # Frames from a card without a link are dropped.
             done = whole(data) if link is None else link.segment.receive(link, data)
         except BrokenStreamError as broken:
             if link is not None:
@@ -178,7 +178,7 @@ class Process:
     # ------------------------------------------------------------ orders
 
     def _obey(self) -> bool:
-        """Carry out what was ordered; say whether the run goes on."""
+        """Carry out the orders that have come; say whether the run goes on."""
         orders = self._orders.read()
         for order in orders or ():
             if "verdict" in order:
@@ -222,6 +222,6 @@ class Process:
 
 
 def main() -> None:
-    """Work for the run whose connection is the descriptor of the last argument."""
+    """Serve one run; the last argument is the descriptor of the connection to it."""
     with socket.socket(fileno=int(sys.argv[-1])) as connection:
         Process(connection).run()

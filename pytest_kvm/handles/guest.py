@@ -36,8 +36,9 @@ State = Literal["booting", "running", "ended", "failed"]
 _savepoint_numbers = itertools.count(1)
 
 
-def _nothing() -> None:
+def _ignore(guest: Guest) -> None:
     """Do nothing: the default callback."""
+    del guest
 
 
 def _no_reboot(seconds: float) -> None:
@@ -64,7 +65,7 @@ class Guest:
         summary: What the guest is made of, for ``repr()``.
         on_booted: Called each time that a caller waits for the guest, with the guest and
             its boot's error (None: it is ready); what it raises is raised to that caller.
-        before_use: Called before each verb that may change the guest.
+        before_use: Called with the guest before each verb that may change it.
         on_reboot: Called with the seconds of each reboot, also of one that failed.
     """
 
@@ -75,7 +76,7 @@ class Guest:
         *,
         summary: str = "",
         on_booted: Callable[[Guest, BaseException | None], None] = untold,
-        before_use: Callable[[], None] = _nothing,
+        before_use: Callable[[Guest], None] = _ignore,
         on_reboot: Callable[[float], None] = _no_reboot,
     ) -> None:
         self.name = name
@@ -104,7 +105,7 @@ class Guest:
         The caller may change the guest by it, so this counts as a use of the guest.
         """
         self.wait_ready()
-        self._before_use()
+        self._before_use(self)
         return self._boot.result()
 
     def wait_ready(self, timeout: float | None = None) -> None:

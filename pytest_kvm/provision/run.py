@@ -91,7 +91,7 @@ class Run:
                 boot.machine,
                 summary=repr(spec),
                 on_booted=on_booted,
-                before_use=lambda: self._coordinator.before_use(guest),
+                before_use=self._coordinator.before_use,
                 on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
             self._boots[guest] = boot

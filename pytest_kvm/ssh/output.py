@@ -28,7 +28,7 @@ _BACKLOG = 16 * 1024**2
 
 
 class Output:
-    """Everything a command writes, read by one thread for each stream.
+    """Everything a command writes, read by a thread of its own.
 
     Both streams share the channel's flow-control window (RFC 4254 §5.2): if only
     one of them is read, the other can fill the window and stop both for ever.
@@ -40,8 +40,7 @@ class Output:
         """Notified whenever output came or a stream ended."""
         self.out = Stream(self.changed, LineLog(log, f"[{name}] out: "), limit=limit)
         self.err = Stream(self.changed, LineLog(log, f"[{name}] err: "), limit=limit)
-        for work in (self._read_out, self._read_err):
-            threading.Thread(target=work, name=f"{log.name}: {name}", daemon=True).start()
+        threading.Thread(target=self._read, name=f"{log.name}: {name}", daemon=True).start()
 
     @property
     def group(self) -> int | None:
@@ -96,22 +95,47 @@ class Output:
     def _grows(self, seen: int, seconds: float) -> bool:
         return self.await_change(lambda: self.ended or self.received != seen, seconds)
 
-    def _read_out(self) -> None:
-        self._read(self._channel.recv, self.out.feed)
-        self.out.finish()
-
-    def _read_err(self) -> None:
-        self._read(self._channel.recv_stderr, self.err.feed)
-        self.err.finish()
-
-    @staticmethod
-    def _read(receive: Callable[[int], bytes], feed: Callable[[bytes], None]) -> None:
+    def _read(self) -> None:
+        arrival = _Arrival()
+        self._channel.in_buffer.set_event(arrival)
+        self._channel.in_stderr_buffer.set_event(arrival)
         try:
-            while data := receive(_READ_BYTES):
-                feed(data)
+            while not self._read_all(arrival):
+                arrival.wait()
         except (OSError, EOFError):
-            # The connection broke while the window was enlarged: this ends the stream too.
+            # The connection broke while the window was enlarged: this ends the streams too.
             return
+        finally:
+            self.out.finish()
+            self.err.finish()
+
+    def _read_all(self, arrival: _Arrival) -> bool:
+        """Take what both streams have; say whether they have ended."""
+        # Before looking: bytes that come meanwhile set the event again.
+        arrival.forget()
+        has_ended = self._channel.eof_received or self._channel.closed
+        while (has_out := self._channel.recv_ready()) | (has_err := self._channel.recv_stderr_ready()):
+            if has_out:
+                self.out.feed(self._channel.recv(_READ_BYTES))
+            if has_err:
+                self.err.feed(self._channel.recv_stderr(_READ_BYTES))
+        return bool(has_ended)
+
+
+class _Arrival(threading.Event):
+    """Set when bytes come on either of two streams, and when they end.
+
+    A buffer clears the event when it was read to its end. The other buffer may
+    hold bytes then, so its word does not count: the reading thread resets the
+    event before it looks at both.
+    """
+
+    def clear(self) -> None:
+        """Ignore what one buffer says."""
+
+    def forget(self) -> None:
+        """Reset the event."""
+        super().clear()
 
 
 class LineLog:
@@ -204,7 +228,7 @@ class CommandStart:
 
 
 class Stream:
-    """One of a command's two output streams; fed by one thread, read by any."""
+    """One of a command's two output streams; the reading thread feeds it, any thread may read it."""
 
     def __init__(self, changed: threading.Condition, log: LineLog, *, limit: int) -> None:
         self._changed = changed

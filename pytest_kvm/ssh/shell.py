@@ -19,7 +19,7 @@ from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavaila
 from pytest_kvm.results import CommandResult, label
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
-from pytest_kvm.ssh.channel import Channel
+from pytest_kvm.ssh.channel import PIECE, Channel
 from pytest_kvm.ssh.command_line import Command, as_given, command_line, signal_line
 from pytest_kvm.ssh.connection import Connection
 from pytest_kvm.ssh.connections import Connections, goes_down
@@ -115,11 +115,7 @@ class Shell:
             SshUnavailable: The connection was lost.
         """
         process = self._launch(command, env=env, cwd=cwd, user=user, within=timeout)
-        if input:
-            data = input.encode() if isinstance(input, str) else input
-            threading.Thread(target=_feed, args=(process, data), daemon=True).start()
-        else:
-            process.close_stdin()
+        _give_input(process, input.encode() if isinstance(input, str) else input or b"")
         try:
             result = process.wait(timeout)
         except CommandTimeout:
@@ -247,6 +243,14 @@ class Shell:
                 process.release()
         except GuestError as error:
             self._log.warning("%s: could not send SIG%s: %s", self._guest, name, error.brief)
+
+
+def _give_input(process: Process, data: bytes) -> None:
+    """Give a command its standard input; the thread that waits for the command must not block on it."""
+    if len(data) > PIECE:
+        threading.Thread(target=_feed, args=(process, data), daemon=True).start()
+    else:
+        _feed(process, data)  # fits into the window that sshd opens with (RFC 4254 §5.2)
 
 
 def _feed(process: Process, data: bytes) -> None:

@@ -47,7 +47,7 @@ def guest(machine):
     boot = Future()
     boot.set_result(machine)
     uses = []
-    guest = Guest("web", boot, before_use=lambda: uses.append("use"))
+    guest = Guest("web", boot, before_use=lambda guest: uses.append("use"))
     guest.uses = uses
     return guest
 

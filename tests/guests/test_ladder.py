@@ -68,30 +68,25 @@ def test_qemu_died(kvm_guests, monkeypatch):
         speaks.set()
 
     monkeypatch.setattr(Phases, "reached", told)
-    uuids = []
-
-    def spied(domain):
-        uuids.append(domain.findtext("uuid"))
-        return domain
-
     # A spec of its own: there is never a template of a guest that dies while it boots.
-    guest = kvm_guests.start(spec(xml=spied, cmdline_extra="dies=1"))
+    word = f"dies={os.getpid()}"
+    guest = kvm_guests.start(spec(cmdline_extra=word))
     assert speaks.wait(120)
-    (pid,) = qemu_of(uuids[-1])
+    (pid,) = qemu_of(word)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(errors.QemuDied, match="while the guest was booting: .*(signal 9|SIGKILL|killed)"):
         guest.wait_ready()
 
 
-def qemu_of(uuid):
-    """Return the process ids of the QEMU with that UUID."""
+def qemu_of(word):
+    """Return the process ids of the QEMU that boots a kernel with that word on its command line."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"qemu" in words[0] and uuid.encode() in words:
+        if b"qemu" in words[0] and any(each.endswith(b" " + word.encode()) for each in words):
             found.append(int(entry.name))
     return found
 

@@ -32,7 +32,7 @@ KILLED_AT = """
 import os, signal
 from pytest_kvm.hypervisor import device_state
 
-finished, done = device_state._finished, []
+wait_for_job, done = device_state._wait_for_job, []
 
 
 def killed(domain, *, doing):
@@ -40,10 +40,10 @@ def killed(domain, *, doing):
     if len(done) == {}:
         print("KILLED WHILE", doing, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    finished(domain, doing=doing)
+    wait_for_job(domain, doing=doing)
 
 
-device_state._finished = killed
+device_state._wait_for_job = killed
 """
 
 

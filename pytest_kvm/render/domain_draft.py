@@ -21,7 +21,8 @@ from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
 from pytest_kvm.render.qemu_args import add_arguments, ram_file_args
 from pytest_kvm.spec.guest import GuestSpec
 
-_FOLDER = Path("/pytest-kvm-placeholder")
+_FOLDER = Path("/pytest-kvm-placeholder-folder")
+"""No part of another placeholder, so that a hook may put the domain's name into a path of its own."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -25,7 +25,7 @@ def machine() -> kvm.GuestSpec:
 def test_the_hook_is_given_placeholders_and_none_is_left(machine):
     machine.run(["touch", "/root/changed"])
     (seen,) = SEEN
-    assert "/pytest-kvm-placeholder/console.log" in seen
+    assert "/pytest-kvm-placeholder-folder/console.log" in seen
     assert machine.machine.domain.name in machine.domain_xml
     assert "placeholder" not in machine.domain_xml
 

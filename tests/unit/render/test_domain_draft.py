@@ -53,13 +53,16 @@ def test_what_a_hook_makes_of_placeholders_is_filled_in():
     def hook(domain):
         log = Path(domain.find("devices/serial/log").get("file"))
         description = f"{domain.findtext('uuid')} {domain.findtext('os/kernel')} {log.parent / 'mine'}"
+        description += f" /var/log/{domain.findtext('name')}.log"
         ET.SubElement(domain, "description").text = description
         value = json.dumps({"path": domain.find("devices/disk/source").get("file")})
         ET.SubElement(domain.find(ARGUMENTS), "{http://libvirt.org/schemas/domain/qemu/1.0}arg", value=value)
         return domain
 
     domain = filled_in(replace(CASES["plain"], xml=hook))
-    assert domain.findtext("description") == f"{domain.findtext('uuid')} /images/vmlinuz /run/kvm/mine"
+    assert domain.findtext("description") == (
+        f"{domain.findtext('uuid')} /images/vmlinuz /run/kvm/mine /var/log/{domain.findtext('name')}.log"
+    )
     assert json.loads(arguments(domain)[-1]) == {"path": "/run/kvm/root.qcow2"}
 
 

@@ -439,7 +439,7 @@ class Guest:
 
     def console_tail(self, lines: int = 40) -> str:
         """Return the console's last lines; empty if the guest is not ready. Never waits or raises."""
-        return self._parts.console.tail(lines) if self.state in {"running", "ended"} else ""
+        return self._boot.result().console.tail(lines) if self.state in {"running", "ended"} else ""
 
     def screenshot(self, path: str | Path | None = None) -> bytes:
         """Return the first screen as PNG, and write it to ``path`` if one is given.
@@ -493,7 +493,8 @@ class Guest:
 
     @property
     def _parts(self) -> Machine:
-        """The guest's machine, for verbs that do not change the guest."""
+        """The guest's machine, for verbs that do not change the guest; waits until it is ready."""
+        self.wait_ready()
         return self._boot.result()
 
     @property

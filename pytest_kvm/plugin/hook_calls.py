@@ -95,7 +95,10 @@ class BootOutcomes:
 
     def _call(self, guest: Guest, error: BaseException | None, *, node: Node) -> None:
         if error is not None:
-            node.ihook.pytest_kvm_guest_failed(config=node.config, guest=guest, error=error)
+            try:
+                node.ihook.pytest_kvm_guest_failed(config=node.config, guest=guest, error=error)
+            except BaseException as raised:
+                raise raised from error  # a report shows both
             return
         owner = Owner("pytest_kvm_guest_ready")
         try:

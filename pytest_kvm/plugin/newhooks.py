@@ -62,6 +62,7 @@ def pytest_kvm_guest_failed(config: pytest.Config, guest: Guest, error: BaseExce
 
     Called once for each guest, in the thread that is the first to wait for it,
     before the error is raised there. It is not called for a guest that nothing waits for.
+    An exception raised here is raised there instead, with the error as its cause.
 
     Args:
         config: The session's configuration.

@@ -43,6 +43,21 @@ def test_every_verb_raises_what_kept_the_guest_from_booting(guest, boot):
             verb()
 
 
+@pytest.mark.parametrize("look", ["boot_phases", "domain_xml", "screenshot"])
+def test_waiting_to_look_at_a_guest_counts_as_waiting_for_it(boot, machine, domain, look):
+    """pytest_kvm_guest_ready is called before anything uses the guest; nobody waits without being told."""
+    told = []
+    guest = Guest("web", boot, on_booted=lambda guest, error: told.append(error))
+    boot.set_result(machine)
+    domain.picture = b"P6\n1 1\n255\n\x00\x00\x00"
+    guest.console_tail()
+    assert told == [], "what is shown of a failed test calls no hook"
+    looked = getattr(guest, look)
+    if callable(looked):
+        looked()
+    assert told == [None]
+
+
 def test_a_guest_that_is_ready_hands_over_to_its_parts(guest, boot, machine, shell, domain, printed):
     boot.set_result(machine)
     shell.expect("uname -r", "6.12.117\n")

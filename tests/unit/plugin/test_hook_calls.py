@@ -127,8 +127,9 @@ def test_what_the_failed_hook_raises_replaces_the_boots_error_once_only(outcomes
         raise OSError("no space left")
 
     node = Node(failed=failed)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left") as raised:
         outcomes.tell(web, BootFailed("web: it did not become ready"), node=node)
+    assert isinstance(raised.value.__cause__, BootFailed), "pytest shows the boot's error, too"
     outcomes.tell(web, BootFailed("web: it did not become ready"), node=node)
     assert len(node.calls) == 1
 

@@ -148,7 +148,8 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         parse=_clones,
         default="auto",
-        help="clones kept ready for each template in use: as many as memory allows, or a number",
+        help="clones kept ready for each guest, or auto: one from a guest's second start on, at most 4 in all, "
+        "while twice the guest's memory is free",
     ),
     Option(
         name="events",
@@ -162,7 +163,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FACTOR",
         parse=_positive,
         default="1 under KVM, 5 under TCG",
-        help="multiplies every time-out of the plugin",
+        help="multiplies the plugin's own time-outs, not those that a test or a spec names",
     ),
     Option(
         name="boot_timeout",

@@ -71,6 +71,7 @@ class Settings:
     clone: CloneTier = "auto"
     """How guests are started from templates; ``auto`` probes for the fastest that works."""
     pool: int | None = None
-    """Spare clones for each guest, started ahead of need; None: as memory allows."""
+    """Spare clones for each guest, started ahead of need; None: one from its second start on, while there
+    is memory for it."""
     events: Path | None = None
     """File that gets one line of JSON for each thing done to a guest; None: nothing is written."""

@@ -85,7 +85,7 @@ class Output:
             seen = self.received
             round_trip()
             round_trip()
-            # The answers may have come before the reading threads have run.
+            # The answers may have come before the reading thread has run.
             if not self._grows(seen, _QUIET):
                 break
         self._channel.close()

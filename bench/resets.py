@@ -10,9 +10,8 @@ from dataclasses import replace
 from bench.boot import Quiet
 from bench.processes import wait_parked
 from pytest_kvm.handles.guest import Guest
-from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
-from pytest_kvm.provision.undo_log import Owner
+from pytest_kvm.provision.undo_log import Owner, ResetCoordinator
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 

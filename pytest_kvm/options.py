@@ -148,8 +148,8 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         parse=_clones,
         default="auto",
-        help="clones kept ready for each guest, or auto: one from a guest's second start on, at most 4 in all, "
-        "while twice the guest's memory is free",
+        help="clones kept ready for each guest, or auto: one from a guest's second start on, at most 4 in "
+        "all, while twice the guest's memory is free",
     ),
     Option(
         name="events",

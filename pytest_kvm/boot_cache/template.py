@@ -1,13 +1,17 @@
-"""A template that this process uses, with the lock on its files."""
+"""A template: in use by this process, with a lock on its files; or being made, until it is published."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from pytest_kvm.boot_cache.manifest import Manifest
+from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache.manifest import FORMAT, Damage, Manifest
+from pytest_kvm.boot_cache.ram_file import RamFilePlace
+from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.host.locks import Held
 
 
@@ -59,3 +63,59 @@ class Template:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Building:
+    """The folder a template is made in, and the way to publish it.
+
+    Args:
+        key: The template's key.
+        folder: An empty folder of mode 0700; its files keep their paths when it is published.
+        ram: Where the RAM file is to be written.
+        enter: Called with the manifest; puts the template into the store.
+    """
+
+    def __init__(
+        self, key: str, *, folder: Path, ram: RamFilePlace, enter: Callable[[Manifest], Template]
+    ) -> None:
+        self.key = key
+        self.folder = folder
+        self.ram = ram.path
+        self.ram_note = ram.note
+        """Why the RAM file is not in memory, although the setting asks for it; else empty."""
+        self.is_published = False
+        self._enter = enter
+
+    def publish(self, *, summary: str, versions: dict[str, str], facts: dict[str, Any]) -> Template:
+        """Publish the folder as the template of the key, and return the template, in use.
+
+        Every regular file of the folder belongs to the template, and nobody may
+        write to these files any more. All of them are synced to the disk before
+        the template can be found by its key.
+
+        Args:
+            summary: The spec of the saved guest, for people.
+            versions: Versions of the programs that made the template.
+            facts: What is needed to start a clone; only values that JSON can hold.
+
+        Raises:
+            SnapshotFailed: A file is still being written to.
+            NoCapacity: The disk is full.
+        """
+        try:
+            files = entry.settle(self.folder)
+        except Damage as damage:
+            raise SnapshotFailed(f"the template {self.key[:12]} cannot be published: {damage}") from None
+        manifest = Manifest(
+            key=self.key,
+            format=FORMAT,
+            created=datetime.now(UTC).isoformat(),
+            summary=summary,
+            versions=versions,
+            facts=facts,
+            files=files,
+        )
+        entry.write(self.folder, manifest)
+        template = self._enter(manifest)
+        self.is_published = True
+        return template

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvm.boot_cache import entry, ram_file
-from pytest_kvm.boot_cache.building import Building
 from pytest_kvm.boot_cache.inventory import Inventory
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.boot_cache.manifest import Damage, Manifest
-from pytest_kvm.boot_cache.template import Template
+from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks
 from pytest_kvm.host.resources import disk_free_mib

@@ -11,8 +11,7 @@ from pytest_kvm.cli.progress_line import shown_progress
 from pytest_kvm.images import importing
 from pytest_kvm.images.ensure import OnBuilt, ensure
 from pytest_kvm.images.image_store import Store
-from pytest_kvm.provision.event_log import EventLog
-from pytest_kvm.provision.events import Event, ignore
+from pytest_kvm.provision.events import Event, EventLog, ignore
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_kvm.host import install_hints as packages
-from pytest_kvm.host.kvm import kvm_usable
+from pytest_kvm.host.accelerator import kvm_usable
 from pytest_kvm.host.resources import cpus_available, disk_free_mib, memory_available_mib
 
 Severity = Literal["ok", "warning", "error"]

@@ -10,8 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pytest_kvm.errors import ImageError
 from pytest_kvm.host import command
-from pytest_kvm.images import bootloader, checks, kernel, namespace, qemu_img, rootfs, toolbox
-from pytest_kvm.images import disk_layout as disk
+from pytest_kvm.images import checks, disk_layout, kernel, namespace, qemu_img, rootfs, toolbox
 from pytest_kvm.images.build_progress import Progress
 from pytest_kvm.images.image import Image, Manifest, digest_of
 from pytest_kvm.images.image_store import Store
@@ -133,10 +132,10 @@ class _Plan:
         tools = toolbox.unpack(self.recipe.suite, self.work / "tools", temporary=self.temporary)
         fill(root, uuid)
         (root / "boot/grub").mkdir(exist_ok=True)
-        (root / "boot/grub/grub.cfg").write_text(bootloader.menu(uuid, f"{cmdline} {_SERIAL}"))
+        (root / "boot/grub/grub.cfg").write_text(disk_layout.menu(uuid, f"{cmdline} {_SERIAL}"))
         self.progress("making the disk", None)
         raw = self.work / "disk.raw"
-        disk.make(tools, root, disk=raw, uuid=uuid)
+        disk_layout.make(tools, root, disk=raw, uuid=uuid)
         files = {kind: self.work / kind for kind in ("disk", "kernel", "initrd", "rootfs")}
         qemu_img.to_qcow2(raw, files["disk"], source_format="raw")
         kernel.extract(root, kernel=files["kernel"], initrd=files["initrd"])
@@ -155,7 +154,7 @@ class _Plan:
         manifest = Manifest(
             name=self.name,
             disk=digests["disk"],
-            virtual_size=disk.VIRTUAL_SIZE,
+            virtual_size=disk_layout.VIRTUAL_SIZE,
             created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
             kernel=digests["kernel"],
             initrd=digests["initrd"],

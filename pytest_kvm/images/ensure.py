@@ -1,18 +1,19 @@
-"""Get the image for a reference: from the store, or built at its first use."""
+"""Get the image for a reference: from the store, or built at its first use; check references before."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 
+from pytest_kvm.errors import UnknownImage
 from pytest_kvm.host.locks import OnWait
 from pytest_kvm.images import build
 from pytest_kvm.images.build_progress import Progress, silent
 from pytest_kvm.images.image import Image
 from pytest_kvm.images.image_store import Store
-from pytest_kvm.images.names import unknown
-from pytest_kvm.images.recipe import Recipe, recipe_for
+from pytest_kvm.images.recipe import Recipe, known_names, recipe_for
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
@@ -20,7 +21,7 @@ OnBuilt = Callable[[str, float], None]
 """Called with the name of what was built and the seconds that the build took."""
 
 
-def _nobody(what: str, seconds: float, /) -> None:
+def _ignore_built(what: str, seconds: float, /) -> None:
     """Ignore the build."""
     del what, seconds
 
@@ -32,7 +33,7 @@ def ensure(
     packages: Sequence[str] = (),
     refresh: bool = False,
     progress: Progress = silent,
-    on_built: OnBuilt = _nobody,
+    on_built: OnBuilt = _ignore_built,
 ) -> Image:
     """Return the image of a reference; build it if it is not in the store or is outdated.
 
@@ -133,3 +134,14 @@ def _waiting(name: str, progress: Progress) -> OnWait:
         progress(f"waiting for {name} ({holder})", None)
 
     return tell
+
+
+def unknown(ref: ImageRef, store: Store) -> UnknownImage:
+    """Return the error for a reference without an image; it suggests the most similar name that has one."""
+    names = sorted({*known_names(), *store.names()})
+    near = [] if ref.name in names else difflib.get_close_matches(ref.name, names, n=1)
+    return UnknownImage(
+        f"no image {str(ref)!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+        details=f"can be had here: {', '.join(names)}",
+        resolution="pytest-kvm images import FILE --name NAME adds a disk of your own",
+    )

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvm.errors import KvmError, SpecError
-from pytest_kvm.plugin.declare import SPEC_FUNCTION, SpecFunction, spec_from
+from pytest_kvm.plugin.declare import FOR_EVERY_GUEST, SPEC_FUNCTION, SpecFunction, overrides_of, spec_from
 from pytest_kvm.plugin.hook_calls import modify_spec
-from pytest_kvm.plugin.markers import FOR_EVERY_GUEST, overrides_of
 from pytest_kvm.plugin.session import check_image, check_sources, settings_stashed
 
 if TYPE_CHECKING:

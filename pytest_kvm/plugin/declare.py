@@ -1,16 +1,19 @@
-"""``@kvm.guest``: makes a fixture of a function that returns a spec; tests receive the guest."""
+"""``@kvm.guest`` declares a guest: makes a fixture of a function that returns a spec.
+
+``@pytest.mark.kvm`` replaces fields of the spec for one test.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pytest
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.plugin.markers import overridden, overrides_of
 from pytest_kvm.plugin.session import run_of, start_guest
 
 if TYPE_CHECKING:
@@ -122,3 +125,39 @@ def _id_of(param: Any) -> str | None:  # noqa: ANN401 - whatever the user passes
         return param
     reference = getattr(param, "image_ref", None)  # a spec is named after its image
     return None if reference is None else str(reference)
+
+
+MARKER = (
+    "kvm(**fields): fields of GuestSpec that replace those of the guests this test starts for itself "
+    '(function-scoped guest fixtures and kvm_guests), such as kvm(memory="2GiB"); '
+    'kvm(reset="never") holds for every guest the test uses.'
+)
+
+FOR_EVERY_GUEST = frozenset({"reset"})
+"""Fields that hold for all guests a test uses, also for those it has not started itself."""
+
+
+def overrides_of(item: pytest.Item) -> dict[str, Any]:
+    """Return the marker's fields; of several markers the closest to the test wins.
+
+    Raises:
+        SpecError: A marker has positional arguments, a field that no spec has, or a value that is not valid.
+    """
+    from pytest_kvm.spec.guest import GuestSpec  # noqa: PLC0415 - only projects with guests pay for it
+
+    merged: dict[str, Any] = {}
+    for marker in reversed(list(item.iter_markers("kvm"))):
+        if marker.args:
+            raise SpecError(
+                f"the kvm marker takes no positional arguments, {marker.args!r} given",
+                resolution='name the field: @pytest.mark.kvm(memory="2GiB")',
+            )
+        merged |= marker.kwargs
+    if merged:
+        GuestSpec(**merged)  # raises for unknown fields and values that are not valid
+    return merged
+
+
+def overridden(spec: GuestSpec, overrides: dict[str, Any]) -> GuestSpec:
+    """Return the spec with a marker's fields in place of its own."""
+    return replace(spec, **overrides) if overrides else spec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvm.plugin.markers import overridden, overrides_of
+from pytest_kvm.plugin.declare import overridden, overrides_of
 from pytest_kvm.plugin.session import run_of, start_guest
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
+    from pytest_kvm.provision.undo_log import ResetCoordinator
     from pytest_kvm.spec.guest import GuestSpec
 
 Node: TypeAlias = "pytest.Item | pytest.Collector"

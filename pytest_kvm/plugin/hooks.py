@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from pytest_kvm.errors import KvmError
+from pytest_kvm.errors import KvmError, SpecError
+from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 from pytest_kvm.plugin import newhooks
-from pytest_kvm.plugin.addoption import add_options, settings_of
 from pytest_kvm.plugin.collection import mistakes_in
-from pytest_kvm.plugin.markers import MARKER
+from pytest_kvm.plugin.declare import MARKER
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_machinery
 from pytest_kvm.plugin.session import begin_session, coordinator_of, existing_run, record_of, scopes_of
 from pytest_kvm.plugin.summary import Summary
+from pytest_kvm.settings import Settings
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -117,3 +118,38 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = existing_run(config)
     if run is not None:
         run.close()
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option and ini key."""
+    group = parser.getgroup("kvm", "guests (pytest-kvm)")
+    for option in OPTIONS:
+        text = f"{option.help} (default: {option.default}; environment {option.variable}, ini {option.ini})"
+        # Values stay text until all sources are merged, so that a mistake is
+        # reported in the same way for each source.
+        group.addoption(option.flag, dest=option.ini, metavar=option.metavar, default=None, help=text)
+        parser.addini(option.ini, text, default=None)
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """Merge command line, environment and ini file; the first that has a value wins.
+
+    Raises:
+        pytest.UsageError: A value is not valid; the message names its source.
+    """
+
+    def command_line(option: Option) -> tuple[str, str | None]:
+        return option.flag, config.getoption(option.ini)
+
+    def ini(option: Option) -> tuple[str, str | None]:
+        text: str | None = config.getini(option.ini)
+        if text and option.is_path and not text.startswith("~"):
+            # Resolved from the ini file's folder, as pytest resolves its own paths.
+            folder = config.inipath.parent if config.inipath else config.invocation_params.dir
+            text = str(folder / text)
+        return f"ini key {option.ini}", text
+
+    try:
+        return settings_from([command_line, from_environment, ini])
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from None

@@ -45,10 +45,10 @@ def stands_on(config: pytest.Config) -> list[str]:
 def _accelerator(config: pytest.Config, settings: Settings) -> str:
     if config.option.collectonly or config.getoption("setupplan", default=False):
         return f"{settings.accel} (not probed: no guest will start)"
-    from pytest_kvm.host.accelerator import accelerator  # noqa: PLC0415 - loads subprocess and more
+    from pytest_kvm.host.accelerator import choose_accelerator  # noqa: PLC0415 - loads subprocess and more
 
     try:
-        chosen = accelerator(settings.accel, cache_dir=settings.cache_dir)
+        chosen = choose_accelerator(settings.accel, cache_dir=settings.cache_dir)
     except HostError as error:
         return f"none: {error.brief}"
     return f"{chosen.kind} ({chosen.reason})"

@@ -22,7 +22,7 @@ from pytest_kvm.provision.undo_log import Owner
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
+    from pytest_kvm.provision.undo_log import ResetCoordinator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,8 @@ from pytest_kvm.errors import HostError
 from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modify_spec
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
-from pytest_kvm.provision.event_log import EventLog
-from pytest_kvm.provision.events import Listener, ignore
-from pytest_kvm.provision.reset_coordinator import ResetCoordinator
+from pytest_kvm.provision.events import EventLog, Listener, ignore
+from pytest_kvm.provision.undo_log import ResetCoordinator
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest

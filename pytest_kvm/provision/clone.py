@@ -20,8 +20,7 @@ from pytest_kvm.provision.cold_boot import (
     paused_domain,
 )
 from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
-from pytest_kvm.provision.identity import is_unique, new_machine_id
-from pytest_kvm.provision.machine_plan import plan_domain
+from pytest_kvm.provision.machine_plan import is_unique, new_machine_id, plan_domain
 from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.template_build import (

@@ -15,8 +15,7 @@ from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import made_disks
-from pytest_kvm.provision.identity import new_identity
-from pytest_kvm.provision.machine_plan import plan_domain
+from pytest_kvm.provision.machine_plan import new_identity, plan_domain
 from pytest_kvm.provision.order import Order, Place
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.render.cloud_config import Identity

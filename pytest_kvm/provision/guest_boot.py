@@ -16,11 +16,10 @@ from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
 from pytest_kvm.provision.events import Event, Listener
-from pytest_kvm.provision.identity import hostname_from
-from pytest_kvm.provision.lazy import Lazy
-from pytest_kvm.provision.order import Order, Place
+from pytest_kvm.provision.machine_plan import hostname_from
+from pytest_kvm.provision.order import Order, Place, Teardown
+from pytest_kvm.provision.run_resources import Lazy
 from pytest_kvm.provision.starter import GuestStarter, Started
-from pytest_kvm.provision.teardown import Teardown
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.image import ImageRef

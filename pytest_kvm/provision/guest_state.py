@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.guest_boot import GuestBoot
-    from pytest_kvm.provision.lazy import Lazy
+    from pytest_kvm.provision.run_resources import Lazy
     from pytest_kvm.provision.starter import GuestStarter, Started
 
 

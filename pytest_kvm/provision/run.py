@@ -14,11 +14,10 @@ from pytest_kvm.handles.guest import Guest, untold
 from pytest_kvm.provision.events import Event, Listener, ignore
 from pytest_kvm.provision.guest_boot import GuestBoot, Progress
 from pytest_kvm.provision.guest_state import GuestState
-from pytest_kvm.provision.lazy import Lazy
 from pytest_kvm.provision.order import Place
-from pytest_kvm.provision.reset_coordinator import ResetCoordinator
-from pytest_kvm.provision.run_resources import open_run_resources
+from pytest_kvm.provision.run_resources import Lazy, open_run_resources
 from pytest_kvm.provision.starter import GuestStarter
+from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+import threading
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pytest_kvm.host.accelerator import accelerator
+from pytest_kvm.errors import GuestGone
+from pytest_kvm.host.accelerator import choose_accelerator
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.hypervisor.connect import open_hypervisor
@@ -50,7 +52,7 @@ def open_run_resources(settings: Settings) -> Generator[RunResources]:
         HostError: This host cannot run guests as the settings ask.
         ConnectionFailed: The connection to the hypervisor could not be opened.
     """
-    chosen = accelerator(settings.accel, cache_dir=settings.cache_dir)
+    chosen = choose_accelerator(settings.accel, cache_dir=settings.cache_dir)
     factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)
     key = new_key_pair()
     with (
@@ -65,3 +67,43 @@ def open_run_resources(settings: Settings) -> Generator[RunResources]:
             key=key,
             key_file=write_private(folder / "id_ed25519", key.private),
         )
+
+
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """Opens a value when the first thread asks for it, and closes it once.
+
+    Args:
+        opener: Returns a context manager that yields the value.
+    """
+
+    def __init__(self, opener: Callable[[], AbstractContextManager[T]]) -> None:
+        self._opener = opener
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._opened: list[T] = []
+        """The value, if it is open."""
+        self._is_closed = False
+
+    def get(self) -> T:
+        """Return the value; open it if it is not open.
+
+        Raises:
+            GuestGone: The run has ended: nobody would close the value any more.
+            Exception: Whatever the opener raises; it is called again the next time.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise GuestGone("the run has ended")
+            if not self._opened:
+                self._opened.append(self._stack.enter_context(self._opener()))
+            return self._opened[0]
+
+    def close(self) -> None:
+        """Close the value, if it is open; it is not opened any more."""
+        with self._lock:
+            self._is_closed = True
+            self._opened.clear()
+            self._stack.close()

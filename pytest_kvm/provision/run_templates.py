@@ -11,8 +11,7 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 
-from pytest_kvm.boot_cache.building import Building
-from pytest_kvm.boot_cache.template import Template
+from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.provision.cache_key import fingerprint, machine_facts

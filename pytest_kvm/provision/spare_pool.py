@@ -16,8 +16,7 @@ from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import GuestGone, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
 from pytest_kvm.provision.clone import Clone
-from pytest_kvm.provision.order import Order
-from pytest_kvm.provision.teardown import Teardown
+from pytest_kvm.provision.order import Order, Teardown
 
 _log = logging.getLogger("pytest_kvm.pool")
 _MEMORY_LEFT = 2

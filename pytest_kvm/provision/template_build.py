@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_kvm.boot_cache.building import Building
+from pytest_kvm.boot_cache.template import Building
 from pytest_kvm.errors import CommandTimeout, DomainFailed
 from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at

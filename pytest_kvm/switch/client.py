@@ -1,11 +1,11 @@
-"""Starts a run's switch process, and sends it orders.
+"""Starts a run's switch process, sends it orders, and calls the test's judges of frames.
 
 QEMU connects each network card to a *port* (a unix socket, ``-netdev stream``);
 a port is attached to a *link*, a guest's cable, and links meet on a *segment*.
 A link stays when another machine takes the place of the one behind it. Only
-this module, :mod:`~pytest_kvm.switch.judges` and :mod:`~pytest_kvm.switch.packets`
-do their work in the test's process. The others do theirs in the switch's own
-process, where the test cannot slow it down.
+this module and :mod:`~pytest_kvm.switch.packets` do their work in the test's
+process. The others do theirs in the switch's own process, where the test cannot
+slow it down.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import SwitchFailed
-from pytest_kvm.switch.judges import Judge, Judges
 from pytest_kvm.switch.link import Direction
 
 _log = logging.getLogger("pytest_kvm.switch")
@@ -296,3 +295,45 @@ class Switch:
             "the switch of this run has ended",
             details="" if self._closed else f"its process was {self.pid}, exit status {self._process.poll()}",
         )
+
+
+_log = logging.getLogger("pytest_kvm.switch")
+
+Judge = Callable[[bytes], bool]
+"""Says whether a frame is dropped."""
+
+
+class Judges:
+    """Judges by the number of their fault; a judge that raises an exception is not asked again."""
+
+    def __init__(self) -> None:
+        self._judges: dict[int, Judge] = {}
+        self._failures: dict[int, Exception] = {}
+
+    def appoint(self, number: int, judge: Judge) -> None:
+        """Let a judge decide about the frames of a fault from now on."""
+        self._judges[number] = judge
+
+    def drops(self, number: int, frame: bytes) -> bool:
+        """Ask the judge of a fault whether a frame is dropped; without a judge the frame passes."""
+        judge = self._judges.get(number)
+        if judge is None:
+            return False
+        try:
+            return bool(judge(frame))
+        except Exception as failure:  # noqa: BLE001 - dismiss() raises it: the thread that asks has to go on
+            _log.warning("the frames of fault %d are judged no more: %r", number, failure)
+            self._failures[number] = failure
+            self._judges.pop(number, None)
+            return False
+
+    def dismiss(self, number: int) -> None:
+        """Remove the judge of a fault; a second call does nothing.
+
+        Raises:
+            Exception: The exception that the judge raised.
+        """
+        self._judges.pop(number, None)
+        failure = self._failures.pop(number, None)
+        if failure is not None:
+            raise failure

@@ -12,10 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_kvm.errors import KvmUnavailable
-from pytest_kvm.host import accelerator as chooser
+from pytest_kvm.host import accelerator, probes, resources
 from pytest_kvm.host import install_hints as packages
-from pytest_kvm.host import kvm, probes, resources
-from pytest_kvm.host.kvm import KvmProbe
+from pytest_kvm.host.accelerator import KvmProbe
 from tests.conftest import ROOT
 
 # ---------------------------------------------------------------- KVM
@@ -26,7 +25,7 @@ def device(tmp_path, monkeypatch):
     """A /dev/kvm that opens and answers as it should."""
     file = tmp_path / "kvm"
     file.touch()
-    monkeypatch.setattr(kvm, "_DEVICE", file)
+    monkeypatch.setattr(accelerator, "_DEVICE", file)
     monkeypatch.setattr(fcntl, "ioctl", lambda _device, _request: 12)
     return file
 
@@ -48,7 +47,7 @@ def qemu(tmp_path, monkeypatch):
 
 def test_kvm_is_usable_when_the_test_guest_came_through(device, qemu, tmp_path):
     qemu("exit 85")
-    assert kvm.kvm_usable(tmp_path) == KvmProbe(usable=True, reason="a test guest ran")
+    assert accelerator.kvm_usable(tmp_path) == KvmProbe(usable=True, reason="a test guest ran")
 
 
 @pytest.mark.parametrize(
@@ -65,22 +64,22 @@ def test_kvm_is_usable_when_the_test_guest_came_through(device, qemu, tmp_path):
 )
 def test_a_device_that_only_answers_is_not_usable(device, qemu, tmp_path, script, reason):
     qemu(script)
-    assert kvm.kvm_usable(tmp_path) == KvmProbe(usable=False, reason=reason)
+    assert accelerator.kvm_usable(tmp_path) == KvmProbe(usable=False, reason=reason)
 
 
 def test_a_guest_that_hangs_is_given_up(device, qemu, tmp_path, monkeypatch):
-    monkeypatch.setattr(kvm, "_LONGEST_RUN", 0.2)
+    monkeypatch.setattr(accelerator, "_LONGEST_RUN", 0.2)
     qemu("exec sleep 60")
-    assert kvm.kvm_usable(tmp_path).reason == "a test guest hung for 0 s"
+    assert accelerator.kvm_usable(tmp_path).reason == "a test guest hung for 0 s"
 
 
 def test_the_verdict_is_kept_until_something_changes(device, qemu, tmp_path):
     qemu("exit 85")
-    assert kvm.kvm_usable(tmp_path).usable
-    assert kvm.kvm_usable(tmp_path).usable
+    assert accelerator.kvm_usable(tmp_path).usable
+    assert accelerator.kvm_usable(tmp_path).usable
     assert qemu.runs() == 1
     qemu("exit 1 # another QEMU")
-    assert not kvm.kvm_usable(tmp_path).usable
+    assert not accelerator.kvm_usable(tmp_path).usable
     assert qemu.runs() == 2
 
 
@@ -88,19 +87,19 @@ def test_the_verdict_is_kept_until_something_changes(device, qemu, tmp_path):
 def test_a_damaged_note_is_replaced(device, qemu, tmp_path, text):
     qemu("exit 85")
     (tmp_path / "kvm-probe.json").write_text(text)
-    assert kvm.kvm_usable(tmp_path).usable
+    assert accelerator.kvm_usable(tmp_path).usable
     assert qemu.runs() == 1
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(device, qemu, tmp_path):
     qemu("exit 85")
     (tmp_path / "cache").write_text("a file is in the way")
-    assert kvm.kvm_usable(tmp_path / "cache").usable
+    assert accelerator.kvm_usable(tmp_path / "cache").usable
 
 
 def test_without_a_device_nothing_is_run(device, qemu, tmp_path):
     device.unlink()
-    probe = kvm.kvm_usable(tmp_path)
+    probe = accelerator.kvm_usable(tmp_path)
     assert (probe.usable, probe.reason) == (False, "/dev/kvm does not exist")
     assert "--device /dev/kvm" in probe.remedy
 
@@ -118,14 +117,14 @@ def test_a_device_that_does_not_open_has_a_reason(device, tmp_path, monkeypatch,
         raise OSError(code, os.strerror(code), path)
 
     monkeypatch.setattr(os, "open", refuse)
-    probe = kvm.kvm_usable(tmp_path)
+    probe = accelerator.kvm_usable(tmp_path)
     assert reason in probe.reason
     assert remedy in probe.remedy
 
 
 def test_a_device_of_another_kind_is_not_kvm(device, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "ioctl", lambda _device, _request: 11)
-    assert kvm.kvm_usable(tmp_path).reason == "/dev/kvm speaks version 11, not 12"
+    assert accelerator.kvm_usable(tmp_path).reason == "/dev/kvm speaks version 11, not 12"
 
 
 def test_the_rom_leaves_qemu_with_the_code_that_is_expected(tmp_path):
@@ -133,18 +132,18 @@ def test_the_rom_leaves_qemu_with_the_code_that_is_expected(tmp_path):
     tcg = tmp_path / "qemu"
     tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
     tcg.chmod(0o755)
-    assert kvm._run_a_guest(str(tcg)).usable
+    assert accelerator._run_a_guest(str(tcg)).usable
 
 
 def test_the_rom_tells_emulation_by_the_time_it_takes(tmp_path, monkeypatch):
     """With a limit that no processor keeps, every one looks as if each instruction were emulated."""
     limit, none = (100_000).to_bytes(4, "little"), bytes(4)
-    assert kvm._CODE.count(limit) == 1
-    monkeypatch.setattr(kvm, "_CODE", kvm._CODE.replace(limit, none))
+    assert accelerator._CODE.count(limit) == 1
+    monkeypatch.setattr(accelerator, "_CODE", accelerator._CODE.replace(limit, none))
     tcg = tmp_path / "qemu"
     tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
     tcg.chmod(0o755)
-    probe = kvm._run_a_guest(str(tcg))
+    probe = accelerator._run_a_guest(str(tcg))
     assert probe == KvmProbe(usable=False, reason="KVM here emulates each instruction of a test guest")
 
 
@@ -154,7 +153,7 @@ def test_the_rom_tells_emulation_by_the_time_it_takes(tmp_path, monkeypatch):
 @pytest.fixture
 def verdict(monkeypatch):
     def is_(probe):
-        monkeypatch.setattr(chooser, "kvm_usable", lambda _cache_dir: probe)
+        monkeypatch.setattr(accelerator, "kvm_usable", lambda _cache_dir: probe)
 
     return is_
 
@@ -164,29 +163,29 @@ NO_KVM = KvmProbe(usable=False, reason="/dev/kvm does not exist", remedy="modpro
 
 def test_auto_takes_kvm_where_it_works(verdict, tmp_path):
     verdict(KvmProbe(usable=True, reason="a test guest ran"))
-    assert chooser.accelerator("auto", cache_dir=tmp_path).kind == "kvm"
+    assert accelerator.choose_accelerator("auto", cache_dir=tmp_path).kind == "kvm"
 
 
 def test_auto_takes_tcg_elsewhere_and_says_why(verdict, tmp_path):
     verdict(NO_KVM)
-    chosen = chooser.accelerator("auto", cache_dir=tmp_path)
+    chosen = accelerator.choose_accelerator("auto", cache_dir=tmp_path)
     assert (chosen.kind, chosen.reason) == ("tcg", "no KVM: /dev/kvm does not exist")
 
 
 def test_kvm_where_it_does_not_work_is_an_error_with_a_remedy(verdict, tmp_path):
     verdict(NO_KVM)
     with pytest.raises(KvmUnavailable, match="/dev/kvm does not exist") as caught:
-        chooser.accelerator("kvm", cache_dir=tmp_path)
+        accelerator.choose_accelerator("kvm", cache_dir=tmp_path)
     assert caught.value.resolution == "modprobe kvm_intel"
     verdict(replace(NO_KVM, remedy=""))
     with pytest.raises(KvmUnavailable) as caught:
-        chooser.accelerator("kvm", cache_dir=tmp_path)
+        accelerator.choose_accelerator("kvm", cache_dir=tmp_path)
     assert caught.value.resolution
 
 
 def test_tcg_is_taken_without_asking(monkeypatch, tmp_path):
-    monkeypatch.setattr(chooser, "kvm_usable", lambda _cache_dir: pytest.fail("asked"))
-    assert chooser.accelerator("tcg", cache_dir=tmp_path).kind == "tcg"
+    monkeypatch.setattr(accelerator, "kvm_usable", lambda _cache_dir: pytest.fail("asked"))
+    assert accelerator.choose_accelerator("tcg", cache_dir=tmp_path).kind == "tcg"
 
 
 # ---------------------------------------------------------------- facts

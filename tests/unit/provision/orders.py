@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest_kvm as kvm
 from pytest_kvm.machine.boot import Phases
-from pytest_kvm.provision.order import Order, Place
-from pytest_kvm.provision.teardown import Teardown
+from pytest_kvm.provision.order import Order, Place, Teardown
 from pytest_kvm.render.domain_draft import draft_domain
 
 _LOG = logging.getLogger("pytest_kvm.web")

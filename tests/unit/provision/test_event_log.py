@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.provision.event_log import EventLog
-from pytest_kvm.provision.events import Event
+from pytest_kvm.provision.events import Event, EventLog
 
 EVENT = Event(guest="web", kind="boot", tier="cold", seconds=41.5, why="no template yet", spec="GuestSpec()")
 

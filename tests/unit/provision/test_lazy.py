@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from pytest_kvm.errors import GuestGone
-from pytest_kvm.provision.lazy import Lazy
+from pytest_kvm.provision.run_resources import Lazy
 
 
 class Opener:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvm.provision.reset_coordinator import ResetCoordinator
-from pytest_kvm.provision.undo_log import Owner
+from pytest_kvm.provision.undo_log import Owner, ResetCoordinator
 from tests.fakes_state import FakeGuest
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.sizes import parse_kib
-from pytest_kvm.spec.types import misfit
+from pytest_kvm.spec.value import misfit
 
 MISTAKES = {
     "unknown field": (

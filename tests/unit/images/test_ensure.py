@@ -7,8 +7,7 @@ import pytest
 
 from pytest_kvm.errors import ImageError, UnknownImage
 from pytest_kvm.images import build
-from pytest_kvm.images.ensure import derived_name, ensure
-from pytest_kvm.images.names import check_known
+from pytest_kvm.images.ensure import check_known, derived_name, ensure
 from pytest_kvm.images.recipe import known_names, recipe_for
 from pytest_kvm.images.rootfs import check_names
 from pytest_kvm.spec.image import ImageRef
@@ -16,31 +15,30 @@ from tests.conftest import ROOT
 
 
 def test_a_recipe_is_known_without_a_store(settings):
-    check_known(ImageRef("debian-13"), settings)
-    check_known(None, settings)
+    check_known(ImageRef("debian-13"), settings=settings)
     assert not settings.cache_dir.exists()
 
 
 def test_an_image_of_the_store_is_known(settings, publish):
     publish("mine", b"disk")
-    check_known(ImageRef("mine"), settings)
+    check_known(ImageRef("mine"), settings=settings)
 
 
 def test_a_mistyped_name_gets_the_nearest(settings):
     with pytest.raises(UnknownImage, match="did you mean 'debian-13'") as failure:
-        check_known(ImageRef("debain-13"), settings)
+        check_known(ImageRef("debain-13"), settings=settings)
     assert "debian-12" in failure.value.details
     assert "images import" in failure.value.resolution
 
 
 def test_a_recipe_cannot_promise_a_digest(settings):
     with pytest.raises(UnknownImage):
-        check_known(ImageRef("debian-13", digest="0123456789abcdef"), settings)
+        check_known(ImageRef("debian-13", digest="0123456789abcdef"), settings=settings)
 
 
 def test_knowing_names_loads_nothing_heavy():
     script = (
-        "import sys, pytest_kvm.images.names\n"
+        "import sys, pytest_kvm.images.ensure\n"
         "print([name for name in ('rich', 'yaml', 'libvirt', 'paramiko', 'pycdlib') if name in sys.modules])"
     )
     done = subprocess.run(

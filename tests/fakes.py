@@ -134,7 +134,7 @@ class FakeDomain:
     def drop_snapshot(self, name: str) -> None:
         self.done.append(f"drop {name}")
 
-    def leave_snapshot(self, name: str) -> None:
+    def save_libvirt_snapshot(self, name: str) -> None:
         self.done.append(f"leave {name}")
 
     def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:

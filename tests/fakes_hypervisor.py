@@ -128,8 +128,8 @@ class FakeDomain:
     def drop_snapshot(self, name: str) -> None:
         self._living(f"drop {name}")
 
-    def leave_snapshot(self, name: str) -> None:
-        self._living(f"leave_snapshot {name}")
+    def save_libvirt_snapshot(self, name: str) -> None:
+        self._living(f"save_libvirt_snapshot {name}")
 
     def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:
         self._living(f"agent {command}")
@@ -174,7 +174,7 @@ class FakeHypervisor:
         self.created.append(domain)
         return domain
 
-    def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> FakeDomain:
+    def create_from_snapshot(self, xml: str, *, snapshot: str, paused: bool = False) -> FakeDomain:
         domain = self.create(xml, paused=paused)
         domain.done.append(f"revived from {snapshot}")
         return domain

@@ -137,7 +137,7 @@ class Inventory:
         )
 
     def _problems(self, key: str) -> Sequence[str]:
-        held = self._layout.hold(key)
+        held = self._layout.find_locked(key)
         if held is None:
             return ["it cannot be opened"]
         folder, lock = held

@@ -80,18 +80,18 @@ class Layout:
             return None
         return self._entries / name
 
-    def hold(self, key: str) -> tuple[Path, locks.Held] | None:
+    def find_locked(self, key: str) -> tuple[Path, locks.HeldLock] | None:
         """Take the shared lock of a key's entry: until it is released, nobody removes the entry's files.
 
         Returns None when the key has no entry.
         """
-        found = self._try_hold(key)
+        found = self._try_find_locked(key)
         if found is None and self.find(key) is not None:
             with self.index():  # now nobody else locks a linked entry exclusively
-                found = self._try_hold(key)
+                found = self._try_find_locked(key)
         return found
 
-    def new(self, key: str) -> tuple[Path, locks.Held]:
+    def new(self, key: str) -> tuple[Path, locks.HeldLock]:
         """Sweep, then make an empty entry that no link leads to, and return it with its exclusive lock."""
         entry = self._entries / f"{key}.{secrets.token_hex(4)}"
         with self.index():
@@ -137,7 +137,7 @@ class Layout:
         held.release()
         return False
 
-    def abandon(self, held: locks.Held) -> None:
+    def remove_unpublished(self, held: locks.HeldLock) -> None:
         """Release the exclusive lock of a new entry, and remove the entry."""
         with self.index():
             held.release()
@@ -154,7 +154,7 @@ class Layout:
                 _remove(entry)
         ram_file.sweep()
 
-    def strangers(self) -> list[Path]:
+    def foreign_files(self) -> list[Path]:
         """Return the files among entries and links that the plugin did not make."""
         entries = [path for path in self._entries.glob("*") if not _is_own(path)]
         links = [path for path in self._current.glob("*") if not self._is_own_link(path)]
@@ -167,7 +167,7 @@ class Layout:
         target = path.readlink()
         return target.parent == Path("..") / self._entries.name and _ENTRY.fullmatch(target.name) is not None
 
-    def _try_hold(self, key: str) -> tuple[Path, locks.Held] | None:
+    def _try_find_locked(self, key: str) -> tuple[Path, locks.HeldLock] | None:
         entry = self.find(key)
         if entry is None:
             return None

@@ -35,7 +35,7 @@ class FileRecord:
     size: int
     """Bytes."""
     sha256: str
-    """Digest by :func:`digest_of`, not the SHA-256 of the whole file."""
+    """Digest by :func:`sparse_digest`, not the SHA-256 of the whole file."""
     mtime_ns: int
     ctime_ns: int
     inode: int
@@ -106,7 +106,7 @@ def record_of(path: Path) -> FileRecord:
         raise Damage(f"{path.name} is no regular file")
     found = FileRecord(
         size=before.st_size,
-        sha256=digest_of(path),
+        sha256=sparse_digest(path),
         mtime_ns=before.st_mtime_ns,
         ctime_ns=before.st_ctime_ns,
         inode=before.st_ino,
@@ -178,7 +178,7 @@ def _unreadable(path: Path, error: OSError) -> str:
     return f"{path.name} cannot be read: {error.strerror}"
 
 
-def digest_of(path: Path) -> str:
+def sparse_digest(path: Path) -> str:
     """Return a digest of a file in hexadecimal, which is the same whether zeros are stored or are holes.
 
     It is the SHA-256 of the file's size, and then of the number and the

@@ -12,7 +12,7 @@ from pytest_kvm.boot_cache import entry
 from pytest_kvm.boot_cache.manifest import FORMAT, Damage, Manifest
 from pytest_kvm.boot_cache.ram_file import RamFilePlace
 from pytest_kvm.errors import SnapshotFailed
-from pytest_kvm.host.locks import Held
+from pytest_kvm.host.locks import HeldLock
 
 
 class Template:
@@ -28,7 +28,9 @@ class Template:
         on_close: Called after the lock was released.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, held: Held, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, held: HeldLock, on_close: Callable[[], None]
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self._held = held

@@ -63,7 +63,7 @@ class TemplateStore:
             key: Hexadecimal digits.
             on_discard: Called with the reason if the template was dropped.
         """
-        held = self._layout.hold(_check_key(key))
+        held = self._layout.find_locked(_check_key(key))
         if held is None:
             return None
         folder, lock = held
@@ -105,7 +105,7 @@ class TemplateStore:
         lock = self._layout.build_lock(_check_key(key))
         describe = f"making template {key[:12]}"
         with (
-            self._full_disk_is_told(),
+            self._disk_full_as_no_capacity(),
             locks.exclusive(lock, describe=describe, timeout=BUILD_TIMEOUT, on_wait=on_wait),
         ):
             folder, held = self._layout.new(key)
@@ -120,7 +120,7 @@ class TemplateStore:
                 yield building
             finally:
                 if building is None or not building.is_published:
-                    self._layout.abandon(held)
+                    self._layout.remove_unpublished(held)
 
     def discard(self, key: str, *, reason: str) -> None:
         """Drop the template of a key, with a warning; the next run makes it again.
@@ -144,7 +144,7 @@ class TemplateStore:
                 raise self._no_room(f"{ram_mib} MiB of memory are to be written")
         return placed
 
-    def _enter(self, manifest: Manifest, folder: Path, held: locks.Held) -> Template:
+    def _enter(self, manifest: Manifest, folder: Path, held: locks.HeldLock) -> Template:
         """Let the key lead to a finished entry; then remove old templates until the rest fits the cap."""
         with self._layout.index():
             self._layout.link(manifest.key, folder)
@@ -153,7 +153,7 @@ class TemplateStore:
         self._inventory.collect(cap=self._cap)
         return self._template(folder, manifest, held)
 
-    def _template(self, folder: Path, manifest: Manifest, held: locks.Held) -> Template:
+    def _template(self, folder: Path, manifest: Manifest, held: locks.HeldLock) -> Template:
         def on_close() -> None:
             if self._layout.find(manifest.key) != folder:  # dropped or replaced meanwhile
                 with self._layout.index():
@@ -168,7 +168,7 @@ class TemplateStore:
             self._layout.sweep()
 
     @contextmanager
-    def _full_disk_is_told(self) -> Iterator[None]:
+    def _disk_full_as_no_capacity(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -15,7 +15,7 @@ from pytest_kvm.host.probes import Fact, Severity, all_facts
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.images.image_store import Store
-from pytest_kvm.provision.strangers import strangers_named
+from pytest_kvm.provision.foreign_files import foreign_files_text
 from pytest_kvm.settings import Settings
 
 _EXIT: dict[Severity, int] = {"ok": 0, "warning": 0, "error": 1}
@@ -52,7 +52,7 @@ def _facts(settings: Settings) -> Iterator[Fact]:
     yield _images(settings)
     for problem in Store.of(settings).damaged():
         yield Fact(name="image store", severity="warning", seen=problem.brief, remedy=problem.resolution)
-    if named := strangers_named(settings):
+    if named := foreign_files_text(settings):
         yield Fact(
             name="not made by pytest-kvm",
             severity="warning",

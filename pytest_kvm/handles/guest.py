@@ -121,7 +121,7 @@ class Guest:
     @property
     def boot_phases(self) -> Mapping[str, float]:
         """Seconds from power on to each rung of the readiness ladder."""
-        return self._parts.phases
+        return self._booted_machine.phases
 
     @property
     def kernel(self) -> str:
@@ -136,7 +136,7 @@ class Guest:
     @property
     def domain_xml(self) -> str:
         """The live domain XML, as ``virsh dumpxml`` prints it."""
-        return self._parts.domain.xml()
+        return self._booted_machine.domain.xml()
 
     @property
     def ssh_command(self) -> str:
@@ -369,7 +369,7 @@ class Guest:
         Raises:
             BootFailed: The guest did not become ready again.
         """
-        limits = self._parts.timeouts
+        limits = self._booted_machine.timeouts
         limit = limits.shutdown + limits.boot if timeout is None else timeout
         machine, begun = self.machine, time.monotonic()
         try:
@@ -387,7 +387,7 @@ class Guest:
         Raises:
             WaitTimeout: The guest still runs.
         """
-        limit = self._parts.timeouts.shutdown if timeout is None else timeout
+        limit = self._booted_machine.timeouts.shutdown if timeout is None else timeout
         power.shutdown(self.machine, button=button, timeout=limit)
 
     def power_off(self) -> None:
@@ -447,7 +447,7 @@ class Guest:
         Raises:
             DomainFailed: The guest has no screen.
         """
-        picture = to_png(self._parts.domain.screenshot())
+        picture = to_png(self._booted_machine.domain.screenshot())
         if path is not None:
             Path(path).write_bytes(picture)
         return picture
@@ -492,7 +492,7 @@ class Guest:
     # ------------------------------------------------------------ inside
 
     @property
-    def _parts(self) -> Machine:
+    def _booted_machine(self) -> Machine:
         """The guest's machine, for verbs that do not change the guest; waits until it is ready."""
         self.wait_ready()
         return self._boot.result()
@@ -503,7 +503,7 @@ class Guest:
         return Files(machine.shell, log=machine.log)
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._parts.timeouts.command if timeout is None else timeout
+        return self._booted_machine.timeouts.command if timeout is None else timeout
 
     def _as_root(self, argv: list[str]) -> str:
         return self.machine.shell.run(argv, user="root").stdout

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_kvm.errors import KvmUnavailable
-from pytest_kvm.host.command import dying_with_us
+from pytest_kvm.host.command import with_parent_death_signal
 from pytest_kvm.host.install_hints import install_hint
 from pytest_kvm.settings import Accel
 
@@ -69,9 +69,9 @@ _STABLE_API = 12
 _ROM_SIZE = 64 * 1024
 _RESET_VECTOR = 0xFFF0
 _EXIT_PORT = 0xF4
-_SAYS = 0x2A
+_RAN_FAST = 0x2A
 """Byte that the test guest writes to the exit port when its loop was fast."""
-_SLOW = _SAYS + 1
+_RAN_SLOWLY = _RAN_FAST + 1
 """The same when its loop was slow: each instruction is emulated."""
 _CODE = bytes.fromhex(
     "fa"  #                     cli
@@ -80,7 +80,7 @@ _CODE = bytes.fromhex(
     "66 ea 18 00 0f 00 08 00"  # jmp 0x08:flat
     "66 b8 10 00"  #            flat: mov ax, 0x10
     "8e d8  8e c0  8e e0  8e e8  8e d0"  # all data segments, or older processors cannot run it
-    f"b3 {_SAYS:02x}"  #        mov bl, 0x2a
+    f"b3 {_RAN_FAST:02x}"  #        mov bl, 0x2a
     "bf 14 00 00 00"  #         mov edi, 20: tries, as another program may take the processor during one
     "0f 31  89 c6"  #           try: rdtsc; mov esi, eax
     "b9 e8 03 00 00"  #         mov ecx, 1000
@@ -125,12 +125,12 @@ def kvm_usable(cache_dir: Path) -> KvmProbe:
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         return KvmProbe(usable=False, reason="QEMU is not installed", remedy=install_hint("qemu-system"))
-    key = _circumstances(qemu)
+    key = _cache_key(qemu)
     kept = cache_dir / "kvm-probe.json"
-    known = _recall(kept, key)
+    known = _read_result(kept, key)
     if known is None:
-        known = _run_a_guest(qemu)
-        _remember(kept, key, known)
+        known = _run_test_guest(qemu)
+        _write_result(kept, key, known)
     return known
 
 
@@ -174,24 +174,24 @@ def _no_access() -> KvmProbe | None:
     return None
 
 
-def _run_a_guest(qemu: str) -> KvmProbe:
+def _run_test_guest(qemu: str) -> KvmProbe:
     """Run a test guest whose program starts at the reset vector; return whether it ended, and fast enough."""
     rom = bytearray(b"\xf4" * _ROM_SIZE)
     rom[: len(_CODE)] = _CODE
     rom[_RESET_VECTOR : _RESET_VECTOR + len(_TO_CODE)] = _TO_CODE
     try:
-        ran = _run(qemu, bytes(rom))
+        ran = _run_qemu(qemu, bytes(rom))
     except subprocess.TimeoutExpired:
         return KvmProbe(usable=False, reason=f"a test guest hung for {_LONGEST_RUN:.0f} s")
-    if ran.returncode == _exit_of(_SAYS):
+    if ran.returncode == _exit_of(_RAN_FAST):
         return KvmProbe(usable=True, reason="a test guest ran")
-    if ran.returncode == _exit_of(_SLOW):
+    if ran.returncode == _exit_of(_RAN_SLOWLY):
         return KvmProbe(usable=False, reason="KVM here emulates each instruction of a test guest")
     said = ran.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ran.returncode}"]
     return KvmProbe(usable=False, reason=f"a test guest did not run: {said[0]}")
 
 
-def _run(qemu: str, rom: bytes) -> subprocess.CompletedProcess[bytes]:
+def _run_qemu(qemu: str, rom: bytes) -> subprocess.CompletedProcess[bytes]:
     """Run QEMU with the ROM in memory and without core dumps, so that a kill leaves no file behind."""
     with os.fdopen(os.memfd_create("kvm-probe"), "wb") as file:
         file.write(rom)
@@ -202,7 +202,7 @@ def _run(qemu: str, rom: bytes) -> subprocess.CompletedProcess[bytes]:
         argv += ["-device", f"isa-debug-exit,iobase={_EXIT_PORT},iosize=1"]
         no_core = ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh"]
         return subprocess.run(
-            dying_with_us([*no_core, *argv]),
+            with_parent_death_signal([*no_core, *argv]),
             capture_output=True,
             timeout=_LONGEST_RUN,
             check=False,
@@ -215,7 +215,7 @@ def _exit_of(said: int) -> int:
     return said << 1 | 1
 
 
-def _circumstances(qemu: str) -> str:
+def _cache_key(qemu: str) -> str:
     """Return a text that changes with everything the test's result depends on."""
     binary = Path(qemu).stat()
     device = _DEVICE.stat()
@@ -228,7 +228,7 @@ def _circumstances(qemu: str) -> str:
     )
 
 
-def _recall(kept: Path, key: str) -> KvmProbe | None:
+def _read_result(kept: Path, key: str) -> KvmProbe | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         note = json.loads(kept.read_text())
         if note["key"] == key:
@@ -236,7 +236,7 @@ def _recall(kept: Path, key: str) -> KvmProbe | None:
     return None
 
 
-def _remember(kept: Path, key: str, probe: KvmProbe) -> None:
+def _write_result(kept: Path, key: str, probe: KvmProbe) -> None:
     # If the cache cannot be written, the next run has to test again, which takes 30 ms.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def run(
     args = [os.fspath(arg) for arg in argv]
     _require(args[0])
     child = subprocess.Popen(
-        dying_with_us(args),
+        with_parent_death_signal(args),
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,7 +75,7 @@ def run(
     )
     with child:
         streams = _Streams(child, input, on_line)
-        exit_code = _end_of(child, streams, timeout=timeout)
+        exit_code = _wait_for_end(child, streams, timeout=timeout)
     if streams.problem is not None:
         raise streams.problem
     if exit_code is None:
@@ -95,7 +95,7 @@ def require(*programs: str) -> None:
         _require(program)
 
 
-def dying_with_us(argv: Sequence[str]) -> list[str]:
+def with_parent_death_signal(argv: Sequence[str]) -> list[str]:
     """Return arguments that start a program which is killed when the thread that started it ends.
 
     They run setpriv(1), which makes the prctl call and then becomes the program.
@@ -181,7 +181,7 @@ def _require(program: str) -> None:
         )
 
 
-def _end_of(child: subprocess.Popen[bytes], streams: _Streams, *, timeout: float) -> int | None:
+def _wait_for_end(child: subprocess.Popen[bytes], streams: _Streams, *, timeout: float) -> int | None:
     """Return a program's exit code once all of its output is read; None if it ran out of time."""
     exit_code = None
     try:

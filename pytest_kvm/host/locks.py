@@ -15,7 +15,6 @@ from pathlib import Path
 import filelock
 
 from pytest_kvm.errors import NoCapacity
-from pytest_kvm.waiting import NotYet, wait_until
 
 OnWait = Callable[[str], None]
 
@@ -55,30 +54,7 @@ def exclusive(path: Path, *, describe: str, timeout: float, on_wait: OnWait | No
         lock.release()
 
 
-@contextmanager
-def shared(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold a shared lock while the block runs; other processes may share it, :func:`exclusive` has to wait.
-
-    Raises:
-        NoCapacity: An exclusive holder did not release it within ``timeout`` seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-
-    def take() -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NotYet(holder(path)) from None
-
-    try:
-        wait_until(take, describe=f"the lock {path}", timeout=timeout, every=_POLL, error=NoCapacity)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class Held:
+class HeldLock:
     """A lock on an existing file, taken without waiting.
 
     The lock is on the file, not on its name. After taking it, check that the
@@ -122,7 +98,7 @@ class Held:
         self._descriptor = -1
 
 
-def try_shared(path: Path) -> Held | None:
+def try_shared(path: Path) -> HeldLock | None:
     """Take a shared lock on an existing file; return None if it is locked exclusively.
 
     Raises:
@@ -131,7 +107,7 @@ def try_shared(path: Path) -> Held | None:
     return _try_lock(path, fcntl.LOCK_SH)
 
 
-def try_exclusive(path: Path) -> Held | None:
+def try_exclusive(path: Path) -> HeldLock | None:
     """Take an exclusive lock on an existing file; return None if it is locked in either way.
 
     Raises:
@@ -140,14 +116,14 @@ def try_exclusive(path: Path) -> Held | None:
     return _try_lock(path, fcntl.LOCK_EX)
 
 
-def _try_lock(path: Path, kind: int) -> Held | None:
+def _try_lock(path: Path, kind: int) -> HeldLock | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
-    return Held(descriptor)
+    return HeldLock(descriptor)
 
 
 def holder(path: Path) -> str:

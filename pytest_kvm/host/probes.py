@@ -88,7 +88,7 @@ def qemu_fact() -> Fact:
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         return Fact(name="QEMU", severity="error", seen="not installed", remedy=hint)
-    version = _version_in(_answer_of(qemu, "--version"))
+    version = _version_in(_output_of(qemu, "--version"))
     if version is None or version < QEMU_FLOOR:
         seen = f"{qemu} is version {_dot(version)}; {_dot(QEMU_FLOOR)} is the oldest that will do"
         return Fact(name="QEMU", severity="error", seen=seen, remedy=hint)
@@ -155,7 +155,7 @@ def rootless_build_fact(
     if not namespaces.exists() or int(namespaces.read_text()) == 0:
         remedy = "sysctl user.max_user_namespaces=10000"
         return Fact(name=name, severity="warning", seen="user namespaces are switched off", remedy=remedy)
-    if _answer_of("unshare", "--user", "true") is None:
+    if _output_of("unshare", "--user", "true") is None:
         remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0 kernel.unprivileged_userns_clone=1"
         return Fact(name=name, severity="warning", seen="user namespaces are not allowed", remedy=remedy)
     if not _has_subordinate_ids(subuid):
@@ -201,7 +201,7 @@ def _need_fact(need: str, *, severity: Severity, name: str = "") -> Fact:
     return Fact(name=name or need, severity=severity, seen=seen, remedy=packages.install_hint(need))
 
 
-def _answer_of(*argv: str) -> str | None:
+def _output_of(*argv: str) -> str | None:
     """Return what a program prints, None if it fails."""
     try:
         ran = subprocess.run(argv, capture_output=True, text=True, timeout=_LONGEST_QUESTION, check=True)

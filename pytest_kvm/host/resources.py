@@ -25,11 +25,11 @@ def memory_available_mib(cgroups: Path = _CGROUPS) -> int:
     for folder in _own_cgroups(cgroups):
         with suppress(OSError, ValueError):  # no such controller, or "max": no limit
             limit = int((folder / "memory.max").read_text())
-            available = min(available, limit - _in_use(folder))
+            available = min(available, limit - _memory_used(folder))
     return max(0, available // _MIB)
 
 
-def _in_use(cgroup: Path) -> int:
+def _memory_used(cgroup: Path) -> int:
     """Return the bytes that a cgroup holds, without cached files that were not used lately.
 
     The kernel frees those files before it refuses memory. They have to be left

@@ -64,7 +64,7 @@ def sweep(parent: Path) -> list[Path]:
 
     A folder is left after a reboot, or when the run's watcher was killed, too.
     Only folders with a run's marker, and blank ones, are removed;
-    :func:`strangers` returns what no run made.
+    :func:`foreign_files` returns what no run made.
     """
     runs = parent / RUNS
     if not os.path.lexists(runs):
@@ -78,24 +78,26 @@ def sweep(parent: Path) -> list[Path]:
     return removed
 
 
-def strangers(parent: Path) -> list[Path]:
+def foreign_files(parent: Path) -> list[Path]:
     """Return the files and folders among the runs' folders that no run made."""
     runs = parent / RUNS
     if runs.is_symlink():
         return [runs]
     with suppress(FileNotFoundError):
-        return [path for path in sorted(runs.iterdir()) if path.name != _GUARD and not _is_a_runs(path)]
+        return [
+            path for path in sorted(runs.iterdir()) if path.name != _GUARD and not _belongs_to_a_run(path)
+        ]
     return []
 
 
-def _is_a_runs(folder: Path) -> bool:
+def _belongs_to_a_run(folder: Path) -> bool:
     known = _RUN.fullmatch(folder.name) is not None
     return known and (ownership.is_ours(folder) or ownership.is_blank(folder))
 
 
 def _is_dead(folder: Path) -> bool:
     """Say whether a folder belongs to a run that has ended; the caller holds the guard."""
-    if not _is_a_runs(folder):
+    if not _belongs_to_a_run(folder):
         return False
     try:
         lock = locks.try_exclusive(folder / ownership.MARKER)

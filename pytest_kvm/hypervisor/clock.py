@@ -30,8 +30,8 @@ class GuestClock:
         self._pid = pid
         self._lock = threading.Lock()
         self._now = self._host = time.monotonic()
-        self._waited = _Lost(0.0 if pid is None else held_up(pid))
-        self._stolen = _Lost(stolen())
+        self._waited = _Lost(0.0 if pid is None else vcpu_wait_seconds(pid))
+        self._stolen = _Lost(steal_seconds())
 
     def now(self) -> float:
         """Return seconds that only go up, like ``time.monotonic()``."""
@@ -40,8 +40,8 @@ class GuestClock:
         with self._lock:
             host = time.monotonic()
             passed, self._host = host - self._host, host
-            waited = self._waited.of(passed, held_up(self._pid))
-            taken = self._stolen.of(passed, stolen())
+            waited = self._waited.of(passed, vcpu_wait_seconds(self._pid))
+            taken = self._stolen.of(passed, steal_seconds())
             if passed > 0:
                 self._now += (passed - waited) * (1 - taken / passed)
             return self._now
@@ -75,7 +75,7 @@ class _Lost:
         return lost
 
 
-def held_up(pid: int) -> float:
+def vcpu_wait_seconds(pid: int) -> float:
     """Return for how long a QEMU's guest could not run because others had the host's processors.
 
     This is the time in which a vCPU thread of QEMU was ready, but not run
@@ -89,7 +89,7 @@ def held_up(pid: int) -> float:
     return max((_ready(task) for task in Path(f"/proc/{pid}/task").glob("*")), default=0.0)
 
 
-def stolen() -> float:
+def steal_seconds() -> float:
     """Return for how long a hypervisor below this host kept it from running (``steal`` in proc_stat(5)).
 
     Returns:

@@ -15,7 +15,7 @@ from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.hypervisor.protocol import DomainState
-from pytest_kvm.hypervisor.snapshots import Snapshots, leave_snapshot
+from pytest_kvm.hypervisor.snapshots import Snapshots, save_libvirt_snapshot
 
 _KILLED_WITHIN = 10.0
 _ENDS_WITHIN = 10.0
@@ -190,9 +190,9 @@ class LibvirtDomain:
         """Free the space that a snapshot occupies."""
         self._snapshots.drop(name)
 
-    def leave_snapshot(self, name: str) -> None:
+    def save_libvirt_snapshot(self, name: str) -> None:
         """Write a snapshot into the disks, from copies of which a new domain will be started."""
-        leave_snapshot(self._living(), name)
+        save_libvirt_snapshot(self._living(), name)
 
     def how_qemu_ended(self, within: float) -> str:
         """Wait for QEMU's end, at most ``within`` seconds, and return how it ended ("was killed by …")."""

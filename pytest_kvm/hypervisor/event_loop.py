@@ -21,7 +21,7 @@ def ensure_event_loop() -> None:
     """Start the event loop, unless this process has started it already."""
     with _lock:
         if not _started:
-            libvirt.registerErrorHandler(_remember_nothing, None)
+            libvirt.registerErrorHandler(_ignore_error, None)
             libvirt.virEventRegisterDefaultImpl()
             _started.append(threading.Thread(target=_run, name="kvm-libvirt-events", daemon=True))
             _started[0].start()
@@ -36,7 +36,7 @@ def _run() -> None:
             return
 
 
-def _remember_nothing(_context: object, _error: object) -> None:
+def _ignore_error(_context: object, _error: object) -> None:
     """Replace libvirt's default error handler, which prints each error to stderr.
 
     Nothing is lost: libvirt's Python module raises the same error as an exception.

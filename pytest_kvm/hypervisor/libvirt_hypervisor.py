@@ -105,7 +105,7 @@ class LibvirtHypervisor:
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         return self._start(xml, partial(_create_domain, xml=xml, flags=flags), doing="create")
 
-    def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> LibvirtDomain:
+    def create_from_snapshot(self, xml: str, *, snapshot: str, paused: bool = False) -> LibvirtDomain:
         """Start a transient domain from a snapshot that its disks hold; see :func:`start_from_snapshot`.
 
         Raises:
@@ -118,13 +118,13 @@ class LibvirtHypervisor:
     def _start(self, xml: str, start: _Start, *, doing: str) -> LibvirtDomain:
         connection = self._connection.get()
         name = _name_in(xml)
-        with self._born(name) as life:
+        with self._registered(name) as life:
             doing = f"{doing} the domain {name}"
             with (
                 self._watching(),
                 translated(doing, error=DomainFailed, details=lambda: self._qemu_log(name)),
             ):
-                raw = _started_once_free(connection, name, start)
+                raw = _start_when_name_is_free(connection, name, start)
                 process = self._process_of(raw)
             domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=process)
             with self._lock:
@@ -181,7 +181,7 @@ class LibvirtHypervisor:
                 self._domains.pop(life.name, None)
 
     @contextmanager
-    def _born(self, name: str) -> Generator[Lifecycle]:
+    def _registered(self, name: str) -> Generator[Lifecycle]:
         """Note the events of a domain that the block starts; forget the domain if the block fails."""
         life = Lifecycle(name, autopsy=lambda: self._autopsy(name))
         with self._lock:
@@ -262,7 +262,7 @@ def _create_domain(connection: libvirt.virConnect, *, xml: str, flags: int) -> l
     return connection.createXML(xml, flags)
 
 
-def _started_once_free(connection: libvirt.virConnect, name: str, start: _Start) -> libvirt.virDomain:
+def _start_when_name_is_free(connection: libvirt.virConnect, name: str, start: _Start) -> libvirt.virDomain:
     """Start a domain; try again while libvirt is removing an ended domain of the same name.
 
     libvirt reports a domain's end a moment before it removes the domain from

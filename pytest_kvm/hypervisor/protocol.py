@@ -170,8 +170,8 @@ class Domain(Protocol):
         """Free the space that a snapshot occupies in the disks; other snapshots stay."""
         ...
 
-    def leave_snapshot(self, name: str) -> None:
-        """Do as :meth:`take_snapshot`, but by a call of libvirt's own, for :meth:`Hypervisor.revive`.
+    def save_libvirt_snapshot(self, name: str) -> None:
+        """Take a snapshot by a call of libvirt's own; :meth:`Hypervisor.create_from_snapshot` starts from it.
 
         Raises:
             SnapshotFailed: A disk is not qcow2, or the guest boots with UEFI.
@@ -198,13 +198,14 @@ class Hypervisor(Protocol):
         """Create and start a transient domain from its XML."""
         ...
 
-    def revive(self, xml: str, *, snapshot: str, paused: bool = False) -> Domain:
+    def create_from_snapshot(self, xml: str, *, snapshot: str, paused: bool = False) -> Domain:
         """Create and start a transient domain from a snapshot that its disks hold.
 
         Args:
             xml: The domain, with the same devices at the same addresses as when
                 the snapshot was taken; name, UUID and paths of disks may differ.
-            snapshot: Name that was given to :meth:`Domain.leave_snapshot` or :meth:`Domain.take_snapshot`.
+            snapshot: Name that was given to :meth:`Domain.save_libvirt_snapshot` or
+                :meth:`Domain.take_snapshot`.
             paused: Leave the domain paused.
         """
         ...

@@ -184,7 +184,7 @@ class Snapshots:
         raise SnapshotFailed(f"QEMU of {self._domain.name} has lost its job {command}")
 
 
-def leave_snapshot(domain: libvirt.virDomain, name: str) -> None:
+def save_libvirt_snapshot(domain: libvirt.virDomain, name: str) -> None:
     """Write a snapshot into a running domain's disks: :func:`start_from_snapshot` starts from copies of them.
 
     Raises:

@@ -257,7 +257,7 @@ class Store:
         retired = [manifest for path, manifest in self._retired_manifests() if path != but]
         return {blob for manifest in (*self._named_images.all(), *retired) for blob in manifest.blobs}
 
-    def strangers(self) -> tuple[Path, ...]:
+    def foreign_files(self) -> tuple[Path, ...]:
         """Return the files in the store's folders that are not known to be the store's.
 
         Raises:
@@ -269,7 +269,7 @@ class Store:
         found -= {self._blobs / blob for blob in self._named_blobs() if BLOB.fullmatch(blob)}
         found -= set(_works_in(works))
         found |= {each for each in self._retired.glob("[!.]*") if not _is_file(each, _RETIRED_FILE)}
-        found |= set(self._named_images.strangers())
+        found |= set(self._named_images.foreign_files())
         return tuple(sorted(path for path in found if os.path.lexists(path)))
 
 

@@ -67,7 +67,7 @@ class Manifests:
             with suppress(FileNotFoundError, ImageError):
                 yield self.read(name)
 
-    def strangers(self) -> list[Path]:
+    def foreign_files(self) -> list[Path]:
         """Return the files in the folder that are no manifests."""
         return [path for path in self._folder.glob("[!.]*") if path.suffix != ".json"]
 

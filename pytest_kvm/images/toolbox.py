@@ -15,7 +15,6 @@ from pathlib import Path
 from pytest_kvm.host import command
 from pytest_kvm.images import debootstrap, namespace
 
-FORMAT = 1
 ROOTFS = Path("/mnt/rootfs")
 """Where a program in the toolbox finds the root filesystem."""
 WORK = Path("/mnt/work")

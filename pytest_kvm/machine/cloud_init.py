@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _STATUS = "/run/cloud-init/status.json"
 _OUTPUT = "/var/log/cloud-init-output.log"
 _READ_TIMEOUT = 30.0
-_OF_ITS_OWN = range(129)
+_EXIT_CODES_OF_THE_SCRIPT = range(129)
 """Exit codes of a program that ended by itself, not by a signal or a lost connection."""
 _CUT = "\n---\n"
 _WAIT = r"""
@@ -118,12 +118,12 @@ def _wait_for_end(boot: Boot, *, timeout: float) -> tuple[str, Status]:
         except SshUnavailable as lost:  # user-data may restart the network
             raise NotYet(lost.brief) from lost
         except CommandFailed as never_run:
-            raise _not_waited(boot, never_run.brief, details=never_run.details) from never_run
-        if waited.exit_code not in _OF_ITS_OWN:  # the guest shuts down, and so ended the script
+            raise _wait_failed(boot, never_run.brief, details=never_run.details) from never_run
+        if waited.exit_code not in _EXIT_CODES_OF_THE_SCRIPT:  # the guest shuts down, and so ended the script
             shell.close()
             raise NotYet("the guest's shutdown ended the wait")
         if waited.stdout.count(_CUT) < 2:
-            raise _not_waited(boot, f"sh exited with {waited.exit_code}", details=streams_of(waited))
+            raise _wait_failed(boot, f"sh exited with {waited.exit_code}", details=streams_of(waited))
         return waited.stdout
 
     try:
@@ -142,7 +142,7 @@ def _wait_for_end(boot: Boot, *, timeout: float) -> tuple[str, Status]:
     return progress.split()[-1], Status.parse(status).or_else(Status.parse(result))
 
 
-def _not_waited(boot: Boot, why: str, *, details: str) -> GuestError:
+def _wait_failed(boot: Boot, why: str, *, details: str) -> GuestError:
     return boot.failure(
         CloudInitFailed,
         f"could not wait for cloud-init: {why}",
@@ -165,13 +165,13 @@ class Status:
     def parse(cls, text: str) -> Status:
         """Read status.json or result.json; ignore what is not as documented."""
         try:
-            v1 = _table(_table(json.loads(text)).get("v1"))
+            v1 = _as_dict(_as_dict(json.loads(text)).get("v1"))
         except ValueError:
             return cls()
-        stages = [_table(part) for part in v1.values()]
-        recoverable = [_table(part.get("recoverable_errors")) for part in [v1, *stages]]
+        stages = [_as_dict(part) for part in v1.values()]
+        recoverable = [_as_dict(part.get("recoverable_errors")) for part in [v1, *stages]]
         return cls(
-            network_stage_over=bool(_table(v1.get("init")).get("finished")),
+            network_stage_over=bool(_as_dict(v1.get("init")).get("finished")),
             errors=_texts(part.get("errors") for part in [v1, *stages]),
             warnings=_texts(messages for levels in recoverable for messages in levels.values()),
         )
@@ -204,7 +204,7 @@ def _output(shell: Shell) -> str:
     return f"{_OUTPUT}, last 40 lines:\n{result.stdout}" if result.ok else ""
 
 
-def _table(value: object) -> dict[str, Any]:
+def _as_dict(value: object) -> dict[str, Any]:
     """Return the value if it is a JSON object, else an empty one: a guest may write anything."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 

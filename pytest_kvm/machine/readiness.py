@@ -52,14 +52,14 @@ def wait_until_ready(
     begun = clock() - phases.elapsed()
     boot = Boot(machine=machine, phases=phases, watch=ConsoleWatch(machine.console, clock=clock))
 
-    def time_left(own: float) -> float:
+    def seconds_left(own: float) -> float:
         return own if boot_timeout is None else max(0.0, boot_timeout - (clock() - begun))
 
-    log_in(boot, banner=time_left(machine.timeouts.boot), login=time_left(machine.timeouts.login))
-    wait_for_cloud_init(boot, timeout=time_left(machine.timeouts.cloud_init))
+    log_in(boot, banner=seconds_left(machine.timeouts.boot), login=seconds_left(machine.timeouts.login))
+    wait_for_cloud_init(boot, timeout=seconds_left(machine.timeouts.cloud_init))
     phases.reached("cloud_init")
     for unit in units:
-        _wait_for_wanted(boot, unit, timeout=time_left(machine.timeouts.command))
+        _wait_for_wanted_unit(boot, unit, timeout=seconds_left(machine.timeouts.command))
     phases.reached("ready")
 
 
@@ -149,7 +149,7 @@ _WHY_REFUSED = (
 )
 
 
-def _wait_for_wanted(boot: Boot, unit: str, *, timeout: float) -> None:
+def _wait_for_wanted_unit(boot: Boot, unit: str, *, timeout: float) -> None:
     try:
         wait_for_unit(boot.machine, unit, timeout=timeout)
     except GuestGone:

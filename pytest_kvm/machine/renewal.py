@@ -77,15 +77,15 @@ class Prestarted(NamedTuple):
     """The agent's handle of the FIFO that the script waits at."""
 
 
-def renew(machine: Machine, wish: Renewal | None = None, *, prestarted: Prestarted | None = None) -> None:
-    """Reseed the guest's random numbers, set its clock, and make the changes that ``wish`` lists.
+def renew(machine: Machine, renewal: Renewal | None = None, *, prestarted: Prestarted | None = None) -> None:
+    """Reseed the guest's random numbers, set its clock, and make the changes that ``renewal`` lists.
 
     The host measures how wrong the guest's clock is, and the guest moves it by
     that difference. So the time that the message takes does not count.
 
     Args:
         machine: The guest; it was resumed a moment ago.
-        wish: What to change besides random numbers and clock.
+        renewal: What to change besides random numbers and clock.
         prestarted: What :func:`prestart` returned before the guest was saved.
 
     Raises:
@@ -93,7 +93,7 @@ def renew(machine: Machine, wish: Renewal | None = None, *, prestarted: Prestart
         GuestGone: The guest ended.
         SshUnavailable: The guest has no agent, and SSH did not answer either.
     """
-    wish = wish or Renewal()
+    renewal = renewal or Renewal()
     agent = GuestAgent(machine.domain, timeout=machine.timeouts.agent)
     try:
         wait_until(
@@ -104,10 +104,10 @@ def renew(machine: Machine, wish: Renewal | None = None, *, prestarted: Prestart
             error=AgentError,
             clock=machine.domain.clock,
         )
-        failed = _renew_by_agent(agent, wish, prestarted=prestarted, timeouts=machine.timeouts)
+        failed = _renew_by_agent(agent, renewal, prestarted=prestarted, timeouts=machine.timeouts)
     except AgentError as absent:
         machine.log.info("%s: renewed over SSH: %s", machine.name, absent.brief)
-        failed = _renew_over_ssh(machine, wish)
+        failed = _renew_over_ssh(machine, renewal)
     if failed:
         raise GuestError(
             f"{machine.name}: could not be made a guest of its own: {failed.splitlines()[-1]}",
@@ -153,17 +153,17 @@ def _open_fifo(agent: GuestAgent, fifo: str) -> int:
 # ------------------------------------------------------------ orders and clock
 
 
-def _orders(wish: Renewal, *, clock: int) -> bytes:
+def _orders(renewal: Renewal, *, clock: int) -> bytes:
     orders = [f"seed {_base64(os.urandom(_SEED_BYTES))}"]
-    if wish.hostname is not None:
-        orders.append(f"hostname {_base64(wish.hostname.encode())}")
-    if wish.machine_id is not None:
-        orders.append(f"machine-id {wish.machine_id}")
-    orders += [f"mac {old} {new}" for old, new in wish.macs]
-    if wish.macs:
+    if renewal.hostname is not None:
+        orders.append(f"hostname {_base64(renewal.hostname.encode())}")
+    if renewal.machine_id is not None:
+        orders.append(f"machine-id {renewal.machine_id}")
+    orders += [f"mac {old} {new}" for old, new in renewal.macs]
+    if renewal.macs:
         orders.append("leases")
-    if wish.host_key is not None:
-        private, public = wish.host_key.private.encode(), f"{wish.host_key.public}\n".encode()
+    if renewal.host_key is not None:
+        private, public = renewal.host_key.private.encode(), f"{renewal.host_key.public}\n".encode()
         orders.append(f"host-key {_base64(private)} {_base64(public)}")
     return "".join(f"{order}\n" for order in [*orders, f"clock {clock}", "end"]).encode()
 
@@ -212,18 +212,20 @@ def _check_connected(agent: GuestAgent) -> None:
 
 
 def _renew_by_agent(
-    agent: GuestAgent, wish: Renewal, *, prestarted: Prestarted | None, timeouts: Timeouts
+    agent: GuestAgent, renewal: Renewal, *, prestarted: Prestarted | None, timeouts: Timeouts
 ) -> str:
     """Return why it failed, "" if it did not."""
     if prestarted is not None:
         try:
-            failed = _carry_out(agent, wish, give=partial(_tell, agent, prestarted), timeout=timeouts.agent)
+            failed = _carry_out(
+                agent, renewal, give=partial(_tell, agent, prestarted), timeout=timeouts.agent
+            )
         except (AgentError, WaitTimeout) as error:
             failed = error.brief
         if not failed:
             return ""
         _log.warning("the prestarted script failed, another is started: %s", failed)
-    return _carry_out(agent, wish, give=partial(_start, agent), timeout=timeouts.command)
+    return _carry_out(agent, renewal, give=partial(_start, agent), timeout=timeouts.command)
 
 
 def _tell(agent: GuestAgent, prestarted: Prestarted, orders: bytes) -> int:
@@ -235,14 +237,14 @@ def _start(agent: GuestAgent, orders: bytes) -> int:
     return agent.start([*_PYTHON, _script()], input=orders)
 
 
-def _carry_out(agent: GuestAgent, wish: Renewal, *, give: Callable[[bytes], int], timeout: float) -> str:
+def _carry_out(agent: GuestAgent, renewal: Renewal, *, give: Callable[[bytes], int], timeout: float) -> str:
     """Send orders to a script in the guest; return why they failed, "" if they did not.
 
     Setting the clock is the last order: once the clock has jumped, all orders were
     carried out. Waiting for the script to end takes 0.1 s more under TCG.
     """
     error = _clock_error(partial(_agent_time, agent))
-    pid = give(_orders(wish, clock=-error))
+    pid = give(_orders(renewal, clock=-error))
     if abs(error) > _VISIBLE:
         with contextlib.suppress(WaitTimeout):
             wait_until(
@@ -265,7 +267,7 @@ def _check_moved(agent: GuestAgent) -> None:
 # ------------------------------------------------------------ over SSH
 
 
-def _renew_over_ssh(machine: Machine, wish: Renewal) -> str:
+def _renew_over_ssh(machine: Machine, renewal: Renewal) -> str:
     """Return why it failed, "" if it did not."""
     process = machine.shell.start([*_PYTHON, _script()], user="root")
     try:
@@ -275,7 +277,7 @@ def _renew_over_ssh(machine: Machine, wish: Renewal) -> str:
             process.write("time\n")
             return int(next(lines))
 
-        process.write(_orders(wish, clock=-_clock_error(ask)))
+        process.write(_orders(renewal, clock=-_clock_error(ask)))
         result = process.wait()
     finally:
         process.release()

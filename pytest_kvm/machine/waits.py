@@ -25,7 +25,7 @@ from pytest_kvm.waiting import NotYet, time_left, wait_until
 if TYPE_CHECKING:
     from pytest_kvm.results import CommandResult
 
-_ONE_LOOK = 1.0
+_ONE_CHECK = 1.0
 """Seconds that a command gets at least, even if no time is left."""
 _SLACK = 30.0
 """Seconds that the host waits beyond a script's own time-out before it gives the script up."""
@@ -152,7 +152,7 @@ def wait_until_succeeds(
 
     def try_once() -> CommandResult:
         nonlocal last
-        left = max(_ONE_LOOK, timeout - (clock() - begun))
+        left = max(_ONE_CHECK, timeout - (clock() - begun))
         try:
             result = machine.shell.run(command, user=user, timeout=left, check=False)
         except CommandTimeout as late:

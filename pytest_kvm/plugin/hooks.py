@@ -18,7 +18,7 @@ from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
-from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_machinery
+from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_plugin_frames
 from pytest_kvm.plugin.session import begin_session, coordinator_of, existing_run, record_of, scopes_of
 from pytest_kvm.plugin.summary import Summary
 from pytest_kvm.settings import Settings
@@ -99,7 +99,7 @@ def pytest_runtest_makereport(
     """Add guests' events and consoles to a test's report; report a guest that does not boot as an error."""
     error = None if call.excinfo is None else call.excinfo.value
     if isinstance(error, KvmError) and not item.config.option.fulltrace:
-        call.excinfo = without_machinery(error)
+        call.excinfo = without_plugin_frames(error)
     events = record_of(item.config).add_properties(item, [guest.name for guest in guests_of(item)])
     report = yield
     if events:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CONSOLE_LINES = 40
 
 
-def stands_on(config: pytest.Config) -> list[str]:
+def header_lines(config: pytest.Config) -> list[str]:
     """Return lines that name this run's accelerator (and why), libvirt connection, image and cache folder."""
     settings = settings_stashed(config)
     return [
@@ -87,7 +87,7 @@ def is_infrastructure(error: BaseException) -> bool:
 _MACHINERY = {"_pytest", "concurrent", "contextlib", "pluggy", "pytest_kvm", "tenacity", "threading"}
 
 
-def without_machinery(error: KvmError) -> pytest.ExceptionInfo[BaseException]:
+def without_plugin_frames(error: KvmError) -> pytest.ExceptionInfo[BaseException]:
     """Return an error with only the frames of the user's own code; if there are none, with its text alone."""
     shortened: TracebackType | None = None
     for entry in reversed(list(_users_entries(error.__traceback__))):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_kvm.plugin.collection import uses_guests
 from pytest_kvm.plugin.record import event_text, events_of
-from pytest_kvm.plugin.report import stands_on
+from pytest_kvm.plugin.report import header_lines
 from pytest_kvm.provision.events import WORDS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Summary:
         if self._config.get_verbosity() < 0 or not any(map(uses_guests, items)):
             return []
         self._introduced = True
-        return stands_on(self._config)
+        return header_lines(self._config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect a report's events."""
@@ -71,7 +71,7 @@ class Summary:
         if verbosity < 0 or not self._told:
             return
         if not self._introduced:  # xdist's workers collect, and this process does not
-            for line in stands_on(self._config):
+            for line in header_lines(self._config):
                 terminalreporter.write_line(line)
         if verbosity > 0:
             terminalreporter.write_sep("=", _TITLE)
@@ -98,9 +98,9 @@ class Summary:
             yield f"{_count(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"
 
     def _left_alone(self) -> str:
-        from pytest_kvm.provision.strangers import strangers_named  # noqa: PLC0415 - as above
+        from pytest_kvm.provision.foreign_files import foreign_files_text  # noqa: PLC0415 - as above
 
-        return strangers_named(self._settings)
+        return foreign_files_text(self._settings)
 
     def _details(self) -> Iterable[str]:
         """Yield a line for each guest, kind of event and tier."""

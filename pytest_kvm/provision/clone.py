@@ -19,7 +19,7 @@ from pytest_kvm.provision.cold_boot import (
     guest_folder,
     paused_domain,
 )
-from pytest_kvm.provision.disks import FrozenDisk, cloned_disks, copied_disks
+from pytest_kvm.provision.disks import FrozenDisk, copies_of, overlays_of
 from pytest_kvm.provision.machine_plan import is_unique, new_machine_id, plan_domain
 from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
@@ -105,7 +105,7 @@ def _from_ram_file(
     frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
     plan = replace(
         plan,
-        disks=cloned_disks(order.spec, frozen, seed=template.path(SEED), folder=folder),
+        disks=overlays_of(order.spec, frozen, seed=template.path(SEED), folder=folder),
         ram_file=RamFile(path=template.path(RAM), shared=False),
     )
     domain = stack.enter_context(paused_domain(resources, order.domain.filled_in(plan)))
@@ -126,9 +126,13 @@ def _from_snapshot(
     """Copy the template's disks with the snapshot in them, and have libvirt start the domain from it."""
     folder = plan.console_log.parent
     frozen = [template.path(name) for name, _ in facts.disks]
-    plan = replace(plan, disks=copied_disks(order.spec, frozen, seed=template.path(SEED), folder=folder))
+    plan = replace(plan, disks=copies_of(order.spec, frozen, seed=template.path(SEED), folder=folder))
     return stack.enter_context(
-        destroying(resources.hypervisor.revive(order.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True))
+        destroying(
+            resources.hypervisor.create_from_snapshot(
+                order.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True
+            )
+        )
     )
 
 

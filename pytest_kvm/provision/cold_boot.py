@@ -14,13 +14,13 @@ from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
-from pytest_kvm.provision.disks import made_disks
+from pytest_kvm.provision.disks import new_disks
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
 from pytest_kvm.provision.order import Order, Place
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile
-from pytest_kvm.render.qemu_args import card_id, lone_netdev
+from pytest_kvm.render.qemu_args import card_id, unplugged_netdev
 from pytest_kvm.render.seed import seed_bytes
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.ssh.access import Access
@@ -73,7 +73,7 @@ def power_on(
     if files.ram is not None:
         plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
     seed = _write_seed(order, plan, identity, into=files.folder)
-    plan = replace(plan, disks=made_disks(order.spec, order.image, seed=seed, folder=files.folder))
+    plan = replace(plan, disks=new_disks(order.spec, order.image, seed=seed, folder=files.folder))
     domain = stack.enter_context(paused_domain(resources, order.domain.filled_in(plan)))
     apply_link_state(domain, order.spec)
     machine = assemble_machine(
@@ -125,7 +125,7 @@ def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
     lone = [nic for nic in spec.nics if not nic.plugged]
     for index, nic in enumerate(lone, start=1):
         if nic.link == "down":
-            domain.qmp("set_link", {"name": card_id(lone_netdev(index)), "up": False})
+            domain.qmp("set_link", {"name": card_id(unplugged_netdev(index)), "up": False})
 
 
 def assemble_machine(

@@ -21,7 +21,7 @@ FrozenDisk = tuple[Path, DiskFormat]
 """Path and format of a template's disk, which is never written to."""
 
 
-def made_disks(spec: GuestSpec, image: Image, *, seed: Path, folder: Path) -> list[DiskPlan]:
+def new_disks(spec: GuestSpec, image: Image, *, seed: Path, folder: Path) -> list[DiskPlan]:
     """Make the disks of a cold boot: the root disk first, the seed last.
 
     Raises:
@@ -29,18 +29,16 @@ def made_disks(spec: GuestSpec, image: Image, *, seed: Path, folder: Path) -> li
     """
     root = folder / "root.qcow2"
     create_overlay(root, backing=image.disk, size=_bytes(spec.root_size, field="GuestSpec.root_size"))
-    extra = [_made_disk(disk, folder / f"disk{number}") for number, disk in enumerate(spec.disks, start=1)]
+    extra = [_new_disk(disk, folder / f"disk{number}") for number, disk in enumerate(spec.disks, start=1)]
     return [DiskPlan(path=root, format="qcow2"), *extra, DiskPlan(path=seed, format="raw", readonly=True)]
 
 
-def cloned_disks(
-    spec: GuestSpec, frozen: Sequence[FrozenDisk], *, seed: Path, folder: Path
-) -> list[DiskPlan]:
+def overlays_of(spec: GuestSpec, frozen: Sequence[FrozenDisk], *, seed: Path, folder: Path) -> list[DiskPlan]:
     """Make a clone's disks: overlays on the template's disks.
 
     Args:
         spec: The guest's spec.
-        frozen: The template's disks in the order of :func:`made_disks`, without the seed.
+        frozen: The template's disks in the order of :func:`new_disks`, without the seed.
         seed: The template's seed ISO.
         folder: Where the overlays go.
 
@@ -57,12 +55,12 @@ def cloned_disks(
     return [*plans, DiskPlan(path=seed, format="raw", readonly=True)]
 
 
-def copied_disks(spec: GuestSpec, frozen: Sequence[Path], *, seed: Path, folder: Path) -> list[DiskPlan]:
+def copies_of(spec: GuestSpec, frozen: Sequence[Path], *, seed: Path, folder: Path) -> list[DiskPlan]:
     """Make a clone's disks: copies of the template's disks, with the snapshot that they hold.
 
     Args:
         spec: The guest's spec.
-        frozen: The template's disks in the order of :func:`made_disks`, without the seed.
+        frozen: The template's disks in the order of :func:`new_disks`, without the seed.
         seed: The template's seed ISO.
         folder: Where the copies go.
 
@@ -79,7 +77,7 @@ def copied_disks(spec: GuestSpec, frozen: Sequence[Path], *, seed: Path, folder:
     return [*plans, DiskPlan(path=seed, format="raw", readonly=True)]
 
 
-def _made_disk(disk: Disk, path: Path) -> DiskPlan:
+def _new_disk(disk: Disk, path: Path) -> DiskPlan:
     size = _bytes(disk.size, field="Disk.size")
     if disk.file is not None:
         create_overlay(path, backing=Path(disk.file), size=size)

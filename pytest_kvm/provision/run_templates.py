@@ -45,8 +45,8 @@ class RunTemplates:
         facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
         return fingerprint(order.domain, image=order.image, machine=facts)
 
-    def get(self, order: Order, tier: TemplateTier, *, key: str) -> tuple[Template, bool]:
-        """Return the template that a guest is cloned from, and whether it had to be made.
+    def get(self, order: Order, tier: TemplateTier, *, key: str) -> tuple[Template, str]:
+        """Return the template that a guest is cloned from, and why it had to be made; "" if it was found.
 
         Args:
             order: The machine that is asked for.
@@ -61,13 +61,16 @@ class RunTemplates:
         """
         template = self._claim(key, order)
         if template is not None:
-            return template, False
+            return template, ""
         ram_mib = order.spec.memory_kib // 1024
         with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, order)) as building:
             template = self._claim(key, order)
             if template is not None:
-                return template, False
-            return self._keep(self._build(order, building, tier=tier)), True
+                return template, ""
+            why = "no template yet"
+            if building.ram_note:
+                why += f"; its RAM file is on disk: {building.ram_note}"
+            return self._keep(self._build(order, building, tier=tier)), why
 
     def discard(self, order: Order, template: Template, *, reason: str) -> None:
         """Remove a damaged template from the boot cache."""

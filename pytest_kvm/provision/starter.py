@@ -146,23 +146,23 @@ class GuestStarter:
         )
 
     def _start_from_template(self, order: Order, tier: TemplateTier, *, key: str, why: str) -> Started:
-        template, made_in = self._get_template(order, tier, key=key)
+        template, boot = self._get_template(order, tier, key=key)
         try:
             started = self._start_clone(order, template, why=why)
         except StateDamaged as failure:  # the template is made anew, once
             self._templates.discard(order, template, reason=failure.brief)
-            template, made_in = self._get_template(order, tier, key=key)
+            template, boot = self._get_template(order, tier, key=key)
             started = self._start_clone(order, template, why=why)
-        if made_in is None:
-            return started
-        boot = _boot_event(order, seconds=made_in, why="no template yet")
-        return replace(started, events=(boot, *started.events))
+        return replace(started, events=(*boot, *started.events))
 
-    def _get_template(self, order: Order, tier: TemplateTier, *, key: str) -> tuple[Template, float | None]:
-        """Return a template, and the seconds it took if it had to be made."""
+    def _get_template(
+        self, order: Order, tier: TemplateTier, *, key: str
+    ) -> tuple[Template, tuple[Event, ...]]:
+        """Return a template, and the event of its boot if it had to be made."""
         begun = time.monotonic()
-        template, made = self._templates.get(order, tier, key=key)
-        return template, time.monotonic() - begun if made else None
+        template, why = self._templates.get(order, tier, key=key)
+        seconds = time.monotonic() - begun
+        return template, (_boot_event(order, seconds=seconds, why=why),) if why else ()
 
     def _start_clone(self, order: Order, template: Template, *, why: str = "") -> Started:
         """Start a clone; if it fails, start another.

@@ -34,7 +34,6 @@ RAM = "ram"
 STATE = "state"
 SEED = "seed.iso"
 KEY = "id_ed25519"
-DOMAIN_XML = "domain.xml"
 CONSOLE = "console.log"
 _GOODBYE_WITHIN = 30.0
 _SSH_PORT = 22
@@ -107,14 +106,12 @@ def freeze(
     _log_out(machine)
     prestarted = tuple(each for each in (prestart(machine), prestart(machine)) if each is not None)
     machine.domain.suspend()
-    xml = machine.domain.xml()
     if tier == "cow":
         with os.fdopen(os.open(building.folder / STATE, _NEW_FILE, 0o600), "wb") as target:
             machine.domain.save_state(target)
     else:
-        machine.domain.leave_snapshot(SNAPSHOT)
+        machine.domain.save_libvirt_snapshot(SNAPSHOT)
     machine.domain.destroy()
-    write_private(building.folder / DOMAIN_XML, xml)
     shutil.copyfile(machine.console.log, building.folder / CONSOLE)
     _make_relocatable(order, powered.plan.disks[0])
     return _facts(powered, tier=tier, prestarted=prestarted, boot_seconds=boot_seconds)

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.spec.user_data import check_config, check_text, check_values
-from pytest_kvm.spec.value import check_choice, check_words, put, spec_value
+from pytest_kvm.spec.value import check_choice, check_sequence, put, spec_value
 
 Datasource = Literal["nocloud", "configdrive"]
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -41,8 +41,8 @@ class User:
             raise SpecError(
                 "User.name: root exists already", resolution="leave it out: commands run as root by default"
             )
-        put(self, "groups", check_words(self.groups, field="User.groups"))
-        put(self, "authorized_keys", check_words(self.authorized_keys, field="User.authorized_keys"))
+        put(self, "groups", check_sequence(self.groups, field="User.groups"))
+        put(self, "authorized_keys", check_sequence(self.authorized_keys, field="User.authorized_keys"))
 
 
 @spec_value
@@ -91,8 +91,8 @@ class CloudInit:
 
     def __post_init__(self) -> None:
         """Check the fields and freeze the lists."""
-        put(self, "users", check_words(self.users, field="CloudInit.users", one=User))
-        put(self, "files", check_words(self.files, field="CloudInit.files", one=File))
+        put(self, "users", check_sequence(self.users, field="CloudInit.users", one=User))
+        put(self, "files", check_sequence(self.files, field="CloudInit.files", one=File))
         put(self, "run_commands", _checked_commands(self.run_commands))
         for name in ("user_data", "network_config", "vendor_data"):
             value: object = getattr(self, name)
@@ -124,7 +124,7 @@ def _checked_commands(commands: Sequence[str | Sequence[str]]) -> tuple[str | tu
     return tuple(
         command
         if isinstance(command, str)
-        else check_words(command, field=f"CloudInit.run_commands[{index}]")
+        else check_sequence(command, field=f"CloudInit.run_commands[{index}]")
         for index, command in enumerate(commands)
     )
 

@@ -17,7 +17,7 @@ from pytest_kvm.spec.disk import Disk
 from pytest_kvm.spec.image import ImageRef
 from pytest_kvm.spec.network import Nic
 from pytest_kvm.spec.prepare import HostFile, Script, checked_steps
-from pytest_kvm.spec.value import check_choice, check_words, put, spec_value
+from pytest_kvm.spec.value import check_choice, check_sequence, put, spec_value
 
 Boot = Literal["auto", "direct", "firmware"]
 Firmware = Literal["bios", "uefi"]
@@ -124,10 +124,10 @@ class GuestSpec:
         return ImageRef.parse(self.image) if isinstance(self.image, str) else self.image
 
     def _freeze_lists(self) -> None:
-        put(self, "disks", check_words(self.disks, field="GuestSpec.disks", one=Disk))
-        put(self, "nics", check_words(self.nics, field="GuestSpec.nics", one=Nic))
-        put(self, "packages", check_words(self.packages, field="GuestSpec.packages"))
-        put(self, "units", check_words(self.units, field="GuestSpec.units"))
+        put(self, "disks", check_sequence(self.disks, field="GuestSpec.disks", one=Disk))
+        put(self, "nics", check_sequence(self.nics, field="GuestSpec.nics", one=Nic))
+        put(self, "packages", check_sequence(self.packages, field="GuestSpec.packages"))
+        put(self, "units", check_sequence(self.units, field="GuestSpec.units"))
         put(self, "prepare", checked_steps(self.prepare, field="GuestSpec.prepare"))
 
     def _check_hardware(self) -> None:

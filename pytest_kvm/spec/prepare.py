@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.value import check_words, put, spec_value
+from pytest_kvm.spec.value import check_sequence, put, spec_value
 
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?")
 _MODE_LIMIT = 0o7777
@@ -102,7 +102,7 @@ def _checked_step(step: object, *, field: str) -> PrepareStep:
         )
     if not isinstance(step, (str, Sequence)) or isinstance(step, (bytes, bytearray)):
         raise SpecError(f"{field}: {step!r} is neither a command, a Script nor a HostFile")
-    command = step if isinstance(step, str) else check_words(step, field=field)
+    command = step if isinstance(step, str) else check_sequence(step, field=field)
     words: tuple[Any, ...] = (command,) if isinstance(command, str) else command
     if not words or not words[0].strip() or any("\0" in word for word in words):
         raise SpecError(f"{field}: {step!r} is not a command that can be run")

@@ -114,7 +114,7 @@ def check_choice(value: object, choices: Any, *, field: str) -> None:  # noqa: A
         )
 
 
-def check_words(values: Iterable[object], *, field: str, one: type[Any] = str) -> tuple[Any, ...]:
+def check_sequence(values: Iterable[object], *, field: str, one: type[Any] = str) -> tuple[Any, ...]:
     """Return ``values`` as a tuple after checking each item's class.
 
     A string instead of a list is refused: ``packages="nginx"`` would be five packages.

@@ -16,7 +16,7 @@ from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _MOST = 8
 """Connections to one guest at most; each carries as many commands as sshd's MaxSessions (10) allows."""
-_A_MOMENT = 1.0
+_ANSWERS_AFTER = 1.0
 """Seconds after a lost connection; an sshd that answers later than that shows that the guest stays up."""
 _GOES_DOWN_WITHIN = 15.0
 """Seconds from a lost connection within which a guest that powers off has ended."""
@@ -171,7 +171,7 @@ class Connections:
         return connection
 
 
-def goes_down(access: Access, *, is_alive: Callable[[], bool], log: logging.Logger) -> bool:
+def ends_soon(access: Access, *, is_alive: Callable[[], bool], log: logging.Logger) -> bool:
     """Wait until a guest has ended, or its sshd answers; return whether the guest has ended.
 
     When QEMU ends, the connection closes a moment before libvirt reports the end.
@@ -183,7 +183,7 @@ def goes_down(access: Access, *, is_alive: Callable[[], bool], log: logging.Logg
     def has_ended() -> bool:
         if not is_alive():
             return True
-        if time.monotonic() - lost_at > _A_MOMENT and _answers(access):
+        if time.monotonic() - lost_at > _ANSWERS_AFTER and _answers(access):
             return False
         raise NotYet("it runs, and its sshd does not answer")
 

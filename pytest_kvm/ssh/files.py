@@ -22,7 +22,7 @@ from pytest_kvm.ssh import archive, file_scripts
 from pytest_kvm.ssh.archive import Owner
 from pytest_kvm.ssh.file_scripts import Target
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
-from pytest_kvm.ssh.transfer import Ended, Opener, Transfer
+from pytest_kvm.ssh.transfer import CommandStarter, ScriptEnded, Transfer
 
 GET_LIMIT = 8 * 1024**3
 """Bytes that :meth:`Files.get` takes from a guest by default."""
@@ -47,7 +47,7 @@ class Files:
         log: The guest's logger.
     """
 
-    def __init__(self, shell: Opener, *, log: logging.Logger) -> None:
+    def __init__(self, shell: CommandStarter, *, log: logging.Logger) -> None:
         self._shell = shell
         self._log = log
 
@@ -88,7 +88,7 @@ class Files:
         with Transfer(self._shell, script, path=target.final, user=_who(owner)) as transfer:
             try:
                 archive.pack(source, transfer, owner=whom, log=self._log)
-            except Ended:
+            except ScriptEnded:
                 self._log.debug("%s: the guest's tar ended early", target.final)
             transfer.finish()
 
@@ -180,7 +180,7 @@ class Files:
             try:
                 while piece := file.read(_PIECE):
                     transfer.write(piece)
-            except Ended:
+            except ScriptEnded:
                 self._log.debug("%s: the guest took no more", path)
             transfer.finish()
 

@@ -22,7 +22,7 @@ from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.channel import PIECE, Channel
 from pytest_kvm.ssh.command_line import Command, as_given, command_line, signal_line
 from pytest_kvm.ssh.connection import Connection
-from pytest_kvm.ssh.connections import Connections, goes_down
+from pytest_kvm.ssh.connections import Connections, ends_soon
 from pytest_kvm.ssh.process import CommandContext, Process
 from pytest_kvm.waiting import Clock
 
@@ -227,7 +227,7 @@ class Shell:
         """Return why nothing can come over a connection any more; None if it still works."""
         if self._is_alive() and connection.alive:
             return None
-        if goes_down(self._access, is_alive=self._is_alive, log=self._log):
+        if ends_soon(self._access, is_alive=self._is_alive, log=self._log):
             return self._guest_gone()
         return SshUnavailable(
             f"{self._guest}: the SSH connection was lost while the guest runs on",

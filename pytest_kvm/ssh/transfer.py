@@ -31,7 +31,7 @@ _REASONS: tuple[tuple[re.Pattern[bytes], type[RemoteFileError]], ...] = (
 """Error texts of strerror(3) in the C locale, which every script sets, and the errors they lead to."""
 
 
-class Opener(Protocol):
+class CommandStarter(Protocol):
     """Starts a command and returns its channel: :class:`~pytest_kvm.ssh.shell.Shell`."""
 
     def channel(self, command: Command, *, user: str | None = None) -> tuple[Channel, CommandContext]:
@@ -39,7 +39,7 @@ class Opener(Protocol):
         ...
 
 
-class Ended(Exception):  # noqa: N818 - finish() tells the error
+class ScriptEnded(Exception):  # noqa: N818 - finish() tells the error
     """The script ended before it had taken all its data; :meth:`Transfer.finish` says why."""
 
 
@@ -53,7 +53,7 @@ class Transfer:
         user: The user that runs the script; None: the login user.
     """
 
-    def __init__(self, opener: Opener, script: str, *, path: str, user: str | None = None) -> None:
+    def __init__(self, opener: CommandStarter, script: str, *, path: str, user: str | None = None) -> None:
         self._channel, self._context = opener.channel(f"LC_ALL=C; export LC_ALL\n{script}", user=user)
         # There is no time-out for the whole transfer, only for a stop of its data.
         self._channel.settimeout(self._context.timeout)
@@ -70,12 +70,12 @@ class Transfer:
         """Send data to the script.
 
         Raises:
-            Ended: The script takes no more data.
+            ScriptEnded: The script takes no more data.
         """
         try:
             send(self._channel, data)
         except (OSError, EOFError) as error:
-            raise Ended from error
+            raise ScriptEnded from error
         return len(data)
 
     def read(self, size: int) -> bytes:

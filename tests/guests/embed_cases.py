@@ -308,11 +308,13 @@ def revived():
     mark(former, 1)
     former.take_snapshot("ours")
     mark(former, 2)
-    former.leave_snapshot("libvirts")
+    former.save_libvirt_snapshot("libvirts")
     former.destroy()
     for name, value in (("ours", 1), ("libvirts", 2)):
         shutil.copy(RUN_DIR / "former.qcow2", RUN_DIR / f"{name}.qcow2")
-        domain = hypervisor.revive(with_disk(name, RUN_DIR / f"{name}.qcow2"), snapshot=name, paused=True)
+        domain = hypervisor.create_from_snapshot(
+            with_disk(name, RUN_DIR / f"{name}.qcow2"), snapshot=name, paused=True
+        )
         assert (domain.state(), marked(domain)) == (DomainState.PAUSED, value)
         domain.resume()
         assert psutil.Process(domain.pid).ppid() == os.getpid()
@@ -332,7 +334,8 @@ def revived():
     hypervisor.close()
     assert hypervisor.domains() == []
     said = refused(
-        DomainFailed, lambda: hypervisor.revive(with_disk("web", RUN_DIR / "web.qcow2"), snapshot="none")
+        DomainFailed,
+        lambda: hypervisor.create_from_snapshot(with_disk("web", RUN_DIR / "web.qcow2"), snapshot="none"),
     )
     assert "does not exist" in said, said
     hypervisor.create(with_disk("web", RUN_DIR / "web.qcow2")).destroy()

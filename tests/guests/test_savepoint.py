@@ -195,7 +195,7 @@ def free_port(domain):
 def test_a_snapshot_goes_on_in_a_domain_of_its_own(traveller, revive):
     mark(traveller, "left")
     traveller.pause()
-    traveller.machine.domain.leave_snapshot("left")
+    traveller.machine.domain.save_libvirt_snapshot("left")
     revived = revive("left")
     assert revived.state() is DomainState.PAUSED
     traveller.resume()
@@ -220,7 +220,7 @@ def revive(traveller):
     def revived(snapshot):
         shutil.copytree(machine.folder, folder, ignore=lambda _, names: {n for n in names if "sock" in n})
         xml = another_domain(machine.domain.xml(), before=machine.folder, now=folder)
-        domains.append(hypervisor.revive(xml, snapshot=snapshot, paused=True))
+        domains.append(hypervisor.create_from_snapshot(xml, snapshot=snapshot, paused=True))
         return domains[0]
 
     yield revived

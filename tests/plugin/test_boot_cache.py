@@ -46,6 +46,12 @@ def killed(domain, *, doing):
 device_state._wait_for_job = killed
 """
 
+NO_MEMORY_FOR_TEMPLATES = """
+from pytest_kvm.boot_cache import ram_file
+
+ram_file._KEPT_FREE = 1.0
+"""
+
 
 @pytest.fixture(scope="module")
 def killed_when_freezing(suite):
@@ -150,9 +156,10 @@ def test_a_damaged_template_is_told_and_made_again(suite, first, damage, told):
 
 def test_refresh_makes_it_again(suite, first):
     (old,) = suite.entries
-    refreshed = suite.run("--kvm-cache=refresh")
+    refreshed = suite.run("--kvm-cache=refresh", "--kvm-cache-ram=tmpfs", sabotage=NO_MEMORY_FOR_TEMPLATES)
     assert refreshed.is_fine(), refreshed.output
     assert refreshed.summary.startswith("kvm: 1 guest, 1 cold boot "), refreshed.output
     assert refreshed.made.isdisjoint(first.made)
     assert len(suite.entries) == 1
     assert old not in suite.entries
+    assert "its RAM file is on disk: " in refreshed.ways[0]["kvm_guest_vm"]

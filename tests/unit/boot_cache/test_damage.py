@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from pytest_kvm.boot_cache import manifest as manifest_module
-from pytest_kvm.boot_cache.manifest import digest_of
+from pytest_kvm.boot_cache.manifest import sparse_digest
 from tests.unit.boot_cache.conftest import FILES, KEY
 
 EVERY_FILE = [*FILES, "manifest.json"]
@@ -126,9 +126,9 @@ def reads(monkeypatch):
 
     def noted(path):
         names.append(path.name)
-        return digest_of(path)
+        return sparse_digest(path)
 
-    monkeypatch.setattr(manifest_module, "digest_of", noted)
+    monkeypatch.setattr(manifest_module, "sparse_digest", noted)
     return names
 
 

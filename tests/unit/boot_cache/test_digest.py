@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvm.boot_cache.manifest import digest_of
+from pytest_kvm.boot_cache.manifest import sparse_digest
 
 BLOCK = 64 * 1024
 
@@ -32,7 +32,7 @@ def written(layout, *, with_holes: bool) -> str:
                 else:
                     file.write(bytes(length))
             file.truncate(file.tell())
-        return digest_of(path)
+        return sparse_digest(path)
 
 
 def contents(layout) -> bytes:
@@ -53,14 +53,14 @@ def test_other_bytes_have_another_digest(one, other):
 def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(3 * BLOCK + 17))
-    seen = {digest_of(path)}
+    seen = {sparse_digest(path)}
     positions = [0, BLOCK - 1, BLOCK, 2 * BLOCK, 3 * BLOCK, 3 * BLOCK + 16]
     for position in positions:
         with path.open("r+b") as file:
             file.seek(position)
             file.write(b"\1")
             file.flush()
-            seen.add(digest_of(path))
+            seen.add(sparse_digest(path))
             file.seek(position)
             file.write(b"\0")
     assert len(seen) == 1 + len(positions)
@@ -70,4 +70,4 @@ def test_a_file_of_zeros_is_not_an_empty_one(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "zeros").write_bytes(bytes(10))
     (tmp_path / "more").write_bytes(bytes(11))
-    assert len({digest_of(tmp_path / name) for name in ("empty", "zeros", "more")}) == 3
+    assert len({sparse_digest(tmp_path / name) for name in ("empty", "zeros", "more")}) == 3

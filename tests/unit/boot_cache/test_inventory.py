@@ -157,7 +157,7 @@ def test_files_of_others_are_left_alone_and_named(inventory, make, settings, tmp
     inventory.collect(cap=0)
     assert inventory.list() == ()
     assert all(path.exists() for path in (*foreign, precious / "file", foreign[3] / "file"))
-    assert Layout.of(settings).strangers() == sorted(foreign)
+    assert Layout.of(settings).foreign_files() == sorted(foreign)
 
 
 def test_an_entry_of_a_version_that_made_no_markers_is_known_by_its_manifest(inventory, make, settings):
@@ -165,7 +165,7 @@ def test_an_entry_of_a_version_that_made_no_markers_is_known_by_its_manifest(inv
     for each in (folder, other):
         (each / ownership.MARKER).unlink()
     (other / "manifest.json").write_text((other / "manifest.json").read_text().replace("mine", "thine"))
-    assert Layout.of(settings).strangers() == [other], "its manifest is not what was written"
+    assert Layout.of(settings).foreign_files() == [other], "its manifest is not what was written"
     inventory.collect(cap=0)
     assert not folder.exists()
     assert (other / "manifest.json").exists()

@@ -172,7 +172,7 @@ def test_a_file_that_is_still_written_to_is_not_published(store, monkeypatch):
         path.write_bytes(b"more and more")
         return "0"
 
-    monkeypatch.setattr(manifest_module, "digest_of", written_meanwhile)
+    monkeypatch.setattr(manifest_module, "sparse_digest", written_meanwhile)
     with store.building(KEY) as building:
         (building.folder / "state").write_bytes(b"devices")
         with pytest.raises(SnapshotFailed, match="state changes while it is read"):

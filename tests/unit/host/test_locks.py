@@ -90,28 +90,6 @@ def test_a_killed_holder_lets_go(lock, other_process):
         assert locks.holder(lock) == f"pid {os.getpid()}, testing"
 
 
-def test_shared_locks_share(lock):
-    with locks.shared(lock, timeout=1), locks.shared(lock, timeout=1):
-        pass
-
-
-def test_a_shared_lock_keeps_the_exclusive_one_out(lock):
-    with (
-        locks.shared(lock, timeout=1),
-        pytest.raises(NoCapacity),
-        locks.exclusive(lock, describe="testing", timeout=0.3),
-    ):
-        pass
-
-
-def test_an_exclusive_lock_keeps_the_shared_one_out(lock, other_process):
-    with (
-        pytest.raises(NoCapacity, match="building debian-13"),
-        locks.shared(lock, timeout=0.3),
-    ):
-        pass
-
-
 # ---------------------------------------------------------------- locks on files that exist
 
 

@@ -97,7 +97,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(device, qemu, tmp_path):
     assert accelerator.kvm_usable(tmp_path / "cache").usable
 
 
-def test_without_a_device_nothing_is_run(device, qemu, tmp_path):
+def test_without_a_device_nothing_is_run_qemu(device, qemu, tmp_path):
     device.unlink()
     probe = accelerator.kvm_usable(tmp_path)
     assert (probe.usable, probe.reason) == (False, "/dev/kvm does not exist")
@@ -132,7 +132,7 @@ def test_the_rom_leaves_qemu_with_the_code_that_is_expected(tmp_path):
     tcg = tmp_path / "qemu"
     tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
     tcg.chmod(0o755)
-    assert accelerator._run_a_guest(str(tcg)).usable
+    assert accelerator._run_test_guest(str(tcg)).usable
 
 
 def test_the_rom_tells_emulation_by_the_time_it_takes(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_the_rom_tells_emulation_by_the_time_it_takes(tmp_path, monkeypatch):
     tcg = tmp_path / "qemu"
     tcg.write_text('#!/bin/sh\nshift 4\nexec qemu-system-x86_64 -accel tcg "$@"\n')
     tcg.chmod(0o755)
-    probe = accelerator._run_a_guest(str(tcg))
+    probe = accelerator._run_test_guest(str(tcg))
     assert probe == KvmProbe(usable=False, reason="KVM here emulates each instruction of a test guest")
 
 

@@ -39,7 +39,7 @@ def test_a_run_has_a_folder_below_one_of_its_own(parent):
     with paths.held_run_folder(parent) as folder:
         assert folder.parent == parent / "kvm-runs"
         assert ownership.is_ours(folder)
-        assert paths.strangers(parent) == []
+        assert paths.foreign_files(parent) == []
         assert paths.sweep(parent) == [], "it lives"
     assert [path.name for path in (parent / "kvm-runs").iterdir()] == ["guard"]
     assert {path.name for path in parent.iterdir()} == {"precious", "kvm-runs"}
@@ -50,7 +50,7 @@ def test_a_strangers_folder_among_the_runs_is_left_alone_and_named(parent, runs,
     (runs / name).mkdir()
     (runs / name / "file").write_text("kept")
     with paths.held_run_folder(parent):
-        assert paths.strangers(parent) == [runs / name]
+        assert paths.foreign_files(parent) == [runs / name]
     assert (runs / name / "file").read_text() == "kept"
     assert [path.name for path in (runs / name).iterdir()] == ["file"], "no lock was made in it"
 
@@ -59,7 +59,7 @@ def test_a_strangers_file_and_link_are_left_alone_and_named(parent, runs):
     (runs / "notes.txt").write_text("kept")
     (runs / "5ca1ab1e").symlink_to(parent / "precious")
     with paths.held_run_folder(parent):
-        assert paths.strangers(parent) == [runs / "5ca1ab1e", runs / "notes.txt"]
+        assert paths.foreign_files(parent) == [runs / "5ca1ab1e", runs / "notes.txt"]
     assert (runs / "notes.txt").read_text() == "kept"
     assert (runs / "5ca1ab1e").is_symlink()
 
@@ -69,7 +69,7 @@ def test_a_link_in_the_place_of_the_runs_is_refused(parent):
     (parent / "kvm-runs").symlink_to("precious")
     with pytest.raises(HostError, match="not a folder that only you may enter"):
         paths.held_run_folder(parent).__enter__()
-    assert paths.strangers(parent) == [parent / "kvm-runs"]
+    assert paths.foreign_files(parent) == [parent / "kvm-runs"]
     assert [path.name for path in (parent / "precious").iterdir()] == ["file"]
 
 
@@ -85,7 +85,7 @@ def test_a_dead_run_is_swept(parent, runs):
     dead = runs / "5ca1ab1e"
     ownership.make(dead)
     (dead / "console.log").touch()
-    assert paths.strangers(parent) == []
+    assert paths.foreign_files(parent) == []
     assert paths.sweep(parent) == [dead]
     assert not dead.exists()
 
@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_while_it_began_is_swept(parent, runs, has_marker)
 
 def test_nothing_is_swept_where_no_run_ever_was(parent):
     assert paths.sweep(parent) == []
-    assert paths.strangers(parent) == []
+    assert paths.foreign_files(parent) == []
     assert [path.name for path in parent.iterdir()] == ["precious"]
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pytest_kvm.hypervisor import clock
-from pytest_kvm.hypervisor.clock import GuestClock, held_up, stolen
+from pytest_kvm.hypervisor.clock import GuestClock, steal_seconds, vcpu_wait_seconds
 from pytest_kvm.waiting import NotYet, wait_until
 
 BUSY = """
@@ -47,16 +47,16 @@ def test_a_processor_that_has_to_share_is_held_up(busy, name):
     busy("another")
 
     def held_up_for_a_while():
-        if held_up(guest) < 0.2:
-            raise NotYet(str(held_up(guest)))
+        if vcpu_wait_seconds(guest) < 0.2:
+            raise NotYet(str(vcpu_wait_seconds(guest)))
 
     wait_until(held_up_for_a_while, describe="the other to get its share", timeout=60)
     process = psutil.Process(guest)
     process.suspend()
     wait_until(lambda: process.status() == psutil.STATUS_STOPPED or _not_yet(), describe="a stop", timeout=10)
-    before = held_up(guest)
+    before = vcpu_wait_seconds(guest)
     busy("a third")
-    assert held_up(guest) == before, "what has nothing to do is not held up"
+    assert vcpu_wait_seconds(guest) == before, "what has nothing to do is not held up"
 
 
 def _not_yet():
@@ -66,17 +66,17 @@ def _not_yet():
 def test_other_threads_do_not_count(busy):
     worker = busy("IO mon_iothread")
     busy("another")
-    assert held_up(worker) == 0
+    assert vcpu_wait_seconds(worker) == 0
 
 
 def test_a_process_that_is_gone_was_never_held_up():
     process = subprocess.Popen(["true"])
     process.wait()
-    assert held_up(process.pid) == 0
+    assert vcpu_wait_seconds(process.pid) == 0
 
 
 def test_what_is_stolen_is_a_part_of_the_time_since_the_machine_started():
-    assert 0 <= stolen() <= float(Path("/proc/uptime").read_text().split()[0])
+    assert 0 <= steal_seconds() <= float(Path("/proc/uptime").read_text().split()[0])
 
 
 class Machine:
@@ -93,8 +93,8 @@ class Machine:
 def machine(monkeypatch):
     machine = Machine()
     monkeypatch.setattr(clock.time, "monotonic", lambda: machine.host)
-    monkeypatch.setattr(clock, "held_up", lambda _pid: machine.waited)
-    monkeypatch.setattr(clock, "stolen", lambda: machine.stolen)
+    monkeypatch.setattr(clock, "vcpu_wait_seconds", lambda _pid: machine.waited)
+    monkeypatch.setattr(clock, "steal_seconds", lambda: machine.stolen)
     return machine
 
 

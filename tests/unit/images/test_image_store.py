@@ -139,7 +139,7 @@ def test_what_a_killed_build_left_is_swept_by_the_next(store):
     (left,) = (store.folder / "work").iterdir()
     assert (left / "half").exists()
     assert store.list() == ()
-    assert store.strangers() == ()
+    assert store.foreign_files() == ()
     with store.building("mine") as work:
         assert [path.name for path in work.iterdir()] == [MARKER]
         assert not left.exists()
@@ -236,7 +236,7 @@ def test_files_of_others_are_left_alone_and_named(store, publish, precious):
     os.utime(foreign[5], (0, 0))
     sweep(store, publish)
     assert all(path.exists() for path in foreign)
-    assert store.strangers() == tuple(sorted(foreign))
+    assert store.foreign_files() == tuple(sorted(foreign))
     assert (precious / "file").read_text() == "kept"
     assert {image.name for image in store.list()} == {"mine", "last"}
 
@@ -248,7 +248,7 @@ def test_a_manifest_that_was_half_written_is_no_obstacle(store, publish):
     assert store.list() == ()
     publish("mine", b"disk")
     assert [path.name for path in names.iterdir()] == ["mine.json"]
-    assert store.strangers() == ()
+    assert store.foreign_files() == ()
 
 
 def test_a_link_in_the_place_of_the_blobs_leads_to_no_removal(store, publish, precious):
@@ -268,7 +268,7 @@ def test_a_link_in_the_place_of_a_blob_is_left_alone(store, publish, precious):
     store.remove("mine")
     assert disk.is_symlink()
     assert (precious / "file").read_text() == "kept"
-    assert store.strangers() == (disk,)
+    assert store.foreign_files() == (disk,)
 
 
 def test_a_killed_addition_leaves_blobs_that_are_known(store, publish, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_killed_addition_leaves_blobs_that_are_known(store, publish, monkeypat
         publish("mine", b"disk")
     monkeypatch.undo()
     assert len(list((store.folder / "blobs").iterdir())) == 1
-    assert store.strangers() == ()
+    assert store.foreign_files() == ()
     (pending,) = (store.folder / "retired").iterdir()
     os.utime(pending, (0, 0))
     publish("other", b"other")
@@ -289,7 +289,7 @@ def test_a_damaged_manifest_can_be_removed_and_its_blobs_are_named(store, publis
     (store.folder / "names/mine.json").write_text("{")
     store.remove("mine")
     assert store.list() == ()
-    assert store.strangers() == (disk,)
+    assert store.foreign_files() == (disk,)
 
 
 STRANGE = {"name": "broken", "disk": "5" * 64, "virtual_size": 1, "created": "today"}
@@ -364,4 +364,4 @@ def test_a_new_kernel_with_the_same_disk_retires_the_old_one(store, publish):
     os.utime(retired, (0, 0))
     publish("other", b"other")
     assert not (store.folder / "blobs" / ("5" * 64)).exists()
-    assert store.strangers() == ()
+    assert store.foreign_files() == ()

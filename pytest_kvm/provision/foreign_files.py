@@ -12,16 +12,16 @@ from pytest_kvm.settings import Settings
 _MOST = 10
 
 
-def strangers_named(settings: Settings) -> str:
+def foreign_files_text(settings: Settings) -> str:
     """Return the paths that clean-up leaves alone, because nothing proves that the plugin made them.
 
     The text is empty if there are none; of many paths it has the first ones and
     the number of the rest. A folder that cannot be read is reported as well.
     """
     places = (
-        lambda: paths.strangers(settings.run_dir),
-        Store.of(settings).strangers,
-        Layout.of(settings).strangers,
+        lambda: paths.foreign_files(settings.run_dir),
+        Store.of(settings).foreign_files,
+        Layout.of(settings).foreign_files,
     )
     said: list[str] = []
     for look in places:

@@ -8,7 +8,7 @@ from pytest_kvm.errors import SnapshotFailed
 
 if TYPE_CHECKING:
     from pytest_kvm.provision.events import Tier
-    from pytest_kvm.provision.undo_log import Point, State
+    from pytest_kvm.provision.undo_log import Point, RestorableState
 
 
 class FakeState:
@@ -65,7 +65,7 @@ class FakeGuest:
         self.name = name
         self.state = FakeState()
         self._coordinator = coordinator
-        real_state: State = self.state  # the type checker compares fake and protocol here
+        real_state: RestorableState = self.state  # the type checker compares fake and protocol here
         coordinator.watch(self, real_state, reset="auto")
 
     def change(self, text: str) -> None:

@@ -8,7 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from pytest_kvm.boot_cache.manifest import Damage, FileRecord, Manifest, check_files, problems_of, record_of
+from pytest_kvm.boot_cache.manifest import (
+    Damage,
+    FileRecord,
+    TemplateManifest,
+    check_files,
+    problems_of,
+    record_of,
+)
 from pytest_kvm.host.ownership import MARKER
 
 USED = "used"
@@ -34,7 +41,7 @@ def settle(folder: Path) -> dict[str, FileRecord]:
     return found
 
 
-def write(folder: Path, manifest: Manifest) -> None:
+def write(folder: Path, manifest: TemplateManifest) -> None:
     """Write or replace an entry's manifest in one step, and sync it to the disk."""
     with NamedTemporaryFile("w", dir=folder, prefix=".manifest.", delete=False) as file:
         file.write(manifest.to_json())
@@ -44,14 +51,14 @@ def write(folder: Path, manifest: Manifest) -> None:
     sync(folder)
 
 
-def read(folder: Path, key: str) -> Manifest:
+def read(folder: Path, key: str) -> TemplateManifest:
     """Read the manifest of a key's entry, without a look at the entry's files.
 
     Raises:
         Damage: The manifest cannot be read, is damaged, or belongs to another key.
     """
     try:
-        manifest = Manifest.from_json((folder / _MANIFEST).read_text(errors="replace"))
+        manifest = TemplateManifest.from_json((folder / _MANIFEST).read_text(errors="replace"))
     except OSError as error:
         raise Damage(f"its manifest cannot be read: {error.strerror}") from None
     if manifest.key != key:
@@ -59,7 +66,7 @@ def read(folder: Path, key: str) -> Manifest:
     return manifest
 
 
-def read_checked(folder: Path, key: str) -> Manifest:
+def read_checked(folder: Path, key: str) -> TemplateManifest:
     """Return the manifest of a key's entry, after a check that the entry's files match it.
 
     Files that were moved or restored from an archive are read in full. Then

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_kvm.boot_cache import entry
 from pytest_kvm.boot_cache.layout import Layout
-from pytest_kvm.boot_cache.manifest import Damage, Manifest
+from pytest_kvm.boot_cache.manifest import Damage, TemplateManifest
 from pytest_kvm.errors import UnknownTemplate
 from pytest_kvm.settings import Settings
 
@@ -19,7 +19,7 @@ class TemplateInfo:
 
     key: str
     folder: Path
-    manifest: Manifest | None
+    manifest: TemplateManifest | None
     """None if the manifest cannot be read: then the next use drops the template."""
     size: int
     """Bytes on disk and in memory; holes take none."""

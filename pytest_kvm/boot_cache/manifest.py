@@ -42,7 +42,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class TemplateManifest:
     """What the store knows about a template."""
 
     key: str
@@ -64,7 +64,7 @@ class Manifest:
         return json.dumps({"checksum": _checksum(content), "manifest": content}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
+    def from_json(cls, text: str) -> TemplateManifest:
         """Read a stored manifest.
 
         Raises:
@@ -116,7 +116,7 @@ def record_of(path: Path) -> FileRecord:
     return found
 
 
-def check_files(folder: Path, manifest: Manifest) -> Manifest:
+def check_files(folder: Path, manifest: TemplateManifest) -> TemplateManifest:
     """Check a folder's files, and return the manifest with up-to-date records of them.
 
     A file whose size, times and inode are those of its record is not read. A
@@ -130,7 +130,7 @@ def check_files(folder: Path, manifest: Manifest) -> Manifest:
     return manifest if looked_at == manifest.files else replace(manifest, files=looked_at)
 
 
-def problems_of(folder: Path, manifest: Manifest) -> Iterable[str]:
+def problems_of(folder: Path, manifest: TemplateManifest) -> Iterable[str]:
     """Yield what is wrong with a folder's files; every file is read."""
     for name, known in manifest.files.items():
         try:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache.manifest import FORMAT, Damage, Manifest
+from pytest_kvm.boot_cache.manifest import FORMAT, Damage, TemplateManifest
 from pytest_kvm.boot_cache.ram_file import RamFilePlace
 from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.host.locks import HeldLock
@@ -29,7 +29,7 @@ class Template:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, held: HeldLock, on_close: Callable[[], None]
+        self, folder: Path, manifest: TemplateManifest, *, held: HeldLock, on_close: Callable[[], None]
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -78,7 +78,7 @@ class Building:
     """
 
     def __init__(
-        self, key: str, *, folder: Path, ram: RamFilePlace, enter: Callable[[Manifest], Template]
+        self, key: str, *, folder: Path, ram: RamFilePlace, enter: Callable[[TemplateManifest], Template]
     ) -> None:
         self.key = key
         self.folder = folder
@@ -108,7 +108,7 @@ class Building:
             files = entry.settle(self.folder)
         except Damage as damage:
             raise SnapshotFailed(f"the template {self.key[:12]} cannot be published: {damage}") from None
-        manifest = Manifest(
+        manifest = TemplateManifest(
             key=self.key,
             format=FORMAT,
             created=datetime.now(UTC).isoformat(),

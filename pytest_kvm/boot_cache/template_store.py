@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_kvm.boot_cache import entry, ram_file
 from pytest_kvm.boot_cache.inventory import Inventory
 from pytest_kvm.boot_cache.layout import Layout
-from pytest_kvm.boot_cache.manifest import Damage, Manifest
+from pytest_kvm.boot_cache.manifest import Damage, TemplateManifest
 from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks
@@ -144,7 +144,7 @@ class TemplateStore:
                 raise self._no_room(f"{ram_mib} MiB of memory are to be written")
         return placed
 
-    def _enter(self, manifest: Manifest, folder: Path, held: locks.HeldLock) -> Template:
+    def _enter(self, manifest: TemplateManifest, folder: Path, held: locks.HeldLock) -> Template:
         """Let the key lead to a finished entry; then remove old templates until the rest fits the cap."""
         with self._layout.index():
             self._layout.link(manifest.key, folder)
@@ -153,7 +153,7 @@ class TemplateStore:
         self._inventory.collect(cap=self._cap)
         return self._template(folder, manifest, held)
 
-    def _template(self, folder: Path, manifest: Manifest, held: locks.HeldLock) -> Template:
+    def _template(self, folder: Path, manifest: TemplateManifest, held: locks.HeldLock) -> Template:
         def on_close() -> None:
             if self._layout.find(manifest.key) != folder:  # dropped or replaced meanwhile
                 with self._layout.index():

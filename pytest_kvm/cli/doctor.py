@@ -14,7 +14,7 @@ from pytest_kvm.errors import KvmError
 from pytest_kvm.host.probes import Fact, Severity, all_facts
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.hypervisor.connect import open_hypervisor
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.provision.foreign_files import foreign_files_text
 from pytest_kvm.settings import Settings
 
@@ -50,7 +50,7 @@ def _facts(settings: Settings) -> Iterator[Fact]:
     yield from all_facts(cache_dir=settings.cache_dir, run_dir=settings.run_dir)
     yield _connection(settings)
     yield _images(settings)
-    for problem in Store.of(settings).damaged():
+    for problem in ImageStore.of(settings).damaged():
         yield Fact(name="image store", severity="warning", seen=problem.brief, remedy=problem.resolution)
     if named := foreign_files_text(settings):
         yield Fact(
@@ -79,7 +79,7 @@ def _connection(settings: Settings) -> Fact:
 
 
 def _images(settings: Settings) -> Fact:
-    names = [image.name for image in Store.of(settings).list()]
+    names = [image.name for image in ImageStore.of(settings).list()]
     if settings.default_image in names:
         return Fact(name="default image", severity="ok", seen=f"{settings.default_image} is in the store")
     return Fact(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_kvm.cli.progress_line import shown_progress
 from pytest_kvm.images import importing
 from pytest_kvm.images.ensure import OnBuilt, ensure
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.provision.events import Event, EventLog, ignore
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
@@ -72,14 +72,14 @@ def _tell_of_builds(settings: Settings) -> OnBuilt:
 def _import(args: argparse.Namespace, settings: Settings) -> int:
     with shown_progress(args.name) as progress:
         image = importing.take(
-            Store.of(settings), args.source, name=args.name, sha256=args.sha256, progress=progress
+            ImageStore.of(settings), args.source, name=args.name, sha256=args.sha256, progress=progress
         )
     print(f"{image.name}  sha256:{image.digest[:12]}  {image.disk}")
     return 0
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    store = Store.of(settings)
+    store = ImageStore.of(settings)
     images = store.list()
     for problem in store.damaged():
         print(f"pytest-kvm: warning: {problem}", file=sys.stderr)
@@ -97,12 +97,12 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _remove(args: argparse.Namespace, settings: Settings) -> int:
-    Store.of(settings).remove(args.name)
+    ImageStore.of(settings).remove(args.name)
     return 0
 
 
 def _path(args: argparse.Namespace, settings: Settings) -> int:
-    print(Store.of(settings).resolve(ImageRef(args.name)).disk)
+    print(ImageStore.of(settings).resolve(ImageRef(args.name)).disk)
     return 0
 
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pytest_kvm.images.build_progress import Progress as Report
+from pytest_kvm.images.build_progress import BuildProgress
 
 
 @contextmanager
-def shown_progress(what: str) -> Iterator[Report]:
+def shown_progress(what: str) -> Iterator[BuildProgress]:
     """Show the progress of one piece of work on standard error.
 
     Args:
@@ -32,7 +32,7 @@ def shown_progress(what: str) -> Iterator[Report]:
         yield show
 
 
-def _lines(console: Console, what: str) -> Report:
+def _lines(console: Console, what: str) -> BuildProgress:
     last = ""
 
     def show(phase: str, done: float | None = None) -> None:

@@ -40,7 +40,7 @@ _REDEFINE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNA
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Taken:
+class _TakenSnapshot:
     """Whether the domain ran, and which devices it had, when a snapshot was taken."""
 
     running: bool
@@ -59,13 +59,13 @@ class Snapshots:
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
         self._lock = threading.Lock()
-        self._taken: dict[str, _Taken] = {}
+        self._taken: dict[str, _TakenSnapshot] = {}
 
     def take(self, name: str) -> None:
         """Write memory, devices and disks into the disks; see :meth:`Domain.take_snapshot`."""
         with self._lock:
             disks = self._disks()
-            taken = _Taken(running=self._running(), devices=self._devices())
+            taken = _TakenSnapshot(running=self._running(), devices=self._devices())
             self._run("snapshot-save", {"tag": name, "vmstate": disks[0], "devices": disks})
             self._taken[name] = taken
 

@@ -11,9 +11,9 @@ from uuid import NAMESPACE_URL, uuid5
 from pytest_kvm.errors import ImageError
 from pytest_kvm.host import command
 from pytest_kvm.images import checks, disk_layout, kernel, namespace, qemu_img, rootfs, toolbox
-from pytest_kvm.images.build_progress import Progress
-from pytest_kvm.images.image import Image, Manifest, digest_of
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.build_progress import BuildProgress
+from pytest_kvm.images.image import Image, ImageManifest, digest_of
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.images.recipe import Recipe, recipe_for
 
 _VERSIONS_OF = ("cloud-init", "linux-image-cloud-amd64", "openssh-server", "qemu-guest-agent", "systemd")
@@ -33,13 +33,13 @@ def check_host() -> None:
     namespace.check()
 
 
-def build(store: Store, recipe: Recipe, *, work: Path, progress: Progress) -> Image:
+def build(store: ImageStore, recipe: Recipe, *, work: Path, progress: BuildProgress) -> Image:
     """Build a recipe's image and publish it.
 
     Args:
         store: The store that gets the image.
         recipe: The recipe.
-        work: A folder of :meth:`Store.building`.
+        work: A folder of :meth:`ImageStore.building`.
         progress: Called at each phase.
 
     Raises:
@@ -55,7 +55,7 @@ def build(store: Store, recipe: Recipe, *, work: Path, progress: Progress) -> Im
 
 
 def derive(
-    store: Store, base: Image, *, packages: Sequence[str], name: str, work: Path, progress: Progress
+    store: ImageStore, base: Image, *, packages: Sequence[str], name: str, work: Path, progress: BuildProgress
 ) -> Image:
     """Build an image that has further packages, from a base image that was built from packages.
 
@@ -64,7 +64,7 @@ def derive(
         base: An image that was built from packages.
         packages: The packages to install.
         name: The derived image's name.
-        work: A folder of :meth:`Store.building`.
+        work: A folder of :meth:`ImageStore.building`.
         progress: Called at each phase.
 
     Raises:
@@ -108,11 +108,11 @@ def derive(
 class _Plan:
     """The inputs of one build, and its steps."""
 
-    store: Store
+    store: ImageStore
     recipe: Recipe
     name: str
     work: Path
-    progress: Progress
+    progress: BuildProgress
     base: str | None = None
     packages: Sequence[str] = ()
 
@@ -151,7 +151,7 @@ class _Plan:
 
     def _publish(self, files: dict[str, Path], *, cmdline: str, versions: dict[str, str]) -> Image:
         digests = {kind: digest_of(file) for kind, file in files.items()}
-        manifest = Manifest(
+        manifest = ImageManifest(
             name=self.name,
             disk=digests["disk"],
             virtual_size=disk_layout.VIRTUAL_SIZE,

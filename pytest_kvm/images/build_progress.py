@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Progress(Protocol):
+class BuildProgress(Protocol):
     """Called when a phase begins, and within a phase as it advances."""
 
     def __call__(self, phase: str, done: float | None, /) -> None:

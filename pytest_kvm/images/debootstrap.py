@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_kvm.host import command
 from pytest_kvm.images import namespace
-from pytest_kvm.images.build_progress import Progress, silent
+from pytest_kvm.images.build_progress import BuildProgress, silent
 
 _TIMEOUT = 1800.0
 _KEYRINGS = (
@@ -30,7 +30,7 @@ def unpack(
     options: Sequence[str] = (),
     temporary: Path,
     env: Mapping[str, str] | None = None,
-    progress: Progress = silent,
+    progress: BuildProgress = silent,
 ) -> None:
     """Make a root filesystem as a folder.
 
@@ -66,7 +66,7 @@ def unpack(
     )
 
 
-def _installed_part(progress: Progress) -> command.OnLine:
+def _installed_part(progress: BuildProgress) -> command.OnLine:
     """Return a reader of mmdebstrap's output that reports which part of the packages is installed.
 
     apt prints how many packages it installs. Then dpkg prints a line for each

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pytest_kvm.errors import UnknownImage
 from pytest_kvm.host.locks import OnWait
 from pytest_kvm.images import build
-from pytest_kvm.images.build_progress import Progress, silent
+from pytest_kvm.images.build_progress import BuildProgress, silent
 from pytest_kvm.images.image import Image
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.images.recipe import Recipe, known_names, recipe_for
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
@@ -32,7 +32,7 @@ def ensure(
     settings: Settings,
     packages: Sequence[str] = (),
     refresh: bool = False,
-    progress: Progress = silent,
+    progress: BuildProgress = silent,
     on_built: OnBuilt = _ignore_built,
 ) -> Image:
     """Return the image of a reference; build it if it is not in the store or is outdated.
@@ -56,7 +56,7 @@ def ensure(
         ImageError: A package does not exist.
         HostError: This host cannot build the image.
     """
-    store = Store.of(settings)
+    store = ImageStore.of(settings)
     image = None if refresh else _current(store, ref)
     if image is None:
         image = _build(store, _recipe(store, ref), refresh=refresh, progress=progress, on_built=on_built)
@@ -72,7 +72,7 @@ def check_known(ref: ImageRef, *, settings: Settings) -> None:
     Raises:
         UnknownImage: The image is not in the store, and there is no recipe for it.
     """
-    store = Store.of(settings)
+    store = ImageStore.of(settings)
     if store.find(ref) is None:
         _recipe(store, ref)
 
@@ -83,7 +83,7 @@ def derived_name(base: Image, packages: Sequence[str]) -> str:
     return f"{base.name[:40]}+{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def _current(store: Store, ref: ImageRef) -> Image | None:
+def _current(store: ImageStore, ref: ImageRef) -> Image | None:
     """Return the store's image; None if there is none, or if it was built from an older recipe."""
     image = store.find(ref)
     if image is None or ref.digest or image.manifest.base is not None:
@@ -94,14 +94,16 @@ def _current(store: Store, ref: ImageRef) -> Image | None:
     return image
 
 
-def _recipe(store: Store, ref: ImageRef) -> Recipe:
+def _recipe(store: ImageStore, ref: ImageRef) -> Recipe:
     recipe = recipe_for(ref.name)
     if recipe is None or ref.digest:
         raise unknown(ref, store)
     return recipe
 
 
-def _build(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress, on_built: OnBuilt) -> Image:
+def _build(
+    store: ImageStore, recipe: Recipe, *, refresh: bool, progress: BuildProgress, on_built: OnBuilt
+) -> Image:
     before = store.find(ImageRef(recipe.name))
     with store.building(recipe.name, on_wait=_waiting(recipe.name, progress)) as work:
         now = _current(store, ImageRef(recipe.name))
@@ -115,7 +117,7 @@ def _build(store: Store, recipe: Recipe, *, refresh: bool, progress: Progress, o
 
 
 def _derive(
-    store: Store, base: Image, packages: tuple[str, ...], *, progress: Progress, on_built: OnBuilt
+    store: ImageStore, base: Image, packages: tuple[str, ...], *, progress: BuildProgress, on_built: OnBuilt
 ) -> Image:
     name = derived_name(base, packages)
     if image := store.find(ImageRef(name)):
@@ -129,14 +131,14 @@ def _derive(
     return image
 
 
-def _waiting(name: str, progress: Progress) -> OnWait:
+def _waiting(name: str, progress: BuildProgress) -> OnWait:
     def tell(holder: str) -> None:
         progress(f"waiting for {name} ({holder})", None)
 
     return tell
 
 
-def unknown(ref: ImageRef, store: Store) -> UnknownImage:
+def unknown(ref: ImageRef, store: ImageStore) -> UnknownImage:
     """Return the error for a reference without an image; it suggests the most similar name that has one."""
     names = sorted({*known_names(), *store.names()})
     near = [] if ref.name in names else difflib.get_close_matches(ref.name, names, n=1)

@@ -17,7 +17,7 @@ BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class ImageManifest:
     """What the store knows about the image of a name; disk, kernel, initrd and rootfs are names of blobs."""
 
     name: str
@@ -53,7 +53,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, origin: Path) -> Manifest:
+    def from_json(cls, text: str, *, origin: Path) -> ImageManifest:
         """Read a stored manifest; fields of a later version are ignored.
 
         Raises:
@@ -104,7 +104,7 @@ class Image:
     built_from_packages: bool
     """Further packages can be installed at build time (:func:`~pytest_kvm.images.ensure.ensure`)."""
     packages: tuple[str, ...]
-    manifest: Manifest
+    manifest: ImageManifest
 
 
 def digest_of(path: Path) -> str:

@@ -32,7 +32,7 @@ from pathlib import Path
 from pytest_kvm.errors import ImageError, UnknownImage
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.images import namespace
-from pytest_kvm.images.image import BLOB, Image, Manifest, adopt
+from pytest_kvm.images.image import BLOB, Image, ImageManifest, adopt
 from pytest_kvm.images.manifests import Manifests, read, write
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
@@ -49,7 +49,7 @@ _RETIRED_FILE = re.compile(r"[^@/]+@[0-9a-f]{64}\.json")
 _WORK = re.compile(r"(.+)\.[0-9a-f]{8}")
 
 
-class Store:
+class ImageStore:
     """Finds, publishes and removes the images on this host.
 
     Args:
@@ -63,7 +63,7 @@ class Store:
         self._retired = folder / "retired"
 
     @classmethod
-    def of(cls, settings: Settings) -> Store:
+    def of(cls, settings: Settings) -> ImageStore:
         """Return the store of a run's settings."""
         return cls(settings.cache_dir / "images")
 
@@ -114,7 +114,7 @@ class Store:
         """Return the file of a blob that a manifest names."""
         return self._blobs / digest
 
-    def add(self, manifest: Manifest, files: dict[str, Path]) -> Image:
+    def add(self, manifest: ImageManifest, files: dict[str, Path]) -> Image:
         """Publish an image: move its files into the store, then write the manifest of its name.
 
         Args:
@@ -183,10 +183,10 @@ class Store:
             finally:
                 ownership.remove(work, namespace.remove_tree)
 
-    def _is_complete(self, manifest: Manifest) -> bool:
+    def _is_complete(self, manifest: ImageManifest) -> bool:
         return all((self._blobs / blob).exists() for blob in manifest.blobs)
 
-    def _image(self, manifest: Manifest) -> Image:
+    def _image(self, manifest: ImageManifest) -> Image:
         def blob(digest: str | None) -> Path | None:
             return self._blobs / digest if digest else None
 
@@ -210,11 +210,11 @@ class Store:
         with locks.exclusive(lock, describe="publishing an image", timeout=_INDEX_TIMEOUT):
             yield
 
-    def _retired_path(self, manifest: Manifest) -> Path:
+    def _retired_path(self, manifest: ImageManifest) -> Path:
         digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
         return self._retired / f"{manifest.name}@{digest}.json"
 
-    def _retire_what_it_replaces(self, new: Manifest) -> None:
+    def _retire_what_it_replaces(self, new: ImageManifest) -> None:
         """Retire the old image of the new one's name, and the images derived from the old one."""
         known = list(self._named_images.readable())
         replaced = {old.disk for old in known if old.name == new.name and old.disk != new.disk}
@@ -222,7 +222,7 @@ class Store:
             if (old.name == new.name and old.blobs != new.blobs) or old.base in replaced:
                 self._retire(old, since=time.time())
 
-    def _retire(self, manifest: Manifest, *, since: float) -> None:
+    def _retire(self, manifest: ImageManifest, *, since: float) -> None:
         """Retire a name's manifest; its blobs stay for a day after ``since`` (seconds since the epoch)."""
         self._retired.mkdir(exist_ok=True)
         aside = self._named_images.path(manifest.name).rename(self._retired_path(manifest))
@@ -245,7 +245,7 @@ class Store:
                         (self._blobs / name).unlink()
                 path.unlink()  # last, because only the manifest shows that the blobs are the store's
 
-    def _retired_manifests(self) -> Iterator[tuple[Path, Manifest]]:
+    def _retired_manifests(self) -> Iterator[tuple[Path, ImageManifest]]:
         for path in self._retired_files():
             yield path, read(path)
 

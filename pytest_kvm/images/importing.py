@@ -14,15 +14,15 @@ from typing import IO, cast
 
 from pytest_kvm.errors import DownloadFailed, ImageError
 from pytest_kvm.images import qemu_img
-from pytest_kvm.images.build_progress import Progress, silent
-from pytest_kvm.images.image import Image, Manifest, digest_of, verify
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.build_progress import BuildProgress, silent
+from pytest_kvm.images.image import Image, ImageManifest, digest_of, verify
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.images.recipe import recipe_for
 from pytest_kvm.waiting import NotYet, wait_until
 
 
 def take(
-    store: Store, source: str, *, name: str, sha256: str | None = None, progress: Progress = silent
+    store: ImageStore, source: str, *, name: str, sha256: str | None = None, progress: BuildProgress = silent
 ) -> Image:
     """Copy a qcow2 or raw disk into the store; guests boot it by firmware.
 
@@ -52,7 +52,7 @@ def take(
         progress("copying the disk", None)
         disk = work / "disk"
         qemu_img.to_qcow2(file, disk, source_format="qcow2" if found.format == "qcow2" else "raw")
-        manifest = Manifest(
+        manifest = ImageManifest(
             name=name,
             disk=digest_of(disk),
             virtual_size=found.virtual_size,
@@ -62,7 +62,7 @@ def take(
         return store.add(manifest, {manifest.disk: disk})
 
 
-def _local(source: str, work: Path, progress: Progress) -> Path:
+def _local(source: str, work: Path, progress: BuildProgress) -> Path:
     """Return the source as a file on this host; download it if it is an address."""
     if is_address(source):
         fetch(source, work / "download", progress=progress)
@@ -86,7 +86,7 @@ def is_address(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def fetch(address: str, target: Path, *, progress: Progress = silent) -> None:
+def fetch(address: str, target: Path, *, progress: BuildProgress = silent) -> None:
     """Download a file; a transfer that breaks off is resumed.
 
     Args:
@@ -120,7 +120,7 @@ def fetch(address: str, target: Path, *, progress: Progress = silent) -> None:
     )
 
 
-def _go_on(address: str, target: Path, progress: Progress) -> None:
+def _go_on(address: str, target: Path, progress: BuildProgress) -> None:
     """Request the missing part of the file and append it; write the whole file if the server sends that."""
     have = target.stat().st_size if target.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - is_address
@@ -137,7 +137,7 @@ def _go_on(address: str, target: Path, progress: Progress) -> None:
         _copy(reply, file, progress)
 
 
-def _copy(reply: http.client.HTTPResponse, file: IO[bytes], progress: Progress) -> None:
+def _copy(reply: http.client.HTTPResponse, file: IO[bytes], progress: BuildProgress) -> None:
     start = file.tell()
     announced = reply.headers.get("Content-Length")
     total = start + int(announced) if announced else None

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pytest_kvm.errors import ImageError
-from pytest_kvm.images.image import Manifest
+from pytest_kvm.images.image import ImageManifest
 from pytest_kvm.spec.image import ImageRef
 
 
@@ -35,7 +35,7 @@ class Manifests:
         """
         return self._folder / f"{ImageRef(name).name}.json"
 
-    def read(self, name: str) -> Manifest:
+    def read(self, name: str) -> ImageManifest:
         """Return the manifest of a name.
 
         Raises:
@@ -51,7 +51,7 @@ class Manifests:
             )
         return manifest
 
-    def all(self) -> Iterator[Manifest]:
+    def all(self) -> Iterator[ImageManifest]:
         """Yield every manifest.
 
         Raises:
@@ -61,7 +61,7 @@ class Manifests:
             with suppress(FileNotFoundError):  # removed meanwhile
                 yield self.read(name)
 
-    def readable(self) -> Iterator[Manifest]:
+    def readable(self) -> Iterator[ImageManifest]:
         """Yield every manifest that is not damaged."""
         for name in self.names():
             with suppress(FileNotFoundError, ImageError):
@@ -86,7 +86,7 @@ class Manifests:
         return tuple(problems)
 
 
-def read(path: Path) -> Manifest:
+def read(path: Path) -> ImageManifest:
     """Read a manifest.
 
     Raises:
@@ -94,7 +94,7 @@ def read(path: Path) -> Manifest:
         ImageError: It is damaged.
     """
     try:
-        return Manifest.from_json(path.read_text(errors="replace"), origin=path)
+        return ImageManifest.from_json(path.read_text(errors="replace"), origin=path)
     except FileNotFoundError:
         raise
     except OSError as problem:
@@ -103,7 +103,7 @@ def read(path: Path) -> Manifest:
         ) from problem
 
 
-def write(manifest: Manifest, path: Path) -> None:
+def write(manifest: ImageManifest, path: Path) -> None:
     """Write a manifest in one step, and sync it to the disk; only one process at a time may do so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(".new")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_kvm.errors import HostCommandFailed, ImageError
 from pytest_kvm.images import debootstrap, lean, namespace
-from pytest_kvm.images.build_progress import Progress
+from pytest_kvm.images.build_progress import BuildProgress
 from pytest_kvm.images.recipe import Recipe
 
 _DATA = Path(__file__).parent / "data"
@@ -40,7 +40,7 @@ _NO_SUCH_PACKAGE = re.compile(
 )
 
 
-def unpack(recipe: Recipe, folder: Path, *, uuid: str, temporary: Path, progress: Progress) -> None:
+def unpack(recipe: Recipe, folder: Path, *, uuid: str, temporary: Path, progress: BuildProgress) -> None:
     """Install a recipe's packages into a folder and finish it as a guest's root.
 
     Args:
@@ -72,7 +72,7 @@ def extend(
     packages: Sequence[str],
     uuid: str,
     temporary: Path,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> None:
     """Unpack a base image's root filesystem and install further packages in it.
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 _TAIL_LINES = 40
 _LINES_AROUND = (30, 10)
 """Console lines that a report shows before and after the line that says what is wrong."""
-Listener = Callable[[str, float], None]
+PhaseListener = Callable[[str, float], None]
 """Called with each phase when it is reached, and with the seconds since power on."""
 
 
@@ -34,7 +34,7 @@ class Phases:
         self,
         log: logging.Logger,
         *,
-        listener: Listener = lambda _phase, _seconds: None,
+        listener: PhaseListener = lambda _phase, _seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log

@@ -20,7 +20,7 @@ _EVERY = 0.5
 _SCREEN = pytest.StashKey["Screen"]()
 
 
-class Listener(Protocol):
+class ProgressListener(Protocol):
     """Is told how far a guest (or an image) has come."""
 
     def phase(self, subject: str, phase: str) -> None:
@@ -170,7 +170,7 @@ def keep_screen(config: pytest.Config) -> None:
     config.add_cleanup(screen.close)
 
 
-def listener_for(config: pytest.Config) -> Listener:
+def listener_for(config: pytest.Config) -> ProgressListener:
     """Choose how progress is shown in this session."""
     screen = config.stash.get(_SCREEN, None)
     if screen is None or config.option.verbose < 0:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_kvm.provision.events import Event, Listener, ignore
+from pytest_kvm.provision.events import Event, EventListener, ignore
 
 if TYPE_CHECKING:
     import pytest
@@ -23,7 +23,7 @@ class Record:
         pass_on: Gets each event as well.
     """
 
-    def __init__(self, pass_on: Listener = ignore) -> None:
+    def __init__(self, pass_on: EventListener = ignore) -> None:
         self._pass_on = pass_on
         self._lock = threading.Lock()
         self._fresh: list[Event] = []

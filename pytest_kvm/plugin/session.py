@@ -11,7 +11,7 @@ from pytest_kvm.errors import HostError
 from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modify_spec
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
-from pytest_kvm.provision.events import EventLog, Listener, ignore
+from pytest_kvm.provision.events import EventListener, EventLog, ignore
 from pytest_kvm.provision.undo_log import ResetCoordinator
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def begin_session(config: pytest.Config, settings: Settings) -> None:
     config.stash[_SCOPES] = Scopes(coordinator, finish_hook=outcomes.finish)
 
 
-def _event_log(settings: Settings) -> Listener:
+def _event_log(settings: Settings) -> EventListener:
     if settings.events is None:
         return ignore
     try:

@@ -54,7 +54,7 @@ class Event:
     """The guest's spec as text, for a boot and a failed boot only."""
 
 
-Listener = Callable[[Event], None]
+EventListener = Callable[[Event], None]
 """Called with every event, in the thread in which the event happens."""
 
 

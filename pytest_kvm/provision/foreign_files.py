@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.errors import KvmError
 from pytest_kvm.host import run_folder as paths
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.plaintext import plain
 from pytest_kvm.settings import Settings
 
@@ -20,7 +20,7 @@ def foreign_files_text(settings: Settings) -> str:
     """
     places = (
         lambda: paths.foreign_files(settings.run_dir),
-        Store.of(settings).foreign_files,
+        ImageStore.of(settings).foreign_files,
         Layout.of(settings).foreign_files,
     )
     said: list[str] = []

@@ -15,7 +15,7 @@ from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
-from pytest_kvm.provision.events import Event, Listener
+from pytest_kvm.provision.events import Event, EventListener
 from pytest_kvm.provision.machine_plan import hostname_from
 from pytest_kvm.provision.order import Order, Place, Teardown
 from pytest_kvm.provision.run_resources import Lazy
@@ -33,7 +33,7 @@ _WORDS = {
 """How progress shows each rung of the readiness ladder; a rung that is missing here is a unit's name."""
 
 
-class Progress(Protocol):
+class BootProgress(Protocol):
     """Is told how far long work has come."""
 
     def phase(self, subject: str, phase: str) -> None:
@@ -68,8 +68,8 @@ class GuestBoot:
         name: str,
         place: Place,
         resets: bool,
-        progress: Progress,
-        tell: Listener,
+        progress: BootProgress,
+        tell: EventListener,
     ) -> None:
         self.started: Future[Started] = Future()
         self.machine: Future[Machine] = Future()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Taken:
+class _TakenPoint:
     """A savepoint in the disks of one machine."""
 
     machine: Machine
@@ -60,26 +60,26 @@ class GuestState:
         machine = self._get_started().machine
         name = f"kvm-{next(self._numbers)}"
         savepoints.take(machine, name)
-        return _Taken(machine=machine, name=name)
+        return _TakenPoint(machine=machine, name=name)
 
     def restore(self, point: Point) -> Tier:
         """Take the guest back to a point."""
         if point is self._base:
             return self._restore_base()
-        if not isinstance(point, _Taken) or point.machine is not self._get_started().machine:
+        if not isinstance(point, _TakenPoint) or point.machine is not self._get_started().machine:
             raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
         savepoints.restore(point.machine, point.name)
         return "load"
 
     def reaches(self, point: Point) -> bool:
         """Say whether a point can still be restored; a savepoint ends with its QEMU process."""
-        if not isinstance(point, _Taken):
+        if not isinstance(point, _TakenPoint):
             return point is self._base
         return point.machine is self._get_started().machine and point.machine.domain.alive()
 
     def drop(self, point: Point) -> None:
         """Drop a savepoint; those of a former machine are gone already."""
-        if isinstance(point, _Taken) and point.machine is self._get_started().machine:
+        if isinstance(point, _TakenPoint) and point.machine is self._get_started().machine:
             savepoints.drop(point.machine, point.name)
 
     def _get_started(self) -> Started:

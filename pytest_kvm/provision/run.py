@@ -11,8 +11,8 @@ from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed
 from pytest_kvm.handles.guest import Guest, untold
-from pytest_kvm.provision.events import Event, Listener, ignore
-from pytest_kvm.provision.guest_boot import GuestBoot, Progress
+from pytest_kvm.provision.events import Event, EventListener, ignore
+from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.order import Place
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
@@ -40,9 +40,9 @@ class Run:
         self,
         settings: Settings,
         *,
-        progress: Progress,
+        progress: BootProgress,
         coordinator: ResetCoordinator,
-        tell: Listener = ignore,
+        tell: EventListener = ignore,
     ) -> None:
         self._settings = settings
         self._progress = progress

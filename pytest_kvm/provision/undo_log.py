@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.errors import SnapshotFailed
-from pytest_kvm.provision.events import Event, Kind, Listener, Tier, ignore
+from pytest_kvm.provision.events import Event, EventListener, Kind, Tier, ignore
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pytest_kvm.provision")
 
 Point = object
-"""A state that a guest can be restored to. :class:`State` makes points; they are compared by identity."""
+"""A state that a guest can be restored to, made by :class:`RestorableState`; compared by identity."""
 
 
-class State(Protocol):
+class RestorableState(Protocol):
     """One guest's state on the hypervisor: memory and all writable disks together.
 
     Every method blocks until it is done, and waits for a guest that still boots.
@@ -104,7 +104,7 @@ class UndoLog:
         tell: Gets an event for each savepoint and each reset.
     """
 
-    def __init__(self, guest: str, state: State, *, reset: Reset, tell: Listener) -> None:
+    def __init__(self, guest: str, state: RestorableState, *, reset: Reset, tell: EventListener) -> None:
         self._guest = guest
         self._state = state
         self._reset: Reset = reset
@@ -252,7 +252,7 @@ class ResetCoordinator:
         tell: Gets an event for each savepoint and each reset.
     """
 
-    def __init__(self, *, tell: Listener = ignore) -> None:
+    def __init__(self, *, tell: EventListener = ignore) -> None:
         self._tell = tell
         self._lock = threading.Lock()
         self._undo_logs: dict[Guest, UndoLog] = {}
@@ -260,7 +260,7 @@ class ResetCoordinator:
 
     # ------------------------------------------------------------ guests
 
-    def watch(self, guest: Guest, state: State, *, reset: Reset) -> None:
+    def watch(self, guest: Guest, state: RestorableState, *, reset: Reset) -> None:
         """Keep an undo log for a guest from now on.
 
         Args:

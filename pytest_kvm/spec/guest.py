@@ -19,7 +19,7 @@ from pytest_kvm.spec.network import Nic
 from pytest_kvm.spec.prepare import HostFile, Script, checked_steps
 from pytest_kvm.spec.value import check_choice, check_sequence, put, spec_value
 
-Boot = Literal["auto", "direct", "firmware"]
+BootMethod = Literal["auto", "direct", "firmware"]
 Firmware = Literal["bios", "uefi"]
 ConsoleDevice = Literal["serial", "virtio"]
 IdentityChoice = Literal["auto", "unique", "shared"]
@@ -81,7 +81,7 @@ class GuestSpec:
     """The user that the plugin logs in as over SSH, and that runs commands."""
     internet: bool = False
     """Whether the guest may open connections to the outside."""
-    boot: Boot = "auto"
+    boot: BootMethod = "auto"
     """``direct``: QEMU loads a kernel from the host; ``firmware``: the firmware boots the
     disk; ``auto``: ``direct`` if the image or the spec brings a kernel."""
     firmware: Firmware = "bios"
@@ -179,7 +179,7 @@ class GuestSpec:
             )
 
     def _check_boot(self) -> None:
-        check_choice(self.boot, Boot, field="GuestSpec.boot")
+        check_choice(self.boot, BootMethod, field="GuestSpec.boot")
         check_choice(self.firmware, Firmware, field="GuestSpec.firmware")
         check_choice(self.console, ConsoleDevice, field="GuestSpec.console")
         for name in ("kernel", "initrd"):

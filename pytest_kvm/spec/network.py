@@ -18,7 +18,7 @@ CONTROL_DNS = "10.0.2.3"
 (https://www.qemu.org/docs/master/system/devices/net.html)."""
 
 NicModel = Literal["virtio", "e1000e", "rtl8139"]
-Link = Literal["up", "down"]
+LinkState = Literal["up", "down"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -39,7 +39,7 @@ class Nic:
     mac: str | None = None
     """MAC address; None: the run chooses one."""
     model: NicModel = "virtio"
-    link: Link = "up"
+    link: LinkState = "up"
     """Whether the cable is plugged in when the guest starts."""
     dhcp: bool = True
     """Whether the guest asks for an address by DHCP; False leaves the card unconfigured."""
@@ -57,7 +57,7 @@ class Nic:
         if self.mac is not None:
             put(self, "mac", _checked_mac(self.mac))
         check_choice(self.model, NicModel, field="Nic.model")
-        check_choice(self.link, Link, field="Nic.link")
+        check_choice(self.link, LinkState, field="Nic.link")
 
     @property
     def plugged(self) -> bool:

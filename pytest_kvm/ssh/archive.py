@@ -38,14 +38,14 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
+class FileOwner:
     """The owner that a folder tree gets in the guest: user and group, as names or numbers."""
 
     user: str
     group: str
 
 
-def pack(folder: Path, into: Writable, *, owner: Owner | None, log: logging.Logger) -> None:
+def pack(folder: Path, into: Writable, *, owner: FileOwner | None, log: logging.Logger) -> None:
     """Write a folder's content as a tar stream: files, folders, links, modes.
 
     Args:

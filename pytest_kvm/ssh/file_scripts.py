@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from shlex import quote
 
-from pytest_kvm.ssh.archive import Owner
+from pytest_kvm.ssh.archive import FileOwner
 
 _KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
 """Folders whose files are interfaces of the kernel: they are written to and not replaced."""
@@ -84,7 +84,7 @@ def file_append(target: Target, *, mode: int, owner: str | None) -> str:
 cat >>"$t" && {own}"""
 
 
-def tree_in(target: Target, *, mode: int, owner: Owner | None) -> str:
+def tree_in(target: Target, *, mode: int, owner: FileOwner | None) -> str:
     """Return a script that unpacks a tar stream from its input.
 
     A new folder appears whole or not at all; a folder that exists is merged with the stream.

@@ -19,7 +19,7 @@ from typing import IO
 
 from pytest_kvm.errors import RemoteFileError
 from pytest_kvm.ssh import archive, file_scripts
-from pytest_kvm.ssh.archive import Owner
+from pytest_kvm.ssh.archive import FileOwner
 from pytest_kvm.ssh.file_scripts import Target
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
 from pytest_kvm.ssh.transfer import CommandStarter, ScriptEnded, Transfer
@@ -184,7 +184,7 @@ class Files:
                 self._log.debug("%s: the guest took no more", path)
             transfer.finish()
 
-    def _owner(self, owner: str | None) -> Owner | None:
+    def _owner(self, owner: str | None) -> FileOwner | None:
         """Return user and group of an owner, as tar needs both; ask the guest for a group that is missing."""
         if owner is None:
             return None
@@ -193,7 +193,7 @@ class Files:
             with Transfer(self._shell, f"id -gn -- {quote(user)}", path=user) as transfer:
                 group = transfer.read(256).decode(errors="replace").strip()
                 transfer.finish()
-        return Owner(user=user, group=group)
+        return FileOwner(user=user, group=group)
 
 
 def _target(path: str, *, name: str) -> Target:

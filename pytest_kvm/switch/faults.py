@@ -142,7 +142,7 @@ class Faults:
         """Numbers of the faults that ask the test about each frame; they come first."""
 
     @property
-    def clear(self) -> bool:
+    def is_clear(self) -> bool:
         """Whether there are no faults, so that frames pass unchanged."""
         return not (self._order or self.asks)
 

@@ -47,11 +47,11 @@ class Link:
         self._wake = wake
 
     @property
-    def clear(self) -> bool:
+    def is_clear(self) -> bool:
         """Whether frames to the guest pass without faults and captures."""
-        return self.into.clear and not self.captures
+        return self.into.is_clear and not self.captures
 
-    def hand(self, data: memoryview, *, frames: int) -> None:
+    def deliver(self, data: memoryview, *, frames: int) -> None:
         """Queue frames, each preceded by its length, for the card; count them, dropped ones too."""
         if not self.up or self.port is None or not self.port.connected:
             self.got.dropped["unplugged"] += frames
@@ -65,7 +65,7 @@ class Link:
     def hand_one(self, frame: bytes) -> None:
         """Queue one frame for the card, and capture it unless it was dropped."""
         before = self.got.frames
-        self.hand(memoryview(to_wire(frame)), frames=1)
+        self.deliver(memoryview(to_wire(frame)), frames=1)
         if self.got.frames > before:
             for capture in self.captures:
                 capture.take(frame)

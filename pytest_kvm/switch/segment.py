@@ -25,7 +25,7 @@ _KEY = HEADER + 2
 """Bytes that say where a frame goes: addresses, type and, where it has one, the VLAN's tag."""
 
 
-class Answered(Protocol):
+class AnswerCallback(Protocol):
     """Called with the test's answer about a frame."""
 
     def __call__(self, *, drop: bool) -> None:
@@ -33,7 +33,7 @@ class Answered(Protocol):
         ...
 
 
-Ask = Callable[[int, bytes, Answered], None]
+Ask = Callable[[int, bytes, AnswerCallback], None]
 """Asks the test whether a fault (by number) drops a frame; calls back with the answer."""
 
 
@@ -97,7 +97,7 @@ class Segment:
             BrokenStreamError: The bytes cannot be frames.
         """
         watched = self.captures or source.captures
-        if source.up and source.out.clear and self.faults.clear and not watched:
+        if source.up and source.out.is_clear and self.faults.is_clear and not watched:
             return self._receive_fast(source, data)
         end = 0
         for begin, end in _frames(data):
@@ -116,7 +116,7 @@ class Segment:
                 last, way = key, self._target_of(source, data[begins:ends])
                 if way is not target:
                     if target is not None:
-                        target.hand(view[begin:at], frames=frames)
+                        target.deliver(view[begin:at], frames=frames)
                     begin, frames, target = at, 0, way
             if target is None:
                 self._switch(source, data[begins:ends])
@@ -126,7 +126,7 @@ class Segment:
             total += 1
             at = ends
         if target is not None:
-            target.hand(view[begin:at], frames=frames)
+            target.deliver(view[begin:at], frames=frames)
         source.sent.frames += total
         source.sent.bytes += at - PREFIX.size * total
         return at
@@ -137,7 +137,7 @@ class Segment:
             return None
         self._learn(source, frame)
         target = self._link_of.get(station(frame, 0))
-        if target is None or target is source or not target.clear or not self.are_joined(source, target):
+        if target is None or target is source or not target.is_clear or not self.are_joined(source, target):
             return None
         return target
 
@@ -182,7 +182,7 @@ class Segment:
                 target.got.dropped["partition"] += 1
                 continue
             crossed = True
-            if target.clear:
+            if target.is_clear:
                 target.hand_one(frame)
             else:
                 self._apply_faults(target.into, target, frame, then=partial(self._to_guest, source, target))
@@ -201,7 +201,7 @@ class Segment:
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]
     ) -> None:
         """Apply faults to a frame, first those that ask the test; ``then`` gets each copy that is left."""
-        if faults.clear:
+        if faults.is_clear:
             then(frame)
         else:
             self._ask_verdicts(faults, link, frame, then=then, asks=list(faults.asks))
@@ -245,7 +245,7 @@ class Segment:
         then(frame)
 
 
-def whole(data: bytes) -> int:
+def length_of_whole_frames(data: bytes) -> int:
     """Return how many bytes at the beginning are whole frames; see :meth:`Segment.receive`."""
     return max((end for _, end in _frames(data)), default=0)
 

@@ -14,7 +14,7 @@ from pytest_kvm.switch.commands import Commands
 from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Port
 from pytest_kvm.switch.schedule import Schedule
-from pytest_kvm.switch.segment import Answered, whole
+from pytest_kvm.switch.segment import AnswerCallback, length_of_whole_frames
 
 _CHUNK = 1 << 16
 _MOST_ASKED = 4096
@@ -66,7 +66,7 @@ class Orders:
         return True
 
 
-class Process:
+class Server:
     """The event loop of the switch process.
 
     Args:
@@ -82,7 +82,7 @@ class Process:
         self._epoll.register(connection, self._listening)
         self._ports: dict[int, Port] = {}
         self._ready: set[Port] = set()
-        self._asked: dict[int, Answered] = {}
+        self._asked: dict[int, AnswerCallback] = {}
         self._questions = 0
         self._waiting: list[tuple[int, int, int]] = []
         """(order, capture, frames): orders that wait until a capture has more than so many frames."""
@@ -149,7 +149,7 @@ class Process:
         link = self._commands.link_of.get(port)
         try:
             # Frames from a card without a link are dropped.
-            done = whole(data) if link is None else link.segment.receive(link, data)
+            done = length_of_whole_frames(data) if link is None else link.segment.receive(link, data)
         except BrokenStreamError as broken:
             if link is not None:
                 link.sent.dropped[str(broken)] += 1
@@ -209,7 +209,7 @@ class Process:
 
     # ------------------------------------------------------------ questions
 
-    def _ask(self, fault: int, frame: bytes, answered: Answered) -> None:
+    def _ask(self, fault: int, frame: bytes, answered: AnswerCallback) -> None:
         if len(self._asked) >= _MOST_ASKED:
             answered(drop=True)
             return
@@ -224,4 +224,4 @@ class Process:
 def main() -> None:
     """Serve one run; the last argument is the descriptor of the connection to it."""
     with socket.socket(fileno=int(sys.argv[-1])) as connection:
-        Process(connection).run()
+        Server(connection).run()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.images.importing import take
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.spec.image import ImageRef
@@ -17,7 +17,7 @@ from tests.guest_specs import SMALL
 
 @pytest.fixture(scope="session")
 def store(pytestconfig):
-    return Store.of(settings_stashed(pytestconfig))
+    return ImageStore.of(settings_stashed(pytestconfig))
 
 
 def test_uefi_config_drive_and_an_ordinary_login(kvm_guests):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.spec.image import ImageRef
 from tests import timings
@@ -30,7 +30,7 @@ def build(cache_dir, events):
 
 def test_two_processes_build_once_and_debian_12_boots(pytestconfig, kvm_guests, tmp_path):
     settings = settings_stashed(pytestconfig)
-    store = Store.of(settings)
+    store = ImageStore.of(settings)
     if store.find(ImageRef("debian-12")) is not None:
         store.remove("debian-12")
     both = [build(settings.cache_dir, tmp_path / "events") for _ in range(2)]

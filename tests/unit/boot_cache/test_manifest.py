@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvm.boot_cache.manifest import FORMAT, Damage, FileRecord, Manifest
+from pytest_kvm.boot_cache.manifest import FORMAT, Damage, FileRecord, TemplateManifest
 
 RECORD = FileRecord(size=3, sha256="ab", mtime_ns=1, ctime_ns=2, inode=3)
-MANIFEST = Manifest(
+MANIFEST = TemplateManifest(
     key="5ca1ab1e",
     format=FORMAT,
     created="2026-01-01T00:00:00+00:00",
@@ -28,7 +28,7 @@ MANIFEST = Manifest(
 )
 def test_it_comes_back_as_it_was_written(summary, facts):
     manifest = replace(MANIFEST, summary=summary, facts=facts)
-    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert TemplateManifest.from_json(manifest.to_json()) == manifest
 
 
 @given(st.data())
@@ -39,28 +39,28 @@ def test_no_changed_byte_is_believed(data):
     other = data.draw(st.characters(codec="ascii"))
     changed = text[:position] + other + text[position + 1 :]
     with suppress(Damage):
-        assert Manifest.from_json(changed) == MANIFEST
+        assert TemplateManifest.from_json(changed) == MANIFEST
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"manifest": {}, "checksum": ""}', "\0"])
 def test_what_is_no_manifest_is_damage(text):
     with pytest.raises(Damage, match="cannot be read"):
-        Manifest.from_json(text)
+        TemplateManifest.from_json(text)
 
 
 def test_another_format_is_not_read():
     with pytest.raises(Damage, match=f"format is 99, not {FORMAT}"):
-        Manifest.from_json(replace(MANIFEST, format=99).to_json())
+        TemplateManifest.from_json(replace(MANIFEST, format=99).to_json())
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b", "", ".", ".."])
 def test_a_file_is_in_its_own_folder(name):
     with pytest.raises(Damage, match="not a file's name"):
-        Manifest.from_json(replace(MANIFEST, files={name: RECORD}).to_json())
+        TemplateManifest.from_json(replace(MANIFEST, files={name: RECORD}).to_json())
 
 
 def test_a_field_that_nobody_knows_is_damage():
     manifest = json.loads(MANIFEST.to_json())
     manifest["manifest"]["surprise"] = 1
     with pytest.raises(Damage, match="not what was written"):
-        Manifest.from_json(json.dumps(manifest))
+        TemplateManifest.from_json(json.dumps(manifest))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pytest_kvm.images.image import Manifest
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image import ImageManifest
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.settings import Settings
 
 
@@ -17,7 +17,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def store(settings):
-    return Store.of(settings)
+    return ImageStore.of(settings)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def publish(store, tmp_path):
         with store.building(name) as work:
             (work / "disk").write_bytes(contents)
             digest = hashlib.sha256(contents).hexdigest()
-            manifest = Manifest(
+            manifest = ImageManifest(
                 name=name,
                 disk=digest,
                 virtual_size=len(contents),

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_kvm.errors import ImageError, SpecError, UnknownImage
 from pytest_kvm.host.ownership import MARKER
-from pytest_kvm.images.image import Manifest
-from pytest_kvm.images.image_store import Store
+from pytest_kvm.images.image import ImageManifest
+from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.spec.image import ImageRef
 from tests.conftest import ROOT
 
@@ -103,9 +103,9 @@ def test_a_damaged_manifest_is_named(store, publish):
 
 
 def test_a_manifest_of_a_later_version_is_read():
-    manifest = Manifest(name="n", disk="5" * 64, virtual_size=1, created="c", packages=("a",))
+    manifest = ImageManifest(name="n", disk="5" * 64, virtual_size=1, created="c", packages=("a",))
     text = manifest.to_json().replace("{", '{"from_the_future": 1,', 1)
-    assert Manifest.from_json(text, origin="x") == manifest
+    assert ImageManifest.from_json(text, origin="x") == manifest
 
 
 def test_work_is_removed_when_a_build_fails(store):
@@ -117,8 +117,8 @@ def test_work_is_removed_when_a_build_fails(store):
 _KILLED = textwrap.dedent(
     """
     import pathlib, sys
-    from pytest_kvm.images.image_store import Store
-    with Store(pathlib.Path(sys.argv[1])).building("mine") as work:
+    from pytest_kvm.images.image_store import ImageStore
+    with ImageStore(pathlib.Path(sys.argv[1])).building("mine") as work:
         (work / "half").write_bytes(b"half")
         print("busy", flush=True)
         sys.stdin.read()
@@ -148,16 +148,16 @@ def test_what_a_killed_build_left_is_swept_by_the_next(store):
 _RACE = textwrap.dedent(
     """
     import hashlib, pathlib, sys
-    from pytest_kvm.images.image import Manifest
-    from pytest_kvm.images.image_store import Store
+    from pytest_kvm.images.image import ImageManifest
+    from pytest_kvm.images.image_store import ImageStore
     from pytest_kvm.spec.image import ImageRef
-    store = Store(pathlib.Path(sys.argv[1]))
+    store = ImageStore(pathlib.Path(sys.argv[1]))
     sys.stdin.readline()
     with store.building("mine") as work:
         if store.find(ImageRef("mine")) is None:
             (work / "disk").write_bytes(b"disk")
             digest = hashlib.sha256(b"disk").hexdigest()
-            manifest = Manifest(name="mine", disk=digest, virtual_size=4, created="now")
+            manifest = ImageManifest(name="mine", disk=digest, virtual_size=4, created="now")
             store.add(manifest, {digest: work / "disk"})
             print("built")
     """
@@ -182,7 +182,7 @@ def test_two_processes_build_an_image_once(store):
 def test_a_reader_needs_no_lock(store, publish):
     publish("mine", b"disk")
     with store.building("mine"), store.building("other"):
-        assert Store(store.folder).resolve(ImageRef("mine")).disk.read_bytes() == b"disk"
+        assert ImageStore(store.folder).resolve(ImageRef("mine")).disk.read_bytes() == b"disk"
 
 
 def test_nothing_but_blobs_names_and_locks_stays(store, publish):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest_kvm as kvm
-from pytest_kvm.images.image import Image, Manifest
+from pytest_kvm.images.image import Image, ImageManifest
 from pytest_kvm.provision.cache_key import MachineFacts, fingerprint
 from pytest_kvm.provision.machine_plan import direct_boot
 from pytest_kvm.render.domain_draft import draft_domain
@@ -20,7 +20,7 @@ def image(
     cmdline: str = "root=LABEL=root ro",
 ) -> Image:
     """Return an image that is in no store: only its digests are looked at."""
-    manifest = Manifest(
+    manifest = ImageManifest(
         name=name,
         disk=disk,
         kernel=kernel,

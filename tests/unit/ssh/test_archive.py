@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from pytest_kvm.errors import RemoteFileError
-from pytest_kvm.ssh.archive import Owner, pack, unpack
+from pytest_kvm.ssh.archive import FileOwner, pack, unpack
 
 LOG = logging.getLogger("pytest_kvm.web")
 
@@ -91,8 +91,8 @@ def test_an_owner_is_written_as_name_or_number(tmp_path):
     (tmp_path / "f").write_text("x")
     for owner, seen in (
         (None, (0, "0", 0, "0")),
-        (Owner(user="alice", group="users"), (0, "alice", 0, "users")),
-        (Owner(user="1000", group="100"), (1000, "", 100, "")),
+        (FileOwner(user="alice", group="users"), (0, "alice", 0, "users")),
+        (FileOwner(user="1000", group="100"), (1000, "", 100, "")),
     ):
         packed = io.BytesIO()
         pack(tmp_path, packed, owner=owner, log=LOG)

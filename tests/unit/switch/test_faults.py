@@ -98,7 +98,7 @@ def test_faults_of_a_path_add_up_whichever_came_first():
     assert one._order == other._order
     one.remove(1)
     one.remove(2)
-    assert one.clear
+    assert one.is_clear
 
 
 # ------------------------------------------------------------ on real sockets

@@ -23,8 +23,8 @@ from pytest_kvm.ssh.access import Access
 
 if TYPE_CHECKING:
     from pytest_kvm.hypervisor.protocol import Domain
-    from pytest_kvm.ssh.channel import Channel
     from pytest_kvm.ssh.command_line import Command
+    from pytest_kvm.ssh.output import Channel
     from pytest_kvm.ssh.process import CommandContext, Process
     from pytest_kvm.ssh.shell import Shell
 

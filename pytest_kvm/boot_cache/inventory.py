@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache.entry import Damage, TemplateManifest
 from pytest_kvm.boot_cache.layout import Layout
-from pytest_kvm.boot_cache.manifest import Damage, TemplateManifest
 from pytest_kvm.errors import UnknownTemplate
 from pytest_kvm.settings import Settings
 

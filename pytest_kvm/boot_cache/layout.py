@@ -30,8 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvm.boot_cache import ram_file
-from pytest_kvm.boot_cache.entry import USED, read, sync
-from pytest_kvm.boot_cache.manifest import Damage
+from pytest_kvm.boot_cache.entry import USED, Damage, read, sync
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.settings import Settings
 

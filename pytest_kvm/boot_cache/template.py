@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache.manifest import FORMAT, Damage, TemplateManifest
+from pytest_kvm.boot_cache.entry import FORMAT, Damage, TemplateManifest
 from pytest_kvm.boot_cache.ram_file import RamFilePlace
 from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.host.locks import HeldLock

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvm.boot_cache import entry, ram_file
+from pytest_kvm.boot_cache.entry import Damage, TemplateManifest
 from pytest_kvm.boot_cache.inventory import Inventory
 from pytest_kvm.boot_cache.layout import Layout
-from pytest_kvm.boot_cache.manifest import Damage, TemplateManifest
 from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks

@@ -15,7 +15,7 @@ import psutil
 
 from pytest_kvm.errors import DomainFailed
 from pytest_kvm.host.qemu_process import HostProcess
-from pytest_kvm.hypervisor import opening, qemu_log
+from pytest_kvm.hypervisor import libvirt_connection, qemu_log
 from pytest_kvm.hypervisor.capabilities import host_facts
 from pytest_kvm.hypervisor.domain import LibvirtDomain
 from pytest_kvm.hypervisor.embed import EmbedRoot, embed_root, is_embed
@@ -38,11 +38,11 @@ _SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED
 def connect(uri: str, *, run_dir: Path, cache_dir: Path) -> LibvirtHypervisor:
     """Open a connection; see :func:`pytest_kvm.hypervisor.connect.open_hypervisor`."""
     if not is_embed(uri):
-        return LibvirtHypervisor(opening.open_connection(uri), root=None)
+        return LibvirtHypervisor(libvirt_connection.open_connection(uri), root=None)
     root = embed_root(uri, run_dir=run_dir, cache_dir=cache_dir)
     with root.watch.watching(), root.capabilities.shared():
         if os.getpid() not in _embedded:
-            hypervisor = LibvirtHypervisor(opening.open_connection(root.uri), root=root)
+            hypervisor = LibvirtHypervisor(libvirt_connection.open_connection(root.uri), root=root)
             hypervisor.facts()  # has libvirt ask QEMU for its capabilities, unless they are known
             _embedded[os.getpid()] = hypervisor
     return _embedded[os.getpid()]
@@ -81,7 +81,7 @@ class LibvirtHypervisor:
             self._callback = connection.get().domainEventRegisterAny(  # pyright: ignore[reportUnknownMemberType]
                 None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None
             )
-        opening.on_lost(connection.get(), self._on_lost)
+        libvirt_connection.on_lost(connection.get(), self._on_lost)
 
     def facts(self) -> HostFacts:
         """Return what the connection says about its host; only the first call asks libvirt.

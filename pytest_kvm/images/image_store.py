@@ -32,8 +32,15 @@ from pathlib import Path
 from pytest_kvm.errors import ImageError, UnknownImage
 from pytest_kvm.host import locks, ownership
 from pytest_kvm.images import namespace
-from pytest_kvm.images.image import BLOB, Image, ImageManifest, adopt
-from pytest_kvm.images.manifests import Manifests, read, write
+from pytest_kvm.images.image import (
+    BLOB,
+    Image,
+    ImageManifest,
+    ManifestFolder,
+    adopt,
+    read_manifest,
+    write_manifest,
+)
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
@@ -59,7 +66,7 @@ class ImageStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._blobs = folder / "blobs"
-        self._named_images = Manifests(folder / "names")
+        self._named_images = ManifestFolder(folder / "names")
         self._retired = folder / "retired"
 
     @classmethod
@@ -125,11 +132,11 @@ class ImageStore:
         with self._index():
             # First a retired manifest: if this process is killed, it shows that the blobs are the store's.
             pending = self._retired_path(manifest)
-            write(manifest, pending)
+            write_manifest(manifest, pending)
             for blob, file in files.items():
                 adopt(file, self._blobs / blob)
             self._retire_what_it_replaces(manifest)
-            write(manifest, self._named_images.path(manifest.name))
+            write_manifest(manifest, self._named_images.path(manifest.name))
             pending.unlink()
             self._sweep()
         return self._image(manifest)
@@ -247,7 +254,7 @@ class ImageStore:
 
     def _retired_manifests(self) -> Iterator[tuple[Path, ImageManifest]]:
         for path in self._retired_files():
-            yield path, read(path)
+            yield path, read_manifest(path)
 
     def _retired_files(self) -> Iterator[Path]:
         return (path for path in self._retired.glob("*.json") if _is_file(path, _RETIRED_FILE))

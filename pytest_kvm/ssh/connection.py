@@ -16,7 +16,7 @@ from paramiko.packet import Packetizer
 
 from pytest_kvm.errors import LoginRefused, SshUnavailable
 from pytest_kvm.ssh.access import Access
-from pytest_kvm.ssh.channel import Channel
+from pytest_kvm.ssh.output import Channel
 
 _WINDOW = 8 * 1024**2
 """Bytes that a guest may send ahead for each command; a slow reader keeps as many in memory."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from pytest_kvm.errors import SshUnavailable, WaitTimeout
 from pytest_kvm.ssh.access import Access
-from pytest_kvm.ssh.channel import Channel
 from pytest_kvm.ssh.connection import Connection
+from pytest_kvm.ssh.output import Channel
 from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _MOST = 8

@@ -13,8 +13,7 @@ from typing import Self
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestError, GuestGone, SshUnavailable
 from pytest_kvm.results import CommandResult, label, streams_of
-from pytest_kvm.ssh.channel import Channel, send
-from pytest_kvm.ssh.output import OUTPUT_LIMIT, Output
+from pytest_kvm.ssh.output import OUTPUT_LIMIT, Channel, Output, send
 from pytest_kvm.waiting import Clock
 
 _LOOK_EVERY = 0.5

@@ -19,10 +19,10 @@ from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavaila
 from pytest_kvm.results import CommandResult, label
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
-from pytest_kvm.ssh.channel import PIECE, Channel
 from pytest_kvm.ssh.command_line import Command, as_given, command_line, signal_line
 from pytest_kvm.ssh.connection import Connection
 from pytest_kvm.ssh.connections import Connections, ends_soon
+from pytest_kvm.ssh.output import PIECE, Channel
 from pytest_kvm.ssh.process import CommandContext, Process
 from pytest_kvm.waiting import Clock
 

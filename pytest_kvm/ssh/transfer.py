@@ -15,9 +15,8 @@ from pytest_kvm.errors import (
     SshUnavailable,
 )
 from pytest_kvm.results import tail
-from pytest_kvm.ssh.channel import Channel, send
 from pytest_kvm.ssh.command_line import Command
-from pytest_kvm.ssh.output import START_UP_LIMIT, CommandStart
+from pytest_kvm.ssh.output import START_UP_LIMIT, Channel, CommandStart, send
 from pytest_kvm.ssh.process import CommandContext
 
 _READ_BYTES = 16 * 1024**2

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache import manifest as manifest_module
 
 KILLS_QEMU_ONCE = """
 import os, signal
@@ -131,7 +130,7 @@ def falsified(folder):
     with (folder / "state").open("r+b") as file:
         file.write(b"not QEMU's")
     manifest = entry.read(folder, folder.name.partition(".")[0])
-    files = {**manifest.files, "state": manifest_module.record_of(folder / "state")}
+    files = {**manifest.files, "state": entry.record_of(folder / "state")}
     entry.write(folder, replace(manifest, files=files))
 
 

@@ -105,7 +105,10 @@ def test_a_module_has_its_name_for_itself():
 def test_a_class_has_its_name_for_itself():
     """Private ones too: a name has one meaning in the whole package."""
     names = Counter(
-        node.name for path in MODULES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
     )
     assert len(names) > 100
     assert not [name for name, count in names.items() if count > 1]

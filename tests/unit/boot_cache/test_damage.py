@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from pytest_kvm.boot_cache import manifest as manifest_module
-from pytest_kvm.boot_cache.manifest import sparse_digest
+from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache.entry import sparse_digest
 from tests.unit.boot_cache.conftest import FILES, KEY
 
 EVERY_FILE = [*FILES, "manifest.json"]
@@ -76,7 +76,7 @@ def test_damage_that_hides_behind_the_old_times_is_found_by_verify(inventory, ma
     """A claim looks at sizes and times only: bits that rot on the disk are for ``verify``."""
     folder = make()
     flip(folder / "ram")
-    monkeypatch.setattr(manifest_module, "_is_untouched", lambda *_: True)
+    monkeypatch.setattr(entry, "_is_untouched", lambda *_: True)
     (problem,) = inventory.verify([KEY])
     assert problem.what == "ram is not what was written"
 
@@ -128,7 +128,7 @@ def reads(monkeypatch):
         names.append(path.name)
         return sparse_digest(path)
 
-    monkeypatch.setattr(manifest_module, "sparse_digest", noted)
+    monkeypatch.setattr(entry, "sparse_digest", noted)
     return names
 
 

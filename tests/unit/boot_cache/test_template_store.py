@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache import manifest as manifest_module
 from pytest_kvm.errors import NoCapacity, SnapshotFailed
 from tests.unit.boot_cache.conftest import FACTS, FILES, KEY, OTHER
 
@@ -172,7 +171,7 @@ def test_a_file_that_is_still_written_to_is_not_published(store, monkeypatch):
         path.write_bytes(b"more and more")
         return "0"
 
-    monkeypatch.setattr(manifest_module, "sparse_digest", written_meanwhile)
+    monkeypatch.setattr(entry, "sparse_digest", written_meanwhile)
     with store.building(KEY) as building:
         (building.folder / "state").write_bytes(b"devices")
         with pytest.raises(SnapshotFailed, match="state changes while it is read"):

@@ -1,8 +1,15 @@
-"""Open a libvirt connection, explain a failure to open it, and report its loss."""
+"""Open a libvirt connection, explain a failure to open it, and report its loss.
+
+libvirt's event loop has to be registered before the first connection is opened
+(https://libvirt.org/html/libvirt-libvirt-event.html). Without it the embedded
+driver cannot talk to QEMU's monitor. It is one daemon thread per process.
+"""
 
 from __future__ import annotations
 
+import logging
 import shlex
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +18,6 @@ import libvirt
 
 from pytest_kvm.errors import ConnectionFailed, KvmError, MissingDependency
 from pytest_kvm.host.install_hints import ADD_QEMU_ACCOUNT, install_hint
-from pytest_kvm.hypervisor.event_loop import ensure_event_loop
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.libvirt_errors import from_libvirt
 
@@ -104,3 +110,34 @@ def _explain(uri: str, failure: libvirt.libvirtError) -> KvmError:
         if cause.text in text:
             return cause.error(f"libvirt could not open {uri}: {text}", resolution=cause.resolution)
     return from_libvirt(failure, doing=f"open {uri}", error=ConnectionFailed)
+
+
+_log = logging.getLogger("pytest_kvm.hypervisor")
+_lock = threading.Lock()
+_started: list[threading.Thread] = []
+
+
+def ensure_event_loop() -> None:
+    """Start the event loop, unless this process has started it already."""
+    with _lock:
+        if not _started:
+            libvirt.registerErrorHandler(_ignore_error, None)
+            libvirt.virEventRegisterDefaultImpl()
+            _started.append(threading.Thread(target=_run, name="kvm-libvirt-events", daemon=True))
+            _started[0].start()
+
+
+def _run() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError:
+            _log.exception("libvirt's event loop failed; guests' ends may be noticed late")
+            return
+
+
+def _ignore_error(_context: object, _error: object) -> None:
+    """Replace libvirt's default error handler, which prints each error to stderr.
+
+    Nothing is lost: libvirt's Python module raises the same error as an exception.
+    """

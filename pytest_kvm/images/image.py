@@ -217,7 +217,7 @@ class ManifestFolder:
     def damaged(self, *, also: Iterable[Path]) -> tuple[ImageError, ...]:
         """Return what is wrong with the damaged manifests in the folder and among the files ``also``."""
         reads = [partial(self.read, name) for name in self.names()]
-        reads += [partial(read, path) for path in also]
+        reads += [partial(read_manifest, path) for path in also]
         problems: list[ImageError] = []
         for read_one in reads:
             try:

@@ -1,4 +1,7 @@
-"""One SSH connection, logged in by key against a pinned host key. The sole user of paramiko."""
+"""SSH connections to one guest, logged in by key against a pinned host key. The sole user of paramiko.
+
+:class:`ConnectionPool` opens a :class:`Connection` when a command needs one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import paramiko
@@ -17,6 +21,7 @@ from paramiko.packet import Packetizer
 from pytest_kvm.errors import LoginRefused, SshUnavailable
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.output import Channel
+from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _WINDOW = 8 * 1024**2
 """Bytes that a guest may send ahead for each command; a slow reader keeps as many in memory."""
@@ -228,3 +233,155 @@ def _with_exit_status(message: paramiko.Message) -> paramiko.Message:
     status.rewind()
     status.seqno = message.seqno
     return status
+
+
+_MOST = 8
+"""ConnectionPool to one guest at most; each carries as many commands as sshd's MaxSessions (10) allows."""
+
+
+class ConnectionPool:
+    """ConnectionPool to one guest's sshd.
+
+    While a thread waits for the guest, it holds no lock except the one that lets
+    one login at a time happen. So :meth:`close` can end a login, and a thread that
+    gets no answer does not keep other threads from a connection that works.
+
+    Args:
+        access: Where sshd listens, and the keys of both sides.
+        login: Seconds for each step of a login.
+        check_alive: Raises GuestGone if the guest has ended.
+        log: The guest's logger.
+        guest: Name of the guest, for messages.
+        clock: Measures the time to wait for sshd.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        login: float,
+        check_alive: Callable[[], None],
+        log: logging.Logger,
+        guest: str,
+        clock: Clock,
+    ) -> None:
+        self._access = access
+        self._login_within = login
+        self._check_alive = check_alive
+        self._log = log
+        self._guest = guest
+        self._clock = clock
+        self._turn = threading.Lock()
+        """Held during a login."""
+        self._lock = threading.Lock()
+        """Guards the two attributes below."""
+        self._connections: list[Connection] = []
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether a connection is logged in; it stays so while the guest is paused."""
+        return bool(self._alive())
+
+    def connect(self, sock: socket.socket | None) -> None:
+        """Log in, once, over ``sock`` if one is given.
+
+        Raises:
+            LoginRefused: sshd refused the key or showed a foreign host key.
+            SshUnavailable: No connection could be made, it broke off, or :meth:`close` was called.
+        """
+        with self._turn:
+            self._log_in(sock)
+
+    def close(self) -> None:
+        """Close every connection and allow no new one; a login under way ends with SshUnavailable."""
+        with self._lock:
+            self._closed = True
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
+
+    def session(self, *, within: float) -> tuple[Connection, Channel]:
+        """Open a session on the newest connection that takes one, or on a new connection.
+
+        Args:
+            within: Seconds for sshd to answer; a login may take as many more.
+
+        Raises:
+            GuestGone: The guest ended.
+            LoginRefused: sshd refused the key or showed a foreign host key.
+            SshUnavailable: No connection could be made, it broke off, or sshd did not answer.
+        """
+        if taken := self._on_those_there_are(within):
+            return taken
+        if not self._turn.acquire(timeout=within):
+            raise SshUnavailable(f"{self._guest}: another login did not end within {within:.0f} s")
+        try:
+            # Another thread may have logged in while this one waited for its turn.
+            if taken := self._on_those_there_are(within):
+                return taken
+            if len(self._alive()) < _MOST:
+                connection = self._reconnect(within)
+                channel = connection.session(within=within)
+                if channel is not None:
+                    return connection, channel
+        finally:
+            self._turn.release()
+        raise SshUnavailable(
+            f"{self._guest}: sshd takes no more commands on {len(self._alive())} connections",
+            resolution="end processes that were started, or raise MaxSessions in the guest",
+        )
+
+    def _alive(self) -> list[Connection]:
+        return [connection for connection in self._connections if connection.alive]
+
+    def _on_those_there_are(self, within: float) -> tuple[Connection, Channel] | None:
+        for connection in reversed(self._alive()):
+            try:
+                channel = connection.session(within=within)
+            except SshUnavailable as lost:
+                if connection.alive:
+                    raise
+                # No command was started over it, so another connection may be used.
+                self._log.debug("%s", lost.brief)
+                continue
+            if channel is not None:
+                return connection, channel
+        return None
+
+    def _reconnect(self, within: float) -> Connection:
+        return wait_until(
+            self._try_login,
+            describe=f"SSH of {self._guest}",
+            timeout=within,
+            error=SshUnavailable,
+            log=self._log,
+            clock=self._clock,
+        )
+
+    def _try_login(self) -> Connection:
+        self._check_alive()
+        try:
+            return self._log_in(None)
+        except SshUnavailable as error:
+            if self._closed:
+                raise
+            raise NotYet(error.brief) from error
+
+    def _log_in(self, sock: socket.socket | None) -> Connection:
+        connection = Connection.open(
+            self._access, sock, within=self._login_within, log=self._log, guest=self._guest
+        )
+        with self._lock:
+            if self._closed:
+                connection.close()
+                raise SshUnavailable(f"{self._guest}: the connections were closed meanwhile")
+            # From now on close() closes it too.
+            self._connections = [*self._alive(), connection]
+        try:
+            connection.log_in(self._access)
+        except BaseException:
+            with self._lock:
+                self._connections = [each for each in self._connections if each is not connection]
+            raise
+        return connection

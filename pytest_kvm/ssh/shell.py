@@ -15,18 +15,22 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable
+from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, SshUnavailable, WaitTimeout
 from pytest_kvm.results import CommandResult, label
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.command_line import Command, as_given, command_line, signal_line
-from pytest_kvm.ssh.connection import Connection
-from pytest_kvm.ssh.connections import Connections, ends_soon
+from pytest_kvm.ssh.connection import Connection, ConnectionPool
 from pytest_kvm.ssh.output import PIECE, Channel
 from pytest_kvm.ssh.process import CommandContext, Process
-from pytest_kvm.waiting import Clock
+from pytest_kvm.waiting import Clock, NotYet, wait_until
 
 _SIGNAL_WITHIN = 10.0
+_ANSWERS_AFTER = 1.0
+"""Seconds after a lost connection; an sshd that answers later than that shows that the guest stays up."""
+_GOES_DOWN_WITHIN = 15.0
+"""Seconds from a lost connection within which a guest that powers off has ended."""
+_BANNER_WITHIN = 1.0
 
 
 class Shell:
@@ -206,8 +210,8 @@ class Shell:
         channel, context = self.channel(command, env=env, cwd=cwd, user=user, within=within)
         return Process(channel, as_given(command), context=context)
 
-    def _new_connections(self) -> Connections:
-        return Connections(
+    def _new_connections(self) -> ConnectionPool:
+        return ConnectionPool(
             self._access,
             login=self._timeouts.login,
             check_alive=self._check_alive,
@@ -227,7 +231,7 @@ class Shell:
         """Return why nothing can come over a connection any more; None if it still works."""
         if self._is_alive() and connection.alive:
             return None
-        if ends_soon(self._access, is_alive=self._is_alive, log=self._log):
+        if _ends_soon(self._access, is_alive=self._is_alive, log=self._log):
             return self._guest_gone()
         return SshUnavailable(
             f"{self._guest}: the SSH connection was lost while the guest runs on",
@@ -258,3 +262,36 @@ def _feed(process: Process, data: bytes) -> None:
     with contextlib.suppress(GuestError):
         process.write(data)
     process.close_stdin()
+
+
+def _ends_soon(access: Access, *, is_alive: Callable[[], bool], log: logging.Logger) -> bool:
+    """Wait until a guest has ended, or its sshd answers; return whether the guest has ended.
+
+    When QEMU ends, the connection closes a moment before libvirt reports the end.
+    When a guest powers off, its sshd ends, and the connection with it, seconds
+    before the guest does.
+    """
+    lost_at = time.monotonic()
+
+    def has_ended() -> bool:
+        if not is_alive():
+            return True
+        if time.monotonic() - lost_at > _ANSWERS_AFTER and _answers(access):
+            return False
+        raise NotYet("it runs, and its sshd does not answer")
+
+    try:
+        return wait_until(
+            has_ended, describe="the guest's end", timeout=_GOES_DOWN_WITHIN, every=0.05, log=log
+        )
+    except WaitTimeout:
+        return False
+
+
+def _answers(access: Access) -> bool:
+    """Return whether sshd answers with its banner; a forwarded port accepts connections even without sshd."""
+    try:
+        with socket.create_connection((access.host, access.port), timeout=_BANNER_WITHIN) as probe:
+            return probe.recv(4) == b"SSH-"
+    except OSError:
+        return False

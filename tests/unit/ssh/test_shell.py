@@ -20,7 +20,7 @@ from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRef
 from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.machine.watchdog import run_watched
 from pytest_kvm.settings import Timeouts
-from pytest_kvm.ssh import connections
+from pytest_kvm.ssh import connection as connections
 from pytest_kvm.ssh.shell import Shell
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.local_sshd import LocalSshd

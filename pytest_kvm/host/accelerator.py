@@ -237,7 +237,7 @@ def _read_result(kept: Path, key: str) -> KvmProbe | None:
 
 
 def _write_result(kept: Path, key: str, probe: KvmProbe) -> None:
-    # If the cache cannot be written, the next run has to test again, which takes 30 ms.
+    # If the cache cannot be written, the next run has to test again, which takes some 50 ms.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         fresh = kept.with_name(f"{kept.name}.{os.getpid()}")

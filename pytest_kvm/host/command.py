@@ -98,7 +98,8 @@ def require(*programs: str) -> None:
 def with_parent_death_signal(argv: Sequence[str]) -> list[str]:
     """Return arguments that start a program which is killed when the thread that started it ends.
 
-    They run setpriv(1), which makes the prctl call and then becomes the program.
+    They run setpriv(1), which makes the prctl call and then becomes the program. On a
+    host without setpriv the program goes on after the thread's end.
     A ``preexec_fn`` could make that call, too, but it runs Python between fork
     and exec, which is not safe in a process that has threads.
     """

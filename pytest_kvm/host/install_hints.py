@@ -202,10 +202,10 @@ ADD_QEMU_ACCOUNT = shlex.split(
 )
 """Makes the user account that Debian's libvirt is compiled for.
 
-Debian makes this account only with ``libvirt-daemon-system``, whose daemon we
-do not need. But libvirt's QEMU driver, run as root, refuses to start while
-``getpwnam`` does not know the account (``virQEMUDriverConfigNew``), whatever
-``qemu.conf`` says."""
+Up to Debian 12 only ``libvirt-daemon-system`` makes this account, and we do not
+need its daemon; later a package that we need makes it. But libvirt's QEMU
+driver, run as root, refuses to start while ``getpwnam`` does not know the account
+(``virQEMUDriverConfigNew``), whatever ``qemu.conf`` says."""
 
 
 def has_qemu_account() -> bool:

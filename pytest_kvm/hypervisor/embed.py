@@ -76,9 +76,9 @@ def embed_root(uri: str, *, run_dir: Path, cache_dir: Path) -> EmbedRoot:
     """Prepare the root that a URI names, or else one in ``run_dir``; later calls return the same root.
 
     Raises:
-        ConnectionFailed: This process has another root already, the path is
-            too long for QEMU's sockets, or the root has a ``qemu.conf`` that
-            pytest-kvm did not write.
+        ConnectionFailed: This process has another root already, or had this one
+            and it was removed; the path is too long for QEMU's sockets; or the
+            root has a ``qemu.conf`` that pytest-kvm did not write.
     """
     check_log_folder()
     asked = parse_qs(urlsplit(uri).query).get("root")

@@ -211,7 +211,7 @@ class Hypervisor(Protocol):
         ...
 
     def domains(self) -> list[Domain]:
-        """Return every domain of the connection."""
+        """Return every running domain of the connection."""
         ...
 
     def close(self) -> None:

@@ -93,6 +93,8 @@ _MODULES = [
 _BOOT_CODE_END = 440
 _KERNEL_SECTOR = 0x5C
 _DRIVE_CHECK = 0x66
+"""Offset of a jump over the check of the drive number, which some BIOSes pass wrongly for a hard disk;
+like grub-bios-setup(8) we overwrite the jump."""
 _NOP_NOP = b"\x90\x90"
 _BLOCK_LIST = SECTOR - 12
 _LOAD_SEGMENT = 0x820

@@ -75,7 +75,7 @@ class ImageStore:
         return cls(settings.cache_dir / "images")
 
     def find(self, ref: ImageRef) -> Image | None:
-        """Return the image of a reference, None when there is none.
+        """Return the image of a reference; None when there is none, or when one of its files is missing.
 
         Raises:
             ImageError: The manifest is damaged, or the image has another digest than the reference.

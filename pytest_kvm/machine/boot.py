@@ -101,7 +101,7 @@ class Boot:
     def failure(
         self, error: type[BootFailed], what: str, *, details: str = "", resolution: str = "", around: str = ""
     ) -> BootFailed:
-        """Return the error for a failed boot, with the boot's phases and its console.
+        """Return the error for a failed boot: its phases, how long the host held the guest up, its console.
 
         Args:
             error: The error's class.

@@ -38,10 +38,8 @@ class Switch:
     """A run's switch, as the test's process sees it.
 
     The switch process ends when its connection to this object does: at
-    :meth:`close`, and in whatever way the run ends.
-
-    Raises:
-        SwitchFailed: The switch does not start.
+    :meth:`close`, and in whatever way the run ends. If its process does not
+    start or ends, the first order raises SwitchFailed.
     """
 
     def __init__(self) -> None:

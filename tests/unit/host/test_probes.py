@@ -224,7 +224,7 @@ def test_qemu_has_to_be_new_enough(qemu, printed, severity, seen):
 def test_subordinate_ids_are_needed_to_build_as_an_ordinary_user(tmp_path, monkeypatch, line, enough):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("LOGNAME", "tester")
-    monkeypatch.setattr(probes, "_answer_of", lambda *_argv: "")
+    monkeypatch.setattr(probes, "_output_of", lambda *_argv: "")
     monkeypatch.setattr(packages, "is_met", lambda _need: True)
     subuid, namespaces = tmp_path / "subuid", tmp_path / "max"
     subuid.write_text(f"# comment\n{line}\n")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache.entry import Damage, TemplateManifest
+from pytest_kvm.boot_cache import template_files
 from pytest_kvm.boot_cache.layout import Layout
+from pytest_kvm.boot_cache.template_files import Damage, TemplateManifest
 from pytest_kvm.errors import UnknownTemplate
 from pytest_kvm.settings import Settings
 
@@ -121,18 +121,18 @@ class Inventory:
 
     def _info(self, key: str) -> TemplateInfo | None:
         folder = self._layout.find(key)
-        if folder is None or not (folder / entry.USED).exists():
+        if folder is None or not (folder / template_files.USED).exists():
             return None
         try:
-            manifest = entry.read(folder, key)
+            manifest = template_files.read(folder, key)
         except Damage:
             manifest = None
         return TemplateInfo(
             key=key,
             folder=folder,
             manifest=manifest,
-            size=entry.size(folder),
-            last_used=(folder / entry.USED).stat().st_mtime,
+            size=template_files.size(folder),
+            last_used=(folder / template_files.USED).stat().st_mtime,
             in_use=self._layout.is_held(folder),
         )
 
@@ -142,7 +142,7 @@ class Inventory:
             return ["it cannot be opened"]
         folder, lock = held
         try:
-            return list(entry.problems(folder, key))
+            return list(template_files.problems(folder, key))
         finally:
             lock.release()
 

@@ -16,7 +16,7 @@ or unlink(2); the paths of its files never change. An entry is garbage if no
 link leads to it and nobody holds its lock: it was replaced or dropped, or its
 builder was killed (the kernel releases a flock(2) when its holder ends). A
 folder that the plugin did not make has no marker and stays
-(:mod:`pytest_kvm.host.ownership`).
+(:mod:`pytest_kvm.host.folder_marker`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvm.boot_cache import ram_file
-from pytest_kvm.boot_cache.entry import USED, Damage, read, sync
-from pytest_kvm.host import locks, ownership
+from pytest_kvm.boot_cache.template_files import USED, Damage, read, sync
+from pytest_kvm.host import folder_marker, locks
 from pytest_kvm.settings import Settings
 
 _INDEX_TIMEOUT = 120.0
@@ -96,7 +96,7 @@ class Layout:
         with self.index():
             self.sweep()
             self._entries.mkdir(mode=0o700, exist_ok=True)
-            ownership.make(entry)
+            folder_marker.make(entry)
             (entry / USED).touch(mode=0o600)
             held = locks.try_exclusive(entry / USED)
         if held is None:
@@ -186,7 +186,7 @@ def _is_own(entry: Path) -> bool:
     """Say whether :meth:`Layout.new` has made a folder. The caller holds the index."""
     if _ENTRY.fullmatch(entry.name) is None:
         return False
-    return ownership.is_ours(entry) or ownership.is_blank(entry) or _is_of_before_markers(entry)
+    return folder_marker.is_ours(entry) or folder_marker.is_blank(entry) or _is_of_before_markers(entry)
 
 
 def _is_of_before_markers(entry: Path) -> bool:
@@ -195,7 +195,7 @@ def _is_of_before_markers(entry: Path) -> bool:
     Such a folder has no marker, but a manifest with a valid checksum and with
     the key that is in the folder's name.
     """
-    if entry.is_symlink() or os.path.lexists(entry / ownership.MARKER):
+    if entry.is_symlink() or os.path.lexists(entry / folder_marker.MARKER):
         return False
     try:
         read(entry, entry.name.partition(".")[0])
@@ -207,7 +207,7 @@ def _is_of_before_markers(entry: Path) -> bool:
 def _remove(entry: Path) -> None:
     try:
         if _is_of_before_markers(entry):
-            ownership.mark(entry)
-        ownership.remove(entry)
+            folder_marker.mark(entry)
+        folder_marker.remove(entry)
     except OSError as error:  # perhaps another user's entry; the next sweep tries again
         _log.warning("%s cannot be removed: %s", entry, error)

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvm.host import ownership
+from pytest_kvm.host import folder_marker
 from pytest_kvm.host.resources import disk_free_mib, memory_available_mib, memory_total_mib
 from pytest_kvm.settings import RamPlace
 
@@ -48,7 +48,7 @@ def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
         return RamFilePlace(path=own, note=refusal)
     folder = _MEMORY / f"{_prefix()}{entry.name}"
     try:
-        ownership.make(folder, entry=str(entry.absolute()))
+        folder_marker.make(folder, entry=str(entry.absolute()))
         # If the link led to a missing file, QEMU would try for ever to make it (file_ram_open()
         # in softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
         (folder / RAM).touch(mode=0o600)
@@ -61,11 +61,11 @@ def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
 def sweep() -> None:
     """Remove from memory this user's RAM files whose entry is gone, whichever store the entry was in."""
     for folder in _MEMORY.glob(f"{_prefix()}*"):
-        marker = ownership.marker_of(folder) or {}
+        marker = folder_marker.marker_of(folder) or {}
         entry = marker.get("entry")
         if isinstance(entry, str) and not Path(entry).exists():
             try:
-                ownership.remove(folder)
+                folder_marker.remove(folder)
             except (OSError, ValueError) as problem:  # another store's sweep may be removing it, too
                 _log.warning("%s cannot be removed: %s", folder, problem)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache.entry import FORMAT, Damage, TemplateManifest
+from pytest_kvm.boot_cache import template_files
 from pytest_kvm.boot_cache.ram_file import RamFilePlace
+from pytest_kvm.boot_cache.template_files import FORMAT, Damage, TemplateManifest
 from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.host.locks import HeldLock
 
@@ -105,7 +105,7 @@ class Building:
             NoCapacity: The disk is full.
         """
         try:
-            files = entry.settle(self.folder)
+            files = template_files.settle(self.folder)
         except Damage as damage:
             raise SnapshotFailed(f"the template {self.key[:12]} cannot be published: {damage}") from None
         manifest = TemplateManifest(
@@ -117,7 +117,7 @@ class Building:
             facts=facts,
             files=files,
         )
-        entry.write(self.folder, manifest)
+        template_files.write(self.folder, manifest)
         template = self._enter(manifest)
         self.is_published = True
         return template

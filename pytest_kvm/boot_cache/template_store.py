@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_kvm.boot_cache import entry, ram_file
-from pytest_kvm.boot_cache.entry import Damage, TemplateManifest
+from pytest_kvm.boot_cache import ram_file, template_files
 from pytest_kvm.boot_cache.inventory import Inventory
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.boot_cache.template import Building, Template
+from pytest_kvm.boot_cache.template_files import Damage, TemplateManifest
 from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks
 from pytest_kvm.host.resources import disk_free_mib
@@ -68,7 +68,7 @@ class TemplateStore:
             return None
         folder, lock = held
         try:
-            manifest = entry.read_checked(folder, key)
+            manifest = template_files.read_checked(folder, key)
         except Damage as damage:
             lock.release()
             self._drop(key, folder, reason=str(damage))

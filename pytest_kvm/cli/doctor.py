@@ -15,7 +15,7 @@ from pytest_kvm.host.probes import Fact, Severity, all_facts
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.images.image_store import ImageStore
-from pytest_kvm.provision.foreign_files import foreign_files_text
+from pytest_kvm.provision.unowned_files import foreign_files_text
 from pytest_kvm.settings import Settings
 
 _EXIT: dict[Severity, int] = {"ok": 0, "warning": 0, "error": 1}

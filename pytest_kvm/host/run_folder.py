@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.host import locks, ownership, watcher
+from pytest_kvm.host import folder_marker, locks, watcher
 
 RUNS = "kvm-runs"
 """The folder of all runs, below the folder that the user gives. All else in that folder is the user's."""
@@ -47,8 +47,8 @@ def held_run_folder(parent: Path) -> Iterator[Path]:
     sweep(parent)
     folder = runs / secrets.token_hex(4)
     with _guarded(runs):
-        ownership.make(folder)
-        lock = locks.try_exclusive(folder / ownership.MARKER)
+        folder_marker.make(folder)
+        lock = locks.try_exclusive(folder / folder_marker.MARKER)
     if lock is None:
         raise RuntimeError(f"{folder} is new, and somebody holds it")
     try:
@@ -92,7 +92,7 @@ def foreign_files(parent: Path) -> list[Path]:
 
 def _belongs_to_a_run(folder: Path) -> bool:
     known = _RUN.fullmatch(folder.name) is not None
-    return known and (ownership.is_ours(folder) or ownership.is_blank(folder))
+    return known and (folder_marker.is_ours(folder) or folder_marker.is_blank(folder))
 
 
 def _is_dead(folder: Path) -> bool:
@@ -100,9 +100,9 @@ def _is_dead(folder: Path) -> bool:
     if not _belongs_to_a_run(folder):
         return False
     try:
-        lock = locks.try_exclusive(folder / ownership.MARKER)
+        lock = locks.try_exclusive(folder / folder_marker.MARKER)
     except FileNotFoundError:
-        return ownership.is_blank(folder)  # if not, its watcher has just removed it
+        return folder_marker.is_blank(folder)  # if not, its watcher has just removed it
     if lock is None:
         return False  # a live run owns it
     lock.release()

@@ -16,7 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pytest_kvm.host import ownership
+from pytest_kvm.host import folder_marker
 
 BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -79,7 +79,7 @@ def remove_run(folder: Path) -> list[int]:
     """
     ended = end_processes(folder)
     try:
-        ownership.remove(folder)
+        folder_marker.remove(folder)
     except (OSError, ValueError) as problem:
         sys.stderr.write(f"pytest-kvm: cannot remove {folder}: {problem}\n")
     # A QEMU that was between fork and exec at the first look has its own

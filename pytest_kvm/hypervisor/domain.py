@@ -10,12 +10,12 @@ import libvirt
 from pytest_kvm.errors import DomainFailed, StateDamaged
 from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import device_state, monitor, qemu_log
-from pytest_kvm.hypervisor.clock import GuestClock
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots, save_libvirt_snapshot
+from pytest_kvm.hypervisor.steal_time import GuestClock
 
 _KILLED_WITHIN = 10.0
 _ENDS_WITHIN = 10.0

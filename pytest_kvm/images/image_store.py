@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvm.errors import ImageError, UnknownImage
-from pytest_kvm.host import locks, ownership
+from pytest_kvm.host import folder_marker, locks
 from pytest_kvm.images import namespace
 from pytest_kvm.images.image import (
     BLOB,
@@ -182,13 +182,13 @@ class ImageStore:
         work = works / f"{name}.{secrets.token_hex(4)}"
         with locks.exclusive(lock, describe=f"making {name}", timeout=BUILD_TIMEOUT, on_wait=on_wait):
             for left in _works_in(works, name):
-                ownership.remove(left, namespace.remove_tree)
+                folder_marker.remove(left, namespace.remove_tree)
             works.mkdir(parents=True, exist_ok=True)
-            ownership.make(work)
+            folder_marker.make(work)
             try:
                 yield work
             finally:
-                ownership.remove(work, namespace.remove_tree)
+                folder_marker.remove(work, namespace.remove_tree)
 
     def _is_complete(self, manifest: ImageManifest) -> bool:
         return all((self._blobs / blob).exists() for blob in manifest.blobs)
@@ -286,7 +286,9 @@ def _works_in(works: Path, name: str | None = None) -> list[Path]:
     return [
         path
         for path, match in found
-        if match and name in (None, match[1]) and (ownership.is_ours(path) or ownership.is_blank(path))
+        if match
+        and name in (None, match[1])
+        and (folder_marker.is_ours(path) or folder_marker.is_blank(path))
     ]
 
 

@@ -98,7 +98,7 @@ class Summary:
             yield f"{_count(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"
 
     def _left_alone(self) -> str:
-        from pytest_kvm.provision.foreign_files import foreign_files_text  # noqa: PLC0415 - as above
+        from pytest_kvm.provision.unowned_files import foreign_files_text  # noqa: PLC0415 - as above
 
         return foreign_files_text(self._settings)
 

@@ -21,8 +21,8 @@ from pytest_kvm.provision.cold_boot import (
 )
 from pytest_kvm.provision.disks import FrozenDisk, copies_of, overlays_of
 from pytest_kvm.provision.machine_plan import is_unique, new_machine_id, plan_domain
-from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import (
     CONSOLE,
     KEY,
@@ -59,12 +59,14 @@ class Clone:
         return replace(self, renewal=Renewal(), prestarted=rest)
 
 
-def start_paused(resources: RunResources, order: Order, *, template: Template, stack: ExitStack) -> Clone:
+def start_paused(
+    resources: RunResources, request: StartRequest, *, template: Template, stack: ExitStack
+) -> Clone:
     """Start a clone of a template and leave it paused.
 
     Args:
         resources: What the run has opened.
-        order: The machine that is asked for.
+        request: The machine that is asked for.
         template: It is read and never written to.
         stack: Undoes every step, last first; closing it removes the clone.
 
@@ -72,20 +74,20 @@ def start_paused(resources: RunResources, order: Order, *, template: Template, s
         DomainFailed: The state does not fit, or libvirt refused the domain.
     """
     facts = TemplateFacts.from_json(template.manifest.facts)
-    folder = stack.enter_context(guest_folder(resources, order.place))
+    folder = stack.enter_context(guest_folder(resources, request.place))
     plan = replace(
-        plan_domain(resources, order, uuid=str(uuid4()), folder=folder),
+        plan_domain(resources, request, uuid=str(uuid4()), folder=folder),
         control_mac=facts.control_mac,
         is_clone=True,
     )
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
     fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
-    domain = fill(resources, order, plan, template=template, facts=facts, stack=stack)
-    apply_link_state(domain, order.spec)
-    renewal = _renewal_of(order, facts, plan)
+    domain = fill(resources, request, plan, template=template, facts=facts, stack=stack)
+    apply_link_state(domain, request.spec)
+    renewal = _renewal_of(request, facts, plan)
     host_key = facts.host_key if renewal.host_key is None else renewal.host_key.public
     machine = assemble_machine(
-        resources, order, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY)
+        resources, request, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY)
     )
     stack.callback(machine.shell.close)
     return Clone(machine=machine, tier=facts.tier, renewal=renewal, prestarted=facts.prestarted)
@@ -93,7 +95,7 @@ def start_paused(resources: RunResources, order: Order, *, template: Template, s
 
 def _from_ram_file(
     resources: RunResources,
-    order: Order,
+    request: StartRequest,
     plan: DomainPlan,
     *,
     template: Template,
@@ -105,10 +107,10 @@ def _from_ram_file(
     frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
     plan = replace(
         plan,
-        disks=overlays_of(order.spec, frozen, seed=template.path(SEED), folder=folder),
+        disks=overlays_of(request.spec, frozen, seed=template.path(SEED), folder=folder),
         ram_file=RamFile(path=template.path(RAM), shared=False),
     )
-    domain = stack.enter_context(paused_domain(resources, order.domain.filled_in(plan)))
+    domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
     with template.path(STATE).open("rb") as source:
         domain.load_state(source)
     return domain
@@ -116,7 +118,7 @@ def _from_ram_file(
 
 def _from_snapshot(
     resources: RunResources,
-    order: Order,
+    request: StartRequest,
     plan: DomainPlan,
     *,
     template: Template,
@@ -126,22 +128,24 @@ def _from_snapshot(
     """Copy the template's disks with the snapshot in them, and have libvirt start the domain from it."""
     folder = plan.console_log.parent
     frozen = [template.path(name) for name, _ in facts.disks]
-    plan = replace(plan, disks=copies_of(order.spec, frozen, seed=template.path(SEED), folder=folder))
+    plan = replace(plan, disks=copies_of(request.spec, frozen, seed=template.path(SEED), folder=folder))
     return stack.enter_context(
         destroying(
             resources.hypervisor.create_from_snapshot(
-                order.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True
+                request.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True
             )
         )
     )
 
 
-def _renewal_of(order: Order, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
+def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
     """Return what has to be changed in a clone, so that it differs from other clones of its template."""
     new = [nic.mac for nic in plan.nics]
     macs = [(was, now) for was, now in zip(facts.macs, new, strict=True) if was != now]
-    hostname = order.spec.hostname or facts.hostname if order.spec.identity == "shared" else order.hostname
-    unique = is_unique(order.spec)
+    hostname = (
+        request.spec.hostname or facts.hostname if request.spec.identity == "shared" else request.hostname
+    )
+    unique = is_unique(request.spec)
     return Renewal(
         hostname=hostname if hostname != facts.hostname else None,
         machine_id=new_machine_id() if unique else None,

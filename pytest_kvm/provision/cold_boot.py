@@ -16,8 +16,8 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import new_disks
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
-from pytest_kvm.provision.order import Order, Place
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.start_request import Place, StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile
 from pytest_kvm.render.qemu_args import card_id, unplugged_netdev
@@ -52,13 +52,13 @@ class Powered:
 
 
 def power_on(
-    resources: RunResources, order: Order, *, stack: ExitStack, files: BootFiles | None = None
+    resources: RunResources, request: StartRequest, *, stack: ExitStack, files: BootFiles | None = None
 ) -> Powered:
     """Make a machine and switch it on.
 
     Args:
         resources: What the run has opened.
-        order: The machine that is asked for.
+        request: The machine that is asked for.
         stack: Undoes every step, last first; closing it removes the machine.
         files: Where its state goes; None: into the machine's folder, which is removed with it.
 
@@ -66,18 +66,23 @@ def power_on(
         SpecError: The spec does not fit the image.
         HypervisorError: libvirt refused the domain.
     """
-    folder = stack.enter_context(guest_folder(resources, order.place))
+    folder = stack.enter_context(guest_folder(resources, request.place))
     files = files or BootFiles(folder=folder, key=resources.key, key_file=resources.key_file)
-    uuid, identity = new_identity(order.hostname, key=files.key)
-    plan = plan_domain(resources, order, uuid=uuid, folder=folder)
+    uuid, identity = new_identity(request.hostname, key=files.key)
+    plan = plan_domain(resources, request, uuid=uuid, folder=folder)
     if files.ram is not None:
         plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
-    seed = _write_seed(order, plan, identity, into=files.folder)
-    plan = replace(plan, disks=new_disks(order.spec, order.image, seed=seed, folder=files.folder))
-    domain = stack.enter_context(paused_domain(resources, order.domain.filled_in(plan)))
-    apply_link_state(domain, order.spec)
+    seed = _write_seed(request, plan, identity, into=files.folder)
+    plan = replace(plan, disks=new_disks(request.spec, request.image, seed=seed, folder=files.folder))
+    domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
+    apply_link_state(domain, request.spec)
     machine = assemble_machine(
-        resources, order, plan=plan, domain=domain, host_key=identity.host_public_key, key_file=files.key_file
+        resources,
+        request,
+        plan=plan,
+        domain=domain,
+        host_key=identity.host_public_key,
+        key_file=files.key_file,
     )
     stack.callback(machine.shell.close)
     domain.resume()
@@ -113,9 +118,9 @@ def paused_domain(resources: RunResources, xml: str) -> AbstractContextManager[D
     return destroying(resources.hypervisor.create(xml, paused=True))
 
 
-def _write_seed(order: Order, plan: DomainPlan, identity: Identity, *, into: Path) -> Path:
+def _write_seed(request: StartRequest, plan: DomainPlan, identity: Identity, *, into: Path) -> Path:
     content = seed_bytes(
-        order.spec, identity, control_mac=plan.control_mac, nics=plan.nics, packages=order.packages_left
+        request.spec, identity, control_mac=plan.control_mac, nics=plan.nics, packages=request.packages_left
     )
     return write_private(into / "seed.iso", content)
 
@@ -129,7 +134,13 @@ def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
 
 
 def assemble_machine(
-    resources: RunResources, order: Order, *, plan: DomainPlan, domain: Domain, host_key: str, key_file: Path
+    resources: RunResources,
+    request: StartRequest,
+    *,
+    plan: DomainPlan,
+    domain: Domain,
+    host_key: str,
+    key_file: Path,
 ) -> Machine:
     """Return the machine of a domain that has not run yet: its console, its SSH access and its folder.
 
@@ -139,30 +150,30 @@ def assemble_machine(
     ports = forwarded_ports(domain, _SSH_PORT)
     if not ports:
         raise DomainFailed(
-            f"{order.name}: QEMU forwards no port to the guest's SSH",
+            f"{request.name}: QEMU forwards no port to the guest's SSH",
             resolution="an xml hook must keep the arguments in <qemu:commandline>",
         )
     port = ports.pop()
     folder = plan.console_log.parent
     known_hosts = write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n")
     access = Access(
-        port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=order.spec.login
+        port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=request.spec.login
     )
     shell = Shell(
         access,
-        log=order.log,
+        log=request.log,
         timeouts=resources.timeouts,
         is_alive=domain.alive,
         end_reason=domain.end_reason,
         clock=domain.clock,
     )
     return Machine(
-        name=order.name,
+        name=request.name,
         domain=domain,
         shell=shell,
         console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
         access=access,
         folder=folder,
         timeouts=resources.timeouts,
-        log=order.log,
+        log=request.log,
     )

@@ -17,8 +17,8 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
 from pytest_kvm.provision.events import Event, EventListener
 from pytest_kvm.provision.machine_plan import hostname_from
-from pytest_kvm.provision.order import Order, Place, Teardown
 from pytest_kvm.provision.run_resources import Lazy
+from pytest_kvm.provision.start_request import Place, StartRequest, Teardown
 from pytest_kvm.provision.starter import GuestStarter, Started
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
@@ -132,7 +132,7 @@ class GuestBoot:
     def _start(self) -> Started:
         image, packages_left = self._image()
         starter = self._starter.get()
-        order = Order(
+        request = StartRequest(
             spec=self._spec,
             name=self._name,
             place=self._place,
@@ -146,7 +146,7 @@ class GuestBoot:
             on_step=self._on_step,
             teardown=self.teardown,
         )
-        started = starter.start(order)
+        started = starter.start(request)
         for event in started.events:
             self._tell(event)
         return started

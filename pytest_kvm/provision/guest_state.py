@@ -95,8 +95,8 @@ class GuestState:
             savepoints.restore(current.machine, current.base)
         except (SnapshotFailed, GuestError) as failure:
             # The next reset would fail as well, so the machine cannot be used any more.
-            current.order.log.warning(
-                "%s: begun anew, for it could not be put back: %s", current.order.name, failure
+            current.request.log.warning(
+                "%s: begun anew, for it could not be put back: %s", current.request.name, failure
             )
             return self._replace_machine()
         return "load"
@@ -104,8 +104,8 @@ class GuestState:
     def _replace_machine(self) -> Tier:
         """Start a machine like the first one, and point the guest's handle at it."""
         former = self._get_started()
-        order = former.order.successor(next(self._numbers))
-        fresh = self._starter.get().start_like(former, order)
+        request = former.request.successor(next(self._numbers))
+        fresh = self._starter.get().start_like(former, request)
         self._current = fresh
         future: Future[Machine] = Future()
         future.set_result(fresh.machine)

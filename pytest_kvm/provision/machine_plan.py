@@ -14,8 +14,8 @@ import psutil
 from pytest_kvm.errors import SpecError
 from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair
 from pytest_kvm.images.image import Image
-from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.domain_draft import DomainDraft, draft_domain
 from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan
@@ -36,10 +36,10 @@ def draft(resources: RunResources, spec: GuestSpec, *, image: Image) -> DomainDr
     )
 
 
-def plan_domain(resources: RunResources, order: Order, *, uuid: str, folder: Path) -> DomainPlan:
+def plan_domain(resources: RunResources, request: StartRequest, *, uuid: str, folder: Path) -> DomainPlan:
     """Return the plan of one machine without its disks: names, addresses, sockets, kernel."""
     return DomainPlan(
-        name=f"{resources.session}-{order.place}",
+        name=f"{resources.session}-{request.place}",
         uuid=uuid,
         session=resources.session,
         owner_pid=os.getpid(),
@@ -47,10 +47,10 @@ def plan_domain(resources: RunResources, order: Order, *, uuid: str, folder: Pat
         accel=resources.accel,
         disks=(),
         control_mac=new_mac(),
-        nics=[NicPlan(nic=nic, mac=nic.mac or new_mac()) for nic in order.spec.nics],
+        nics=[NicPlan(nic=nic, mac=nic.mac or new_mac()) for nic in request.spec.nics],
         console_log=folder / "console.log",
         console_socket=folder / "console.sock",
-        direct_boot=direct_boot(order.spec, order.image, accel=resources.accel),
+        direct_boot=direct_boot(request.spec, request.image, accel=resources.accel),
         genid=str(uuid4()),
         run_as=_run_as(resources),
     )

@@ -9,7 +9,7 @@ from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFail
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.machine.watchdog import run_while_alive
-from pytest_kvm.provision.order import Order
+from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files
@@ -28,7 +28,7 @@ cat >"$f" && "$@" "$f" </dev/null
 appended, and removes the file."""
 
 
-def make_ready(machine: Machine, order: Order) -> None:
+def make_ready(machine: Machine, request: StartRequest) -> None:
     """Wait until a machine that was switched on is ready, and prepare it.
 
     Everything that was written is synced to the machine's disks: a test that
@@ -37,9 +37,9 @@ def make_ready(machine: Machine, order: Order) -> None:
     Raises:
         BootFailed: The machine did not become ready, or a step failed.
     """
-    spec = order.spec
-    wait_until_ready(machine, phases=order.phases, units=spec.units, boot_timeout=spec.boot_timeout)
-    run_steps(machine, spec.prepare, on_step=order.on_step)
+    spec = request.spec
+    wait_until_ready(machine, phases=request.phases, units=spec.units, boot_timeout=spec.boot_timeout)
+    run_steps(machine, spec.prepare, on_step=request.on_step)
     _run_step(machine, ["sync"], which="the last step, writing back")
 
 

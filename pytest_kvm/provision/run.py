@@ -14,8 +14,8 @@ from pytest_kvm.handles.guest import Guest, untold
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_state import GuestState
-from pytest_kvm.provision.order import Place
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
+from pytest_kvm.provision.start_request import Place
 from pytest_kvm.provision.starter import GuestStarter
 from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.settings import Settings

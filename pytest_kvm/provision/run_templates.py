@@ -15,9 +15,9 @@ from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.errors import SnapshotFailed
 from pytest_kvm.provision.cache_key import fingerprint, machine_facts
-from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import TEMPLATE_HOSTNAME, TemplateTier, freeze, power_on_for_template
 from pytest_kvm.settings import Settings
 
@@ -40,16 +40,16 @@ class RunTemplates:
         self._lock = threading.Lock()
         self._in_use: dict[str, Template] = {}
 
-    def fingerprint(self, order: Order) -> str:
-        """Return the fingerprint that an order's keys are made from; reads the host files of the spec."""
+    def fingerprint(self, request: StartRequest) -> str:
+        """Return the fingerprint that a request's keys are made from; reads the host files of the spec."""
         facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
-        return fingerprint(order.domain, image=order.image, machine=facts)
+        return fingerprint(request.domain, image=request.image, machine=facts)
 
-    def get(self, order: Order, tier: TemplateTier, *, key: str) -> tuple[Template, str]:
+    def get(self, request: StartRequest, tier: TemplateTier, *, key: str) -> tuple[Template, str]:
         """Return the template that a guest is cloned from, and why it had to be made; "" if it was found.
 
         Args:
-            order: The machine that is asked for.
+            request: The machine that is asked for.
             tier: How the template holds its memory.
             key: The template's key, from :func:`key_of`.
 
@@ -59,27 +59,27 @@ class RunTemplates:
             GuestGone: The guest was removed meanwhile.
             NoCapacity: There is no room for the template.
         """
-        template = self._claim(key, order)
+        template = self._claim(key, request)
         if template is not None:
             return template, ""
-        ram_mib = order.spec.memory_kib // 1024
-        with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, order)) as building:
-            template = self._claim(key, order)
+        ram_mib = request.spec.memory_kib // 1024
+        with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, request)) as building:
+            template = self._claim(key, request)
             if template is not None:
                 return template, ""
             why = "no template yet"
             if building.ram_note:
                 why += f"; its RAM file is on disk: {building.ram_note}"
-            return self._keep(self._build(order, building, tier=tier)), why
+            return self._keep(self._build(request, building, tier=tier)), why
 
-    def discard(self, order: Order, template: Template, *, reason: str) -> None:
+    def discard(self, request: StartRequest, template: Template, *, reason: str) -> None:
         """Remove a damaged template from the boot cache."""
         with self._lock:
             if self._in_use.get(template.key) is not template:
                 return  # another guest has discarded it already; the key may lead to a new template
             del self._in_use[template.key]
         template.close()
-        _tell_dropped(order, reason)
+        _tell_dropped(request, reason)
         self._store.discard(template.key, reason=reason)
 
     def close(self) -> None:
@@ -90,11 +90,11 @@ class RunTemplates:
         for template in templates:
             template.close()
 
-    def _claim(self, key: str, order: Order) -> Template | None:
+    def _claim(self, key: str, request: StartRequest) -> Template | None:
         with self._lock:
             if key in self._in_use:
                 return self._in_use[key]
-        template = self._store.claim(key, on_discard=partial(_tell_dropped, order))
+        template = self._store.claim(key, on_discard=partial(_tell_dropped, request))
         if template is None:
             return None
         made = datetime.fromisoformat(template.manifest.created).timestamp()
@@ -111,20 +111,24 @@ class RunTemplates:
             template.close()
         return kept
 
-    def _build(self, order: Order, building: Building, *, tier: TemplateTier) -> Template:
-        spec = order.spec
-        order = replace(order, place=order.place.of_template(), hostname=spec.hostname or TEMPLATE_HOSTNAME)
-        order.on_step("power on")
-        with order.teardown.attempting() as undo:
-            powered = power_on_for_template(self._resources, order, building=building, tier=tier, stack=undo)
+    def _build(self, request: StartRequest, building: Building, *, tier: TemplateTier) -> Template:
+        spec = request.spec
+        request = replace(
+            request, place=request.place.of_template(), hostname=spec.hostname or TEMPLATE_HOSTNAME
+        )
+        request.on_step("power on")
+        with request.teardown.attempting() as undo:
+            powered = power_on_for_template(
+                self._resources, request, building=building, tier=tier, stack=undo
+            )
         with undo:
-            make_ready(powered.machine, order)
-            boot_seconds = order.phases.elapsed()
-            order.on_step("freezing")
-            facts = freeze(powered, order, building=building, tier=tier, boot_seconds=boot_seconds)
-        if key_of(self.fingerprint(order), tier) != building.key:
+            make_ready(powered.machine, request)
+            boot_seconds = request.phases.elapsed()
+            request.on_step("freezing")
+            facts = freeze(powered, request, building=building, tier=tier, boot_seconds=boot_seconds)
+        if key_of(self.fingerprint(request), tier) != building.key:
             raise SnapshotFailed(
-                f"{order.name}: what the template is made of changed while it was made",
+                f"{request.name}: what the template is made of changed while it was made",
                 resolution="files that prepare= names must not change during a run",
             )
         return building.publish(summary=repr(spec), versions=self._versions(), facts=facts.to_json())
@@ -143,9 +147,9 @@ def key_of(fingerprint: str, tier: TemplateTier) -> str:
     return fingerprint if tier == "cow" else hashlib.sha256(f"{fingerprint} {tier}".encode()).hexdigest()
 
 
-def _tell_wait(order: Order, holder: str) -> None:
-    order.on_step(f"waiting for {holder} to make the template")
+def _tell_wait(request: StartRequest, holder: str) -> None:
+    request.on_step(f"waiting for {holder} to make the template")
 
 
-def _tell_dropped(order: Order, reason: str) -> None:
-    order.on_step(f"its template is dropped: {reason}")
+def _tell_dropped(request: StartRequest, reason: str) -> None:
+    request.on_step(f"its template is dropped: {reason}")

@@ -16,7 +16,7 @@ from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import GuestGone, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
 from pytest_kvm.provision.clone import Clone
-from pytest_kvm.provision.order import Order, Teardown
+from pytest_kvm.provision.start_request import StartRequest, Teardown
 
 _log = logging.getLogger("pytest_kvm.pool")
 _MEMORY_LEFT = 2
@@ -28,7 +28,7 @@ _MOST = 4
 _PATIENCE = 10.0
 """Seconds to wait for a clone that is being prepared."""
 
-MakeClone = Callable[[Order, Template], tuple[Clone, ExitStack]]
+MakeClone = Callable[[StartRequest, Template], tuple[Clone, ExitStack]]
 
 
 @dataclass(kw_only=True)
@@ -100,13 +100,13 @@ class SparePool:
         # One worker, so that a processor is left for the test that runs meanwhile.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pytest-kvm-pool")
 
-    def take(self, order: Order, template: Template) -> Spare | None:
-        """Return a spare clone for an order; None if there is none, or starting a clone is faster.
+    def take(self, request: StartRequest, template: Template) -> Spare | None:
+        """Return a spare clone for a request; None if there is none, or starting a clone is faster.
 
         A spare clone that is being made is waited for. One that has not been begun is cancelled.
         """
         with self._lock:
-            waiting = self._slots.get(_slot(order, template))
+            waiting = self._slots.get(_slot(request, template))
             future = waiting.popleft() if waiting and not self._closed else None
         if future is None or future.cancel():
             return None
@@ -115,16 +115,16 @@ class SparePool:
         except TimeoutError:
             future.add_done_callback(_remove)
         except Exception as failure:  # noqa: BLE001 - no failure of a spare clone may fail a start
-            _log.debug("%s: no spare clone: %s", order.name, failure)
+            _log.debug("%s: no spare clone: %s", request.name, failure)
         return None
 
-    def note_start(self, order: Order, template: Template) -> None:
+    def note_start(self, request: StartRequest, template: Template) -> None:
         """Count a start, and queue spare clones for the guest's next starts; returns at once.
 
         Unless the user says how many spare clones to keep, a guest gets one after
         its second start, because most guests are started only once.
         """
-        slot = _slot(order, template)
+        slot = _slot(request, template)
         with self._lock:
             self._starts[slot] += 1
             if self._closed or (self._size is None and self._starts[slot] < _STARTS_BEFORE):
@@ -132,10 +132,10 @@ class SparePool:
             waiting = self._slots[slot] = self._slots.pop(slot, deque())  # the latest used is the last
             self._make_room(slot)
             try:
-                while len(waiting) < self._number_wanted(order):
-                    waiting.append(self._worker.submit(self._make_spare, order, template))
+                while len(waiting) < self._number_wanted(request):
+                    waiting.append(self._worker.submit(self._make_spare, request, template))
             except RuntimeError as failure:  # no thread can be started
-                self._note(f"{order.name}: no spare clone could be started: {failure}")
+                self._note(f"{request.name}: no spare clone could be started: {failure}")
 
     def close(self) -> None:
         """Remove all spare clones that were not taken."""
@@ -157,27 +157,27 @@ class SparePool:
             if not future.cancel():
                 self._worker.submit(_remove, future)
 
-    def _number_wanted(self, order: Order) -> int:
+    def _number_wanted(self, request: StartRequest) -> int:
         if self._size is not None:
             return self._size
-        return 1 if memory_available_mib() * 1024 > _MEMORY_LEFT * order.spec.memory_kib else 0
+        return 1 if memory_available_mib() * 1024 > _MEMORY_LEFT * request.spec.memory_kib else 0
 
-    def _make_spare(self, order: Order, template: Template) -> Spare:
+    def _make_spare(self, request: StartRequest, template: Template) -> Spare:
         """Make a clone, and queue its preparation."""
-        teardown, number = Teardown(order.name), next(self._numbers)
+        teardown, number = Teardown(request.name), next(self._numbers)
         with self._lock:
             if self._closed:
-                raise GuestGone(f"{order.name}: nobody would remove its clone any more")
+                raise GuestGone(f"{request.name}: nobody would remove its clone any more")
             self._teardowns.add(teardown)
         try:
-            clone, undo = self._make_clone(order.spare(number, teardown), template)
+            clone, undo = self._make_clone(request.spare(number, teardown), template)
         except BaseException as failure:
             self._forget(teardown)
-            self._note(f"{order.name}: no spare clone could be started: {failure}")
+            self._note(f"{request.name}: no spare clone could be started: {failure}")
             raise
         undo.callback(self._forget, teardown)
         spare = Spare(clone=clone, undo=undo)
-        self._worker.submit(self._prepare, spare, order.name)
+        self._worker.submit(self._prepare, spare, request.name)
         return spare
 
     def _prepare(self, spare: Spare, name: str) -> None:
@@ -202,5 +202,5 @@ def _remove(future: Future[Spare]) -> None:
         future.result().remove()
 
 
-def _slot(order: Order, template: Template) -> _Slot:
-    return _Slot(template.key, order.name, order.hostname)
+def _slot(request: StartRequest, template: Template) -> _Slot:
+    return _Slot(template.key, request.name, request.hostname)

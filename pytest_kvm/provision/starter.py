@@ -17,11 +17,11 @@ from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.cold_boot import power_on
 from pytest_kvm.provision.events import Event, Tier
 from pytest_kvm.provision.machine_plan import draft
-from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.run_templates import RunTemplates, key_of
 from pytest_kvm.provision.spare_pool import SparePool
+from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import TemplateTier
 from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.settings import CloneTier, Settings
@@ -45,7 +45,7 @@ class Started:
     """A machine that is ready, and how it was started."""
 
     machine: Machine
-    order: Order
+    request: StartRequest
     template: Template | None
     """The template of a clone; None after a cold boot."""
     base: str | None = None
@@ -85,7 +85,7 @@ class GuestStarter:
         """
         return draft(self._resources, spec, image=image)
 
-    def start(self, order: Order) -> Started:
+    def start(self, request: StartRequest) -> Started:
         """Start a machine in the fastest way that works.
 
         Raises:
@@ -93,23 +93,23 @@ class GuestStarter:
             GuestGone: Its guest was removed meanwhile.
         """
         if self._settings.cache == "off":
-            return self._boot_cold(order, why="the boot cache is off")
+            return self._boot_cold(request, why="the boot cache is off")
         problems: list[str] = []
         tiers = _TIERS[self._settings.clone]
-        fingerprint = self._templates.fingerprint(order) if tiers else ""
+        fingerprint = self._templates.fingerprint(request) if tiers else ""
         for tier in tiers:
             key = key_of(fingerprint, tier)
             problem = self._refused.get(key)
             try:
                 if problem is None:
-                    return self._start_from_template(order, tier, key=key, why="; ".join(problems))
+                    return self._start_from_template(request, tier, key=key, why="; ".join(problems))
             except (DomainFailed, NoCapacity, SnapshotFailed) as failure:
-                _log.warning("%s: no template (%s): %s", order.name, tier, failure)
+                _log.warning("%s: no template (%s): %s", request.name, tier, failure)
                 problem = self._refused[key] = f"{tier}: {failure.brief}"
             problems.append(problem)
-        return self._boot_cold(order, why="; ".join(problems) or "cold boots were asked for")
+        return self._boot_cold(request, why="; ".join(problems) or "cold boots were asked for")
 
-    def start_like(self, former: Started, order: Order) -> Started:
+    def start_like(self, former: Started, request: StartRequest) -> Started:
         """Start a machine in the same way as a former one.
 
         Raises:
@@ -118,53 +118,55 @@ class GuestStarter:
             GuestGone: Its guest was removed meanwhile.
         """
         if former.template is None:
-            return self._boot_cold(order, why="its first boot was a cold one")
+            return self._boot_cold(request, why="its first boot was a cold one")
         try:
-            return self._start_clone(order, former.template)
+            return self._start_clone(request, former.template)
         except StateDamaged as failure:
-            self._templates.discard(order, former.template, reason=failure.brief)
-            return self.start(order)
+            self._templates.discard(request, former.template, reason=failure.brief)
+            return self.start(request)
 
     def close(self) -> None:
         """Remove the spare clones, and release the templates."""
         self._spares.close()
         self._templates.close()
 
-    def _boot_cold(self, order: Order, *, why: str) -> Started:
-        order.on_step("power on")
-        with order.teardown.adding() as stack:
+    def _boot_cold(self, request: StartRequest, *, why: str) -> Started:
+        request.on_step("power on")
+        with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
-            machine = power_on(self._resources, order, stack=undo).machine
-        make_ready(machine, order)
+            machine = power_on(self._resources, request, stack=undo).machine
+        make_ready(machine, request)
         return Started(
-            machine=replace(machine, phases=order.phases.seconds()),
-            order=order,
+            machine=replace(machine, phases=request.phases.seconds()),
+            request=request,
             template=None,
-            base=_take_base(machine) if order.resets else None,
+            base=_take_base(machine) if request.resets else None,
             undo=undo,
-            events=(_boot_event(order, seconds=order.phases.elapsed(), why=why),),
+            events=(_boot_event(request, seconds=request.phases.elapsed(), why=why),),
         )
 
-    def _start_from_template(self, order: Order, tier: TemplateTier, *, key: str, why: str) -> Started:
-        template, boot = self._get_template(order, tier, key=key)
+    def _start_from_template(
+        self, request: StartRequest, tier: TemplateTier, *, key: str, why: str
+    ) -> Started:
+        template, boot = self._get_template(request, tier, key=key)
         try:
-            started = self._start_clone(order, template, why=why)
+            started = self._start_clone(request, template, why=why)
         except StateDamaged as failure:  # the template is made anew, once
-            self._templates.discard(order, template, reason=failure.brief)
-            template, boot = self._get_template(order, tier, key=key)
-            started = self._start_clone(order, template, why=why)
+            self._templates.discard(request, template, reason=failure.brief)
+            template, boot = self._get_template(request, tier, key=key)
+            started = self._start_clone(request, template, why=why)
         return replace(started, events=(*boot, *started.events))
 
     def _get_template(
-        self, order: Order, tier: TemplateTier, *, key: str
+        self, request: StartRequest, tier: TemplateTier, *, key: str
     ) -> tuple[Template, tuple[Event, ...]]:
         """Return a template, and the event of its boot if it had to be made."""
         begun = time.monotonic()
-        template, why = self._templates.get(order, tier, key=key)
+        template, why = self._templates.get(request, tier, key=key)
         seconds = time.monotonic() - begun
-        return template, (_boot_event(order, seconds=seconds, why=why),) if why else ()
+        return template, (_boot_event(request, seconds=seconds, why=why),) if why else ()
 
-    def _start_clone(self, order: Order, template: Template, *, why: str = "") -> Started:
+    def _start_clone(self, request: StartRequest, template: Template, *, why: str = "") -> Started:
         """Start a clone; if it fails, start another.
 
         The cause may be over by then: the host was short of memory for a moment,
@@ -172,51 +174,51 @@ class GuestStarter:
         clone it too, and without it each of them would have to boot.
         """
         try:
-            return self._start_clone_once(order, template, why=why)
+            return self._start_clone_once(request, template, why=why)
         except StateDamaged:
             raise
         except DomainFailed as failure:
-            order.on_step(f"its clone failed, trying another: {failure.brief}")
-            return self._start_clone_once(order, template, why=why)
+            request.on_step(f"its clone failed, trying another: {failure.brief}")
+            return self._start_clone_once(request, template, why=why)
 
-    def _start_clone_once(self, order: Order, template: Template, *, why: str) -> Started:
-        phases = Phases(order.log)
-        clone, undo, tier = self._wake_clone(order, template)
+    def _start_clone_once(self, request: StartRequest, template: Template, *, why: str) -> Started:
+        phases = Phases(request.log)
+        clone, undo, tier = self._wake_clone(request, template)
         phases.reached("ready")
-        self._spares.note_start(order, template)
+        self._spares.note_start(request, template)
         return Started(
             machine=replace(clone.machine, phases=phases.seconds()),
-            order=order,
+            request=request,
             template=template,
             undo=undo,
-            events=(Event(guest=order.name, kind="clone", tier=tier, seconds=phases.elapsed(), why=why),),
+            events=(Event(guest=request.name, kind="clone", tier=tier, seconds=phases.elapsed(), why=why),),
         )
 
-    def _wake_clone(self, order: Order, template: Template) -> tuple[Clone, ExitStack, Tier]:
-        spare = self._spares.take(order, template)
+    def _wake_clone(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack, Tier]:
+        spare = self._spares.take(request, template)
         if spare is not None:
-            with order.teardown.adding() as stack:
+            with request.teardown.adding() as stack:
                 stack.callback(spare.undo.close)
             try:
                 return spare.take().wake(), spare.undo, "pool"
             except KvmError as failure:
-                _log.warning("%s: a spare clone did not wake up: %s", order.name, failure)
+                _log.warning("%s: a spare clone did not wake up: %s", request.name, failure)
                 spare.undo.close()
-        clone, undo = self._start_paused(order, template)
+        clone, undo = self._start_paused(request, template)
         try:
             return clone.wake(), undo, clone.tier
         except BaseException:
             undo.close()  # so that another machine can have its place
             raise
 
-    def _start_paused(self, order: Order, template: Template) -> tuple[Clone, ExitStack]:
-        with order.teardown.attempting() as undo:
-            return start_paused(self._resources, order, template=template, stack=undo), undo
+    def _start_paused(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:
+        with request.teardown.attempting() as undo:
+            return start_paused(self._resources, request, template=template, stack=undo), undo
 
 
-def _boot_event(order: Order, *, seconds: float, why: str) -> Event:
-    spec = repr(order.spec)
-    return Event(guest=order.name, kind="boot", tier="cold", seconds=seconds, why=why, spec=spec)
+def _boot_event(request: StartRequest, *, seconds: float, why: str) -> Event:
+    spec = repr(request.spec)
+    return Event(guest=request.name, kind="boot", tier="cold", seconds=seconds, why=why, spec=spec)
 
 
 def _take_base(machine: Machine) -> str | None:

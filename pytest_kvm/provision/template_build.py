@@ -18,8 +18,8 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import guest_connections
 from pytest_kvm.machine.renewal import Prestarted, prestart
 from pytest_kvm.provision.cold_boot import BootFiles, Powered, power_on
-from pytest_kvm.provision.order import Order
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.render.plan import DiskPlan
 from pytest_kvm.spec.disk import DiskFormat
 from pytest_kvm.waiting import NotYet, wait_until
@@ -76,7 +76,12 @@ class TemplateFacts:
 
 
 def power_on_for_template(
-    resources: RunResources, order: Order, *, building: Building, tier: TemplateTier, stack: ExitStack
+    resources: RunResources,
+    request: StartRequest,
+    *,
+    building: Building,
+    tier: TemplateTier,
+    stack: ExitStack,
 ) -> Powered:
     """Switch on a machine that keeps its disks and its memory in the building's folder; see :func:`power_on`.
 
@@ -87,13 +92,13 @@ def power_on_for_template(
     key_file = write_private(building.folder / KEY, key.private)
     ram = building.ram if tier == "cow" else None
     files = BootFiles(folder=building.folder, key=key, key_file=key_file, ram=ram)
-    powered = power_on(resources, order, stack=stack, files=files)
+    powered = power_on(resources, request, stack=stack, files=files)
     _check_freezable(powered.machine, tier=tier)
     return powered
 
 
 def freeze(
-    powered: Powered, order: Order, *, building: Building, tier: TemplateTier, boot_seconds: float
+    powered: Powered, request: StartRequest, *, building: Building, tier: TemplateTier, boot_seconds: float
 ) -> TemplateFacts:
     """Save a machine's memory and devices as they are at one moment, and destroy its domain.
 
@@ -113,7 +118,7 @@ def freeze(
         machine.domain.save_libvirt_snapshot(SNAPSHOT)
     machine.domain.destroy()
     shutil.copyfile(machine.console.log, building.folder / CONSOLE)
-    _make_relocatable(order, powered.plan.disks[0])
+    _make_relocatable(request, powered.plan.disks[0])
     return _facts(powered, tier=tier, prestarted=prestarted, boot_seconds=boot_seconds)
 
 
@@ -157,9 +162,9 @@ def _check_nobody_connected(machine: Machine) -> None:
         raise NotYet(f"{count} connections are open")
 
 
-def _make_relocatable(order: Order, root: DiskPlan) -> None:
+def _make_relocatable(request: StartRequest, root: DiskPlan) -> None:
     """Make the root disk name its image by a relative path, so that the cache may be moved elsewhere."""
-    image = order.image.disk
+    image = request.image.disk
     point_at(root.path, backing=Path(os.path.relpath(image, root.path.parent)), backing_format="qcow2")
 
 

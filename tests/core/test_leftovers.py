@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_kvm.host import ownership
+from pytest_kvm.host import folder_marker
 from pytest_kvm.host.run_folder import RUNS, sweep
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
@@ -117,7 +117,7 @@ def test_a_dead_watcher_is_made_up_for_by_the_next_run(start, run_dir):
             child.kill()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (folder,) = (path for path in (run_dir / RUNS).iterdir() if ownership.is_ours(path))
+    (folder,) = (path for path in (run_dir / RUNS).iterdir() if folder_marker.is_ours(path))
     assert processes_of(run_dir), "the guest outlived its run, as this test wants it"
     assert sweep(run_dir) == [folder]
     gone(run_dir)()

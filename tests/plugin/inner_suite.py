@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvm.boot_cache import ram_file
-from pytest_kvm.host import ownership
+from pytest_kvm.host import folder_marker
 from pytest_kvm.host.run_folder import RUNS
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.waiting import NotYet, wait_until
@@ -150,7 +150,7 @@ class InnerSuite:
         ram_file.sweep()
 
     def _is_mine(self, memory: Path) -> bool:
-        marker = ownership.marker_of(memory)
+        marker = folder_marker.marker_of(memory)
         return marker is not None and Path(marker["entry"]).is_relative_to(self.cache)
 
     def _check_gone(self) -> None:

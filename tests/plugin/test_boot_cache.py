@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache import template_files
 
 KILLS_QEMU_ONCE = """
 import os, signal
@@ -129,9 +129,9 @@ def falsified(folder):
     """Damage the state and have the manifest agree: only QEMU can find out."""
     with (folder / "state").open("r+b") as file:
         file.write(b"not QEMU's")
-    manifest = entry.read(folder, folder.name.partition(".")[0])
-    files = {**manifest.files, "state": entry.record_of(folder / "state")}
-    entry.write(folder, replace(manifest, files=files))
+    manifest = template_files.read(folder, folder.name.partition(".")[0])
+    files = {**manifest.files, "state": template_files.record_of(folder / "state")}
+    template_files.write(folder, replace(manifest, files=files))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from pytest_kvm.boot_cache import entry
-from pytest_kvm.boot_cache.entry import sparse_digest
+from pytest_kvm.boot_cache import template_files
+from pytest_kvm.boot_cache.template_files import sparse_digest
 from tests.unit.boot_cache.conftest import FILES, KEY
 
 EVERY_FILE = [*FILES, "manifest.json"]
@@ -76,7 +76,7 @@ def test_damage_that_hides_behind_the_old_times_is_found_by_verify(inventory, ma
     """A claim looks at sizes and times only: bits that rot on the disk are for ``verify``."""
     folder = make()
     flip(folder / "ram")
-    monkeypatch.setattr(entry, "_is_untouched", lambda *_: True)
+    monkeypatch.setattr(template_files, "_is_untouched", lambda *_: True)
     (problem,) = inventory.verify([KEY])
     assert problem.what == "ram is not what was written"
 
@@ -128,7 +128,7 @@ def reads(monkeypatch):
         names.append(path.name)
         return sparse_digest(path)
 
-    monkeypatch.setattr(entry, "sparse_digest", noted)
+    monkeypatch.setattr(template_files, "sparse_digest", noted)
     return names
 
 
@@ -163,7 +163,7 @@ def test_a_cache_that_cannot_be_written_to_is_read_every_time(store, make, reads
     def refuse(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("pytest_kvm.boot_cache.entry.write", refuse)
+    monkeypatch.setattr("pytest_kvm.boot_cache.template_files.write", refuse)
     for _ in range(2):
         reads.clear()
         store.claim(KEY).close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvm.boot_cache.entry import sparse_digest
+from pytest_kvm.boot_cache.template_files import sparse_digest
 
 BLOCK = 64 * 1024
 

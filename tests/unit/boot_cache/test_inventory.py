@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_kvm.boot_cache.inventory import TemplateInfo, _surplus
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.errors import UnknownTemplate
-from pytest_kvm.host import ownership
+from pytest_kvm.host import folder_marker
 from tests.unit.boot_cache.conftest import KEY, OTHER
 
 THIRD = "5ca1ab1e" + "f" * 56
@@ -128,7 +128,7 @@ def test_what_cannot_be_removed_stands_in_nobodys_way(inventory, make, caplog, m
     def refuse(entry):
         raise PermissionError(f"not {entry}")
 
-    monkeypatch.setattr(ownership, "remove", refuse)
+    monkeypatch.setattr(folder_marker, "remove", refuse)
     inventory.collect(cap=0)
     assert inventory.list() == ()
     assert f"{folder} cannot be removed: not {folder}" in caplog.text
@@ -163,7 +163,7 @@ def test_files_of_others_are_left_alone_and_named(inventory, make, settings, tmp
 def test_an_entry_of_a_version_that_made_no_markers_is_known_by_its_manifest(inventory, make, settings):
     folder, other = make(), make(OTHER)
     for each in (folder, other):
-        (each / ownership.MARKER).unlink()
+        (each / folder_marker.MARKER).unlink()
     (other / "manifest.json").write_text((other / "manifest.json").read_text().replace("mine", "thine"))
     assert Layout.of(settings).foreign_files() == [other], "its manifest is not what was written"
     inventory.collect(cap=0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvm.boot_cache.entry import FORMAT, Damage, FileRecord, TemplateManifest
+from pytest_kvm.boot_cache.template_files import FORMAT, Damage, FileRecord, TemplateManifest
 
 RECORD = FileRecord(size=3, sha256="ab", mtime_ns=1, ctime_ns=2, inode=3)
 MANIFEST = TemplateManifest(

@@ -143,9 +143,9 @@ with store.building(key) as building:
 @pytest.mark.parametrize(
     ("module", "step"),
     [
-        ("entry", "record_of"),
-        ("entry", "write"),
-        ("entry", "sync"),
+        ("template_files", "record_of"),
+        ("template_files", "write"),
+        ("template_files", "sync"),
         ("layout", "Layout.link"),
         ("layout", "sync"),
     ],

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.boot_cache.template_store import TemplateStore
-from pytest_kvm.host import ownership
+from pytest_kvm.host import folder_marker
 from tests.unit.boot_cache.conftest import FILES, KEY
 
 
@@ -125,7 +125,7 @@ def test_what_others_keep_in_memory_is_left_alone(in_memory, make, memory, setti
     foreign.mkdir()
     (foreign / "ram").touch()
     precious = tmp_path / "precious"
-    ownership.make(precious, entry="/nowhere")
+    folder_marker.make(precious, entry="/nowhere")
     (memory / f"pytest-kvm-{os.getuid()}-precious").symlink_to(precious)
     (memory / "other").symlink_to("nowhere")
     make(into=in_memory)
@@ -136,4 +136,4 @@ def test_what_others_keep_in_memory_is_left_alone(in_memory, make, memory, setti
     assert len(before) == 4
     assert after == {foreign.name, f"pytest-kvm-{os.getuid()}-precious", "other"}
     assert (foreign / "ram").exists()
-    assert ownership.is_ours(precious)
+    assert folder_marker.is_ours(precious)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvm.boot_cache import entry
+from pytest_kvm.boot_cache import template_files
 from pytest_kvm.errors import NoCapacity, SnapshotFailed
 from tests.unit.boot_cache.conftest import FACTS, FILES, KEY, OTHER
 
@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_while_the_template_is_published(store, make, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(entry, step, full)
+        patched.setattr(template_files, step, full)
         with pytest.raises(NoCapacity, match="No space left on device"):
             make(state=b"new")
     with store.claim(KEY) as template:
@@ -171,7 +171,7 @@ def test_a_file_that_is_still_written_to_is_not_published(store, monkeypatch):
         path.write_bytes(b"more and more")
         return "0"
 
-    monkeypatch.setattr(entry, "sparse_digest", written_meanwhile)
+    monkeypatch.setattr(template_files, "sparse_digest", written_meanwhile)
     with store.building(KEY) as building:
         (building.folder / "state").write_bytes(b"devices")
         with pytest.raises(SnapshotFailed, match="state changes while it is read"):
@@ -186,7 +186,7 @@ def test_a_claim_that_is_interrupted_lets_go(store, inventory, make, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-        patched.setattr(entry, "read_checked", interrupted)
+        patched.setattr(template_files, "read_checked", interrupted)
         store.claim(KEY)
     (info,) = inventory.list()
     assert not info.in_use

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.host import ownership, watcher
+from pytest_kvm.host import folder_marker, watcher
 from pytest_kvm.host import run_folder as paths
-from pytest_kvm.host.ownership import MARKER
+from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.hypervisor import embed
 
 
@@ -38,7 +38,7 @@ def runs(parent):
 def test_a_run_has_a_folder_below_one_of_its_own(parent):
     with paths.held_run_folder(parent) as folder:
         assert folder.parent == parent / "kvm-runs"
-        assert ownership.is_ours(folder)
+        assert folder_marker.is_ours(folder)
         assert paths.foreign_files(parent) == []
         assert paths.sweep(parent) == [], "it lives"
     assert [path.name for path in (parent / "kvm-runs").iterdir()] == ["guard"]
@@ -83,7 +83,7 @@ def test_a_link_in_the_place_of_a_run_is_not_followed_when_the_run_ends(parent, 
 
 def test_a_dead_run_is_swept(parent, runs):
     dead = runs / "5ca1ab1e"
-    ownership.make(dead)
+    folder_marker.make(dead)
     (dead / "console.log").touch()
     assert paths.foreign_files(parent) == []
     assert paths.sweep(parent) == [dead]
@@ -124,7 +124,7 @@ def test_a_process_of_a_strangers_folder_is_not_ended(parent, runs):
 
 
 def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs):
-    ownership.make(runs / "5ca1ab1e")
+    folder_marker.make(runs / "5ca1ab1e")
     (runs / "0ddba110").mkdir()
     (runs / "0ddba110" / "file").write_text("kept")
     (runs / "decade00").symlink_to(parent / "precious")

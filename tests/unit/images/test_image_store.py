@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from pytest_kvm.errors import ImageError, SpecError, UnknownImage
-from pytest_kvm.host.ownership import MARKER
+from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.images.image import ImageManifest
 from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.spec.image import ImageRef

@@ -11,7 +11,7 @@ import pytest_kvm as kvm
 from pytest_kvm.errors import BootFailed
 from pytest_kvm.provision import guest_boot as boot_module
 from pytest_kvm.provision.guest_boot import GuestBoot
-from pytest_kvm.provision.order import Place
+from pytest_kvm.provision.start_request import Place
 from pytest_kvm.render.domain_draft import draft_domain
 from pytest_kvm.settings import Settings
 
@@ -41,7 +41,7 @@ class Starter:
     def draft(self, spec, image):
         return draft_domain(spec, accel="tcg", direct_boot=None)
 
-    def start(self, order):
+    def start(self, request):
         if self.failure:
             raise self.failure
         return STARTED

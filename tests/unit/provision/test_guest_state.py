@@ -15,7 +15,7 @@ from pytest_kvm.provision import guest_state as state_module
 from pytest_kvm.provision.events import Event
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.starter import Started
-from tests.unit.provision.orders import ORDER
+from tests.unit.provision.start_requests import START_REQUEST
 
 
 def started(removed: list[str]) -> Started:
@@ -24,7 +24,9 @@ def started(removed: list[str]) -> Started:
     undo = ExitStack()
     undo.callback(removed.append, "former")
     boot = Event(guest="web", kind="boot", tier="cold", seconds=30.0)
-    return Started(machine=machine, order=ORDER, template=None, base="kvm-base", undo=undo, events=(boot,))
+    return Started(
+        machine=machine, request=START_REQUEST, template=None, base="kvm-base", undo=undo, events=(boot,)
+    )
 
 
 @pytest.mark.parametrize("failure", [SnapshotFailed, SavepointRefused, GuestError])
@@ -37,7 +39,7 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     first: Future[Started] = Future()
     first.set_result(started(removed))
     boot: Any = SimpleNamespace(started=first, teardown=None)
-    starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, order: fresh))
+    starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, request: fresh))
     monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())
     state = GuestState(guest, boot, starter)

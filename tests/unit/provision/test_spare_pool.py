@@ -10,9 +10,9 @@ import pytest
 
 from pytest_kvm.errors import DomainFailed, WaitTimeout
 from pytest_kvm.provision import spare_pool as pool_module
-from pytest_kvm.provision.order import Place
 from pytest_kvm.provision.spare_pool import SparePool
-from tests.unit.provision.orders import ORDER
+from pytest_kvm.provision.start_request import Place
+from tests.unit.provision.start_requests import START_REQUEST
 
 TEMPLATE = SimpleNamespace(key="c0ffee")
 WITHIN = 10
@@ -50,14 +50,14 @@ class Maker:
         self.failure: Exception | None = None
         self.refuses = False
 
-    def __call__(self, order, template):
+    def __call__(self, request, template):
         self.asked.release()
         assert self.allowed.acquire(timeout=WITHIN)
         if self.failure:
             raise self.failure
-        with order.teardown.adding() as stack:
+        with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
-            clone = FakeClone(str(order.place), refuses=self.refuses)
+            clone = FakeClone(str(request.place), refuses=self.refuses)
             undo.callback(self._remove, clone)
         self.made.append(clone)
         return clone, undo
@@ -118,23 +118,23 @@ def prepared(spare):
 
 def test_what_is_started_twice_is_ready_for_a_third_time(maker, new_pool):
     pool = new_pool()
-    pool.note_start(ORDER, TEMPLATE)
-    assert pool.take(ORDER, TEMPLATE) is None
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    assert pool.take(START_REQUEST, TEMPLATE) is None
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make()
-    assert pool.take(ORDER, TEMPLATE).clone in maker.made
+    assert pool.take(START_REQUEST, TEMPLATE).clone in maker.made
 
 
 def test_a_parked_clone_is_woken_up_and_logged_in_before_it_is_paused_again(maker, new_pool):
     pool = new_pool(size=2)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make(2)
-    first, second = pool.take(ORDER, TEMPLATE), pool.take(ORDER, TEMPLATE)
+    first, second = pool.take(START_REQUEST, TEMPLATE), pool.take(START_REQUEST, TEMPLATE)
     # Nobody knows how soon they are prepared; half prepared they are not to be had.
     assert first.take().done in (["wake", "log in", "pause"], [])
     assert second is not first
     assert first.clone.place != second.clone.place
-    assert pool.take(ORDER, TEMPLATE) is None
+    assert pool.take(START_REQUEST, TEMPLATE) is None
 
 
 def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkeypatch):
@@ -147,9 +147,9 @@ def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkey
         prepare(spare)
 
     monkeypatch.setattr(pool_module.Spare, "prepare", late)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make()
-    spare = pool.take(ORDER, TEMPLATE)
+    spare = pool.take(START_REQUEST, TEMPLATE)
     clone = spare.take()
     began.set()
     pool.close()  # waits for what the pool is at
@@ -159,47 +159,47 @@ def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkey
 @pytest.mark.parametrize("other", [{"name": "database"}, {"hostname": "other"}], ids=str)
 def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
     pool = new_pool(size=1)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make()
-    assert pool.take(replace(ORDER, **other), TEMPLATE) is None
-    assert pool.take(ORDER, SimpleNamespace(key="0ddba11")) is None
-    assert pool.take(ORDER, TEMPLATE) is not None
+    assert pool.take(replace(START_REQUEST, **other), TEMPLATE) is None
+    assert pool.take(START_REQUEST, SimpleNamespace(key="0ddba11")) is None
+    assert pool.take(START_REQUEST, TEMPLATE) is not None
 
 
 @pytest.mark.parametrize(("mib", "parks"), [(1024, False), (1025, True)])
 def test_memory_is_left_for_others(maker, new_pool, free, mib, parks):
     free(mib)
     pool = new_pool()
-    pool.note_start(ORDER, TEMPLATE)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     if parks:
         maker.make()
-    assert (pool.take(ORDER, TEMPLATE) is not None) == parks
+    assert (pool.take(START_REQUEST, TEMPLATE) is not None) == parks
 
 
 def test_a_number_is_a_number(maker, new_pool, free):
     free(0)
     pool = new_pool(size=3)
-    pool.note_start(ORDER, TEMPLATE)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make(3)
-    assert [pool.take(ORDER, TEMPLATE) is not None for _ in range(4)] == [True, True, True, False]
+    assert [pool.take(START_REQUEST, TEMPLATE) is not None for _ in range(4)] == [True, True, True, False]
 
 
 def test_none_are_parked_where_none_are_wanted(maker, new_pool):
     pool = new_pool(size=0)
-    pool.note_start(ORDER, TEMPLATE)
-    pool.note_start(ORDER, TEMPLATE)
-    assert pool.take(ORDER, TEMPLATE) is None
+    pool.note_start(START_REQUEST, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    assert pool.take(START_REQUEST, TEMPLATE) is None
 
 
 @pytest.mark.parametrize("kind", [DomainFailed, OSError, KeyError, RuntimeError])
 def test_a_clone_that_cannot_be_made_is_told_and_nobody_waits_for_it(maker, new_pool, caplog, kind):
     maker.failure = kind("no clone today")
     pool = new_pool(size=1)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make()
-    assert pool.take(ORDER, TEMPLATE) is None
+    assert pool.take(START_REQUEST, TEMPLATE) is None
     assert re.search("web: no spare clone could be started: '?no clone today", caplog.text)
 
 
@@ -209,21 +209,21 @@ def test_where_no_thread_can_be_had_guests_start_without_the_pool(maker, new_poo
 
     pool = new_pool(size=1)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     monkeypatch.undo()
-    assert pool.take(ORDER, TEMPLATE) is None
+    assert pool.take(START_REQUEST, TEMPLATE) is None
     assert "web: no spare clone could be started: can't start new thread" in caplog.text
 
 
 def test_nobody_waits_for_a_clone_whose_making_has_not_begun(maker, new_pool):
-    other = replace(ORDER, name="database")
+    other = replace(START_REQUEST, name="database")
     pool = new_pool(size=1)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.wait()
     pool.note_start(other, TEMPLATE)
     assert pool.take(other, TEMPLATE) is None
     maker.allow(2)
-    assert pool.take(ORDER, TEMPLATE) is not None
+    assert pool.take(START_REQUEST, TEMPLATE) is not None
     pool.close()
     assert len(maker.made) == 1
 
@@ -231,9 +231,9 @@ def test_nobody_waits_for_a_clone_whose_making_has_not_begun(maker, new_pool):
 def test_a_clone_that_comes_too_late_for_who_waited_is_removed(maker, new_pool, monkeypatch):
     monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
     pool = new_pool(size=1)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.wait()
-    assert pool.take(ORDER, TEMPLATE) is None
+    assert pool.take(START_REQUEST, TEMPLATE) is None
     maker.allow()
     assert maker.gone.acquire(timeout=WITHIN)
     pool.close()
@@ -244,7 +244,7 @@ def test_a_clone_that_comes_too_late_for_who_waited_is_removed(maker, new_pool, 
 def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
     maker.refuses = True
     pool = new_pool(size=1)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.allow()
     assert maker.gone.acquire(timeout=WITHIN)
     assert maker.removed == maker.made
@@ -252,9 +252,9 @@ def test_a_clone_that_does_not_wake_up_is_removed(maker, new_pool, caplog):
 
 def test_the_end_removes_what_nobody_took(maker, new_pool):
     pool = new_pool(size=3)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make(3)
-    mine = pool.take(ORDER, TEMPLATE)
+    mine = pool.take(START_REQUEST, TEMPLATE)
     mine.take()
     mine.undo.pop_all()  # it is its new owner's business now
     pool.close()
@@ -264,12 +264,12 @@ def test_the_end_removes_what_nobody_took(maker, new_pool):
 
 def test_the_end_lets_go_of_who_waits(maker, new_pool):
     pool = new_pool(size=2)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.wait()  # the first is being made, the second waits for that
     taken = []
 
     def take():
-        taken.append([pool.take(ORDER, TEMPLATE) for _ in range(2)])
+        taken.append([pool.take(START_REQUEST, TEMPLATE) for _ in range(2)])
 
     waiting = threading.Thread(target=take)
     waiting.start()
@@ -284,12 +284,14 @@ def test_the_end_lets_go_of_who_waits(maker, new_pool):
 
 def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
     pool = new_pool()
-    orders = [replace(ORDER, name=f"web{number}", place=Place(f"web{number}")) for number in range(6)]
-    for order in orders:
-        pool.note_start(order, TEMPLATE)
-        pool.note_start(order, TEMPLATE)
+    requests = [
+        replace(START_REQUEST, name=f"web{number}", place=Place(f"web{number}")) for number in range(6)
+    ]
+    for request in requests:
+        pool.note_start(request, TEMPLATE)
+        pool.note_start(request, TEMPLATE)
         maker.make()
-    taken = [pool.take(order, TEMPLATE) for order in orders]
+    taken = [pool.take(request, TEMPLATE) for request in requests]
     assert taken[0] is None
     assert [each.clone for each in taken[-3:]] == maker.made[-3:]
     pool.close()
@@ -299,9 +301,9 @@ def test_of_many_guests_those_started_last_have_a_clone(maker, new_pool):
 def test_who_takes_a_clone_does_not_wait_for_one_that_hangs(maker, new_pool, monkeypatch):
     pool = new_pool(size=1)
     monkeypatch.setattr(pool_module, "_PATIENCE", 0.01)
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     maker.make()
-    spare = pool.take(ORDER, TEMPLATE)
+    spare = pool.take(START_REQUEST, TEMPLATE)
     prepared(spare)
     with spare.busy, pytest.raises(WaitTimeout, match="not prepared"):
         spare.take()
@@ -310,6 +312,6 @@ def test_who_takes_a_clone_does_not_wait_for_one_that_hangs(maker, new_pool, mon
 def test_a_closed_pool_has_nothing(maker, new_pool):
     pool = new_pool(size=1)
     maker.allow()
-    pool.note_start(ORDER, TEMPLATE)
+    pool.note_start(START_REQUEST, TEMPLATE)
     pool.close()
-    assert pool.take(ORDER, TEMPLATE) is None
+    assert pool.take(START_REQUEST, TEMPLATE) is None

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from pytest_kvm.host.ownership import MARKER
+from pytest_kvm.host.folder_marker import MARKER
 
 FORMAT = 1
 """Format number of entries. An entry with another number is of another plugin version, and is dropped."""

@@ -9,14 +9,14 @@ import shutil
 
 import pytest
 
-from pytest_kvm.host import ownership
-from pytest_kvm.host.ownership import MARKER
+from pytest_kvm.host import folder_marker
+from pytest_kvm.host.folder_marker import MARKER
 
 
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "5ca1ab1e"
-    ownership.make(folder)
+    folder_marker.make(folder)
     return folder
 
 
@@ -37,14 +37,14 @@ def test_a_folder_of_ours_goes_with_all_it_holds(folder, tmp_path):
     precious.mkdir()
     (precious / "file").touch()
     (folder / "link").symlink_to(precious)
-    ownership.remove(folder)
+    folder_marker.remove(folder)
     assert not folder.exists()
     assert (precious / "file").exists(), "what a link leads to is somebody else's"
 
 
 def test_what_is_gone_already_is_no_error(folder):
     shutil.rmtree(folder)
-    ownership.remove(folder)
+    folder_marker.remove(folder)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_what_is_gone_already_is_no_error(folder):
 def test_a_folder_without_a_marker_that_holds_is_left_alone(folder, damage):
     (folder / "file").touch()
     damage(folder / MARKER)
-    assert not ownership.is_ours(folder)
+    assert not folder_marker.is_ours(folder)
     with pytest.raises(ValueError, match="was not made by pytest-kvm"):
-        ownership.remove(folder)
+        folder_marker.remove(folder)
     assert (folder / "file").exists()
 
 
@@ -72,24 +72,24 @@ def test_links_prove_nothing(folder, tmp_path):
     elsewhere = tmp_path / "elsewhere" / folder.name
     elsewhere.parent.mkdir()
     elsewhere.symlink_to(folder)
-    assert not ownership.is_ours(elsewhere)
+    assert not folder_marker.is_ours(elsewhere)
     (folder / MARKER).rename(tmp_path / "aside")
     (folder / MARKER).symlink_to(tmp_path / "aside")
-    assert not ownership.is_ours(folder)
+    assert not folder_marker.is_ours(folder)
     for path in (elsewhere, folder):
         with pytest.raises(ValueError, match="was not made by"):
-            ownership.remove(path)
+            folder_marker.remove(path)
 
 
 def test_a_marker_that_is_no_file_does_not_hang(folder):
     (folder / MARKER).unlink()
     os.mkfifo(folder / MARKER)
-    assert not ownership.is_ours(folder)
+    assert not folder_marker.is_ours(folder)
 
 
 def test_another_users_marker_is_not_ours(folder, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    assert not ownership.is_ours(folder)
+    assert not folder_marker.is_ours(folder)
 
 
 @pytest.mark.parametrize("has_marker", [True, False])
@@ -98,9 +98,9 @@ def test_an_empty_folder_holds_nothing_to_lose(tmp_path, has_marker):
     folder.mkdir()
     if has_marker:
         (folder / MARKER).touch()
-    assert ownership.is_blank(folder)
-    assert not ownership.is_ours(folder)
-    ownership.remove(folder)
+    assert folder_marker.is_blank(folder)
+    assert not folder_marker.is_ours(folder)
+    folder_marker.remove(folder)
     assert not folder.exists()
 
 
@@ -114,15 +114,15 @@ def test_what_cannot_be_removed_keeps_its_marker_and_the_rest_goes(folder):
         path.unlink()
 
     with pytest.raises(PermissionError, match="stuck"):
-        ownership.remove(folder, discard)
+        folder_marker.remove(folder, discard)
     assert {path.name for path in folder.iterdir()} == {MARKER, "stuck"}
-    ownership.remove(folder)
+    folder_marker.remove(folder)
     assert not folder.exists()
 
 
 def test_nothing_is_made_in_the_place_of_something(folder):
     with pytest.raises(FileExistsError):
-        ownership.make(folder)
+        folder_marker.make(folder)
 
 
 def test_a_full_disk_leaves_no_folder_without_a_marker(tmp_path, monkeypatch):
@@ -131,5 +131,5 @@ def test_a_full_disk_leaves_no_folder_without_a_marker(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fdopen", full)
     with pytest.raises(OSError, match="No space"):
-        ownership.make(tmp_path / "5ca1ab1e")
+        folder_marker.make(tmp_path / "5ca1ab1e")
     assert list(tmp_path.iterdir()) == []

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest_kvm as kvm
 from pytest_kvm.machine.boot import Phases
-from pytest_kvm.provision.order import Order, Place, Teardown
+from pytest_kvm.provision.start_request import Place, StartRequest, Teardown
 from pytest_kvm.render.domain_draft import draft_domain
 
 _LOG = logging.getLogger("pytest_kvm.web")
 _IMAGE: Any = SimpleNamespace(name="made up")
 _SPEC = kvm.GuestSpec(memory="512MiB")
-ORDER = Order(
+START_REQUEST = StartRequest(
     spec=_SPEC,
     name="web",
     place=Place("web"),

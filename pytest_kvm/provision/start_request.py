@@ -1,4 +1,4 @@
-"""Orders: what is known of a machine before it is started, and what has to be undone when it is removed."""
+"""Start requests: what is known of a machine before its start, and what is undone when it is removed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class StartRequest:
     """One machine that is to be started for a guest."""
 
     spec: GuestSpec
@@ -68,14 +68,14 @@ class Order:
     teardown: Teardown
     """Gets the steps that remove the machine again."""
 
-    def successor(self, number: int) -> Order:
-        """Return the order of a machine that takes over after a reset."""
+    def successor(self, number: int) -> StartRequest:
+        """Return the request of a machine that takes over after a reset."""
         return replace(
             self, place=self.place.of_successor(number), phases=Phases(self.log), on_step=self.log.info
         )
 
-    def spare(self, number: int, teardown: Teardown) -> Order:
-        """Return the order of a machine that is started ahead of need, with a teardown of its own."""
+    def spare(self, number: int, teardown: Teardown) -> StartRequest:
+        """Return the request of a machine that is started ahead of need, with a teardown of its own."""
         return replace(self, place=self.place.of_spare(number), teardown=teardown)
 
 

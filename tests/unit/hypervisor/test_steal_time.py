@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_kvm.hypervisor import clock
-from pytest_kvm.hypervisor.clock import GuestClock, steal_seconds, vcpu_wait_seconds
+from pytest_kvm.hypervisor import steal_time
+from pytest_kvm.hypervisor.steal_time import GuestClock, steal_seconds, vcpu_wait_seconds
 from pytest_kvm.waiting import NotYet, wait_until
 
 BUSY = """
@@ -92,9 +92,9 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     machine = Machine()
-    monkeypatch.setattr(clock.time, "monotonic", lambda: machine.host)
-    monkeypatch.setattr(clock, "vcpu_wait_seconds", lambda _pid: machine.waited)
-    monkeypatch.setattr(clock, "steal_seconds", lambda: machine.stolen)
+    monkeypatch.setattr(steal_time.time, "monotonic", lambda: machine.host)
+    monkeypatch.setattr(steal_time, "vcpu_wait_seconds", lambda _pid: machine.waited)
+    monkeypatch.setattr(steal_time, "steal_seconds", lambda: machine.stolen)
     return machine
 
 

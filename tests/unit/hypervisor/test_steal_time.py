@@ -136,6 +136,26 @@ def test_a_delay_that_is_told_late_is_made_up_for(machine):
     assert guest.now() == before + 12
 
 
+def test_between_two_readings_all_seconds_count_and_then_it_stands_still(machine):
+    guest = GuestClock(4711)
+    before = guest.now()
+    told = []
+    for seconds, waited in [(0.2, 0.2), (0.1, 0.0), (0.05, 0.0), (0.1, 0.0)]:
+        machine.goes_on(seconds, waited=waited)
+        told.append(round(guest.now() - before, 6))
+    assert told == [0.2, 0.2, 0.2, 0.25]
+
+
+def test_the_losses_are_read_a_few_times_a_second(machine, monkeypatch):
+    guest = GuestClock(4711)
+    read = []
+    monkeypatch.setattr(steal_time, "vcpu_wait_seconds", lambda pid: read.append(pid) or machine.waited)
+    for _ in range(100):
+        machine.goes_on(0.01)
+        guest.now()
+    assert len(read) <= 4
+
+
 def test_a_qemu_that_has_ended_was_held_up_all_the_same(machine):
     guest = GuestClock(4711)
     machine.goes_on(10, waited=4)

@@ -224,7 +224,11 @@ def _renew_by_agent(
             failed = error.brief
         if not failed:
             return ""
-        _log.warning("the prestarted script failed, another is started: %s", failed)
+        _log.info("the prestarted script failed, another is started: %s", failed)
+        again = _carry_out(agent, renewal, give=partial(_start, agent), timeout=timeouts.command)
+        # Not before: a guest that was removed meanwhile fails twice, which is nothing to warn of.
+        _log.warning("a restored guest was renewed late, as its prestarted script failed: %s", failed)
+        return again
     return _carry_out(agent, renewal, give=partial(_start, agent), timeout=timeouts.command)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_kvm.errors import AgentError, GuestError
+from pytest_kvm.errors import AgentError, GuestError, GuestGone
 from pytest_kvm.machine import renewal
 from pytest_kvm.machine import renewal_script as script
 from pytest_kvm.machine.machine import Machine
@@ -81,13 +81,34 @@ def test_a_prestarted_program_is_told_and_no_other_started(inside, machine):
     assert inside.started == []
 
 
-def test_a_prestarted_program_that_is_gone_is_replaced(inside, machine, domain):
+def test_a_prestarted_program_that_is_gone_is_replaced(inside, machine, domain, caplog):
     def refuse(_arguments: Mapping[str, Any]) -> None:
         raise AgentError("handle '1000' has not been found")
 
     domain.agent_replies["guest-file-write"] = refuse
     renew(machine, prestarted=Prestarted(1, 1000))
     assert inside.started == ["seed", "clock", "end"]
+    assert "its prestarted script failed: handle '1000' has not been found" in caplog.text
+
+
+def test_a_guest_that_is_removed_while_it_is_renewed_is_nothing_to_warn_of(
+    inside, machine, domain, shell, caplog, monkeypatch
+):
+    """The pool removes spare clones at the end of a run, also one that is being prepared."""
+
+    def end(_arguments: Mapping[str, Any]) -> None:
+        domain.agent_replies.clear()
+        domain.end("destroyed")
+        raise AgentError("End of file from agent socket")
+
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise GuestGone("web has ended: destroyed")
+
+    domain.agent_replies["guest-file-write"] = end
+    monkeypatch.setattr(shell, "start", refuse)
+    with pytest.raises(GuestGone):
+        renew(machine, prestarted=Prestarted(1, 1000))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine):

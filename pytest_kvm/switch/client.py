@@ -38,8 +38,11 @@ class Switch:
     """A run's switch, as the test's process sees it.
 
     The switch process ends when its connection to this object does: at
-    :meth:`close`, and in whatever way the run ends. If its process does not
-    start or ends, the first order raises SwitchFailed.
+    :meth:`close`, and in whatever way the run ends. Once the process has ended,
+    each order raises SwitchFailed.
+
+    Raises:
+        SwitchFailed: The process cannot be started.
     """
 
     def __init__(self) -> None:
@@ -54,9 +57,13 @@ class Switch:
         with theirs:
             argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(theirs.fileno())]
             # In a session of its own, so that Ctrl-C reaches only the run, which then ends the switch.
-            self._process = subprocess.Popen(
-                argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            try:
+                self._process = subprocess.Popen(
+                    argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            except OSError as failure:
+                ours.close()
+                raise SwitchFailed(f"the switch of this run cannot be started: {failure}") from failure
         self._listener = threading.Thread(target=self._listen, name="kvm-switch", daemon=True)
         self._listener.start()
 
@@ -70,7 +77,8 @@ class Switch:
         if self._closed:
             return
         self._closed = True
-        self._connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the process has ended already
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._listener.join()
         self._connection.close()
         try:
@@ -259,7 +267,8 @@ class Switch:
 
     def _listen(self) -> None:
         try:
-            with self._connection.makefile("rb") as lines:
+            # A process that is killed resets the connection; one that ends closes it.
+            with suppress(ConnectionError), self._connection.makefile("rb") as lines:
                 for line in lines:
                     message = json.loads(line)
                     if "question" in message:
@@ -289,9 +298,13 @@ class Switch:
             self._tell(verdict=message["question"], drop=drop)
 
     def _switch_gone(self) -> SwitchFailed:
+        if self._closed:
+            return SwitchFailed("the switch of this run has ended")
+        with suppress(subprocess.TimeoutExpired):  # its connection breaks a moment before it has ended
+            self._process.wait(_ENDS_WITHIN)
         return SwitchFailed(
             "the switch of this run has ended",
-            details="" if self._closed else f"its process was {self.pid}, exit status {self._process.poll()}",
+            details=f"its process was {self.pid}, exit status {self._process.poll()}",
         )
 
 

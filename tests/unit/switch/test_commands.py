@@ -10,7 +10,7 @@ from pytest_kvm.switch.client import Switch
 from pytest_kvm.switch.commands import Commands
 
 OF_THE_SERVER = {"wait_capture"}
-"""AnswerCallback later than at once, so no method of the commands."""
+"""Answered later than at once, so no method of the commands."""
 
 
 def orders_of_the_client():

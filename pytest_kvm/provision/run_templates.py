@@ -68,7 +68,7 @@ class RunTemplates:
             if template is not None:
                 return template, ""
             why = "no template yet"
-            if building.ram_note:
+            if tier == "cow" and building.ram_note:
                 why += f"; its RAM file is on disk: {building.ram_note}"
             return self._keep(self._build(request, building, tier=tier)), why
 

@@ -66,13 +66,13 @@ class OpenSsh:
         """Run a command that does nothing."""
         self._call([*self.access.ssh_argv(), "-o", f"ControlPath={self.control}", "true"])
 
-    def sftp(self, request: str) -> None:
+    def sftp(self, line: str) -> None:
         """Run one line of sftp's language."""
         access = self.access
         options = ["BatchMode=yes", f"ControlPath={self.control}", f"UserKnownHostsFile={access.known_hosts}"]
         argv = ["sftp", "-q", "-F", "none", "-i", str(access.key_file), "-P", str(access.port), "-b", "-"]
         argv += [word for option in options for word in ("-o", option)]
-        self._call([*argv, f"{access.user}@{access.host}"], request)
+        self._call([*argv, f"{access.user}@{access.host}"], line)
 
     @contextmanager
     def connected(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ RamPlace = Literal["disk", "tmpfs"]
 TCG_FACTOR = 5.0
 """How many times longer a guest may take when QEMU translates its code (TCG).
 
-A whole boot takes 5 to 12 times as long as under KVM. The time-outs below are
+A boot takes five to ten times as long as under KVM. The time-outs below are
 generous already, so the lower end is enough.
 """
 

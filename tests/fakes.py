@@ -135,7 +135,7 @@ class FakeDomain:
         self.done.append(f"drop {name}")
 
     def save_libvirt_snapshot(self, name: str) -> None:
-        self.done.append(f"leave {name}")
+        self.done.append(f"save {name}")
 
     def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:
         reply = self.agent_replies.get(command)

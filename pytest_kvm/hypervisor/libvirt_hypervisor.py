@@ -113,7 +113,7 @@ class LibvirtHypervisor:
             DomainFailed: libvirt or QEMU refused; the details hold what QEMU printed.
         """
         start = partial(start_from_snapshot, xml=xml, snapshot=snapshot, paused=paused)
-        return self._start(xml, start, doing="revive")
+        return self._start(xml, start, doing="restore")
 
     def _start(self, xml: str, start: _Start, *, doing: str) -> LibvirtDomain:
         connection = self._connection.get()

@@ -20,7 +20,7 @@ from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import Place, StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile
-from pytest_kvm.render.qemu_args import card_id, unplugged_netdev
+from pytest_kvm.render.qemu_args import card_id, user_netdev
 from pytest_kvm.render.seed import seed_bytes
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.ssh.access import Access
@@ -130,7 +130,7 @@ def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
     lone = [nic for nic in spec.nics if not nic.plugged]
     for index, nic in enumerate(lone, start=1):
         if nic.link == "down":
-            domain.qmp("set_link", {"name": card_id(unplugged_netdev(index)), "up": False})
+            domain.qmp("set_link", {"name": card_id(user_netdev(index)), "up": False})
 
 
 def assemble_machine(

@@ -30,7 +30,7 @@ class _TakenPoint:
 
 
 class GuestState:
-    """Implements :class:`pytest_kvm.provision.undo_log.State`.
+    """Implements :class:`pytest_kvm.provision.undo_log.RestorableState`.
 
     The state in which a guest became ready (``base``) needs no savepoint if the
     guest is a clone: another clone of the same template takes its place behind

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import uuid
 from pathlib import Path
 from uuid import uuid4
 
@@ -109,7 +108,7 @@ def new_identity(hostname: str, *, key: KeyPair) -> tuple[str, Identity]:
     The instance-id is new for every guest, so that cloud-init runs its
     ``per-instance`` modules: they run once for each instance-id.
     """
-    domain_uuid = str(uuid.uuid4())
+    domain_uuid = str(uuid4())
     host_key = new_key_pair()
     return domain_uuid, Identity(
         instance_id=domain_uuid,
@@ -132,7 +131,7 @@ def new_mac() -> str:
 
 def new_machine_id() -> str:
     """Return a random machine id (``machine-id(5)``)."""
-    return uuid.uuid4().hex
+    return uuid4().hex
 
 
 def is_unique(spec: GuestSpec) -> bool:

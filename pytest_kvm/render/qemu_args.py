@@ -85,7 +85,7 @@ def _control_card(mac: str, *, internet: bool) -> list[str]:
 def _lone_card(planned: NicPlan, *, index: int, internet: bool) -> list[str]:
     netdev: dict[str, Any] = {
         "type": "user",
-        "id": unplugged_netdev(index),
+        "id": user_netdev(index),
         "restrict": not internet,
         "ipv6": False,
         "net": f"10.0.{2 + index}.0/24",
@@ -94,7 +94,7 @@ def _lone_card(planned: NicPlan, *, index: int, internet: bool) -> list[str]:
     return ["-netdev", json.dumps(netdev), "-device", device]
 
 
-def unplugged_netdev(index: int) -> str:
+def user_netdev(index: int) -> str:
     """Return QEMU's id of the network back end of the index-th card with a user-mode network, from 1."""
     return f"kvmnic{index}"
 

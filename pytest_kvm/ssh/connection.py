@@ -236,11 +236,11 @@ def _with_exit_status(message: paramiko.Message) -> paramiko.Message:
 
 
 _MOST = 8
-"""ConnectionPool to one guest at most; each carries as many commands as sshd's MaxSessions (10) allows."""
+"""Connections to one guest at most; each carries as many commands as sshd's MaxSessions (10) allows."""
 
 
 class ConnectionPool:
-    """ConnectionPool to one guest's sshd.
+    """Connections to one guest's sshd.
 
     While a thread waits for the guest, it holds no lock except the one that lets
     one login at a time happen. So :meth:`close` can end a login, and a thread that

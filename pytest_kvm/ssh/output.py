@@ -1,4 +1,8 @@
-"""Reads the output of a running command: both streams at once, kept up to a limit, logged by lines."""
+"""Reads what a running command writes, both streams at once, and sends it its input.
+
+Output is kept up to a limit and logged by lines. The command is a :class:`Channel`,
+so that this module needs no paramiko.
+"""
 
 from __future__ import annotations
 

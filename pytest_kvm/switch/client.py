@@ -308,8 +308,6 @@ class Switch:
         )
 
 
-_log = logging.getLogger("pytest_kvm.switch")
-
 Judge = Callable[[bytes], bool]
 """Says whether a frame is dropped."""
 

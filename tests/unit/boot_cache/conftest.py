@@ -16,7 +16,7 @@ FILES = {
     "ram": bytes(200_000) + b"memory" + bytes(100_000),
     "state": b"devices",
     "disk0.qcow2": b"disk",
-    "domain.xml": b"<domain/>",
+    "console.log": b"booted",
     "id_ed25519": b"key",
 }
 

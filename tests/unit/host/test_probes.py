@@ -97,7 +97,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(device, qemu, tmp_path):
     assert accelerator.kvm_usable(tmp_path / "cache").usable
 
 
-def test_without_a_device_nothing_is_run_qemu(device, qemu, tmp_path):
+def test_without_a_device_nothing_is_run(device, qemu, tmp_path):
     device.unlink()
     probe = accelerator.kvm_usable(tmp_path)
     assert (probe.usable, probe.reason) == (False, "/dev/kvm does not exist")

@@ -153,7 +153,7 @@ def test_the_losses_are_read_a_few_times_a_second(machine, monkeypatch):
     for _ in range(100):
         machine.goes_on(0.01)
         guest.now()
-    assert len(read) <= 4
+    assert 2 <= len(read) <= 4
 
 
 def test_a_qemu_that_has_ended_was_held_up_all_the_same(machine):

@@ -7,13 +7,13 @@ import pytest
 from pytest_kvm.options import OPTIONS
 
 
-def stands_on(pytester, *arguments):
+def header_of(pytester, *arguments):
     pytester.makepyfile("def test(kvm_guests): pass")
     return pytester.runpytest("--collect-only", *arguments).stdout
 
 
 def test_a_run_says_what_it_stands_on_once_it_knows_of_guests(pytester, tmp_path):
-    lines = stands_on(pytester, f"--kvm-cache-dir={tmp_path}", "--kvm-accel=tcg")
+    lines = header_of(pytester, f"--kvm-cache-dir={tmp_path}", "--kvm-accel=tcg")
     lines.fnmatch_lines(
         [
             "collected 1 item",
@@ -21,7 +21,7 @@ def test_a_run_says_what_it_stands_on_once_it_knows_of_guests(pytester, tmp_path
             f"kvm: uri qemu:///embed, image debian-13, cache {tmp_path}",
         ]
     )
-    lines = stands_on(pytester, "-q")
+    lines = header_of(pytester, "-q")
     lines.no_fnmatch_line("kvm: *")
 
 
@@ -38,10 +38,10 @@ def test_a_run_without_guests_says_and_looks_at_nothing(pytester, tmp_path, monk
 
 def test_precedence(pytester, monkeypatch):
     pytester.makeini("[pytest]\nkvm_image = from-ini\nkvm_uri = test:///default\n")
-    stands_on(pytester).fnmatch_lines(["kvm: uri test:///default, image from-ini, *"])
+    header_of(pytester).fnmatch_lines(["kvm: uri test:///default, image from-ini, *"])
     monkeypatch.setenv("PYTEST_KVM_IMAGE", "from-environment")
-    stands_on(pytester).fnmatch_lines(["kvm: uri test:///default, image from-environment, *"])
-    lines = stands_on(pytester, "--kvm-image=from-flag")
+    header_of(pytester).fnmatch_lines(["kvm: uri test:///default, image from-environment, *"])
+    lines = header_of(pytester, "--kvm-image=from-flag")
     lines.fnmatch_lines(["kvm: uri test:///default, image from-flag, *"])
 
 

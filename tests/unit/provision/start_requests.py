@@ -1,4 +1,4 @@
-"""An order of a guest, for tests that start none."""
+"""A start request, for tests that start no machine."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRef
 from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.machine.watchdog import run_watched
 from pytest_kvm.settings import Timeouts
-from pytest_kvm.ssh import connection as connections
+from pytest_kvm.ssh import connection
 from pytest_kvm.ssh.shell import Shell
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.local_sshd import LocalSshd
@@ -220,7 +220,7 @@ def test_a_lost_connection_is_replaced_before_the_next_command(shell, server):
 
 
 def test_connections_that_were_lost_are_not_counted(shell, server):
-    for _ in range(connections._MOST):
+    for _ in range(connection._MOST):
         shell.connect()
     server.drop()
     assert shell.run("echo again").stdout == "again\n"

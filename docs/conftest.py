@@ -4,7 +4,7 @@ Python blocks are run by Sybil, files named ``*_example.py`` by pytest itself.
 
 Each guest here is somebody else's too, as a spec of its own is a cold boot of its own:
 ``machine`` is that of most tests, ``web`` that of ``example_suites/packages``, ``server``
-that of ``tests/guests/test_spec.py``.
+that of ``tests/guests/test_spec.py``, ``alice`` and ``bob`` those of ``tests/core/test_segments.py``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,21 @@ def web() -> kvm.GuestSpec:
         units=["nginx.service"],
         cloud_init=kvm.CloudInit(files=[kvm.File("/var/www/html/hello", "hello\n")]),
     )
+
+
+@kvm.network(scope="module")
+def lan() -> kvm.NetworkSpec:
+    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6="fd00:1::/64")
+
+
+@kvm.guest(scope="module")
+def alice(lan: kvm.Segment) -> kvm.GuestSpec:
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan, address="10.1.0.5")])
+
+
+@kvm.guest(scope="module")
+def bob(lan: kvm.Segment) -> kvm.GuestSpec:
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
 
 
 @kvm.guest(scope="module")

@@ -61,16 +61,18 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment import GuestNic, Segment
     from pytest_kvm.machine.savepoints import Savepoint
-    from pytest_kvm.plugin.declare import guest
-    from pytest_kvm.plugin.fixtures import Guests
+    from pytest_kvm.plugin.declare import guest, network
+    from pytest_kvm.plugin.fixtures import Guests, Networks
     from pytest_kvm.plugin.newhooks import GuestDeclaration
     from pytest_kvm.results import CommandResult
     from pytest_kvm.spec.cloudinit import CloudInit, File, User
     from pytest_kvm.spec.disk import Disk
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.image import ImageRef
-    from pytest_kvm.spec.network import Nic
+    from pytest_kvm.spec.network import NetworkSpec
+    from pytest_kvm.spec.nic import Nic
     from pytest_kvm.spec.prepare import HostFile, Script
     from pytest_kvm.ssh.process import Process
 
@@ -87,17 +89,19 @@ _HOMES = {
         *("UnitNotActive", "UnknownImage", "UnknownTemplate", "WaitTimeout"),
     ),
     "handles.guest": ("Guest",),
+    "handles.segment": ("GuestNic", "Segment"),
     "ssh.process": ("Process",),
     "results": ("CommandResult",),
     "machine.savepoints": ("Savepoint",),
-    "plugin.declare": ("guest",),
-    "plugin.fixtures": ("Guests",),
+    "plugin.declare": ("guest", "network"),
+    "plugin.fixtures": ("Guests", "Networks"),
     "plugin.newhooks": ("GuestDeclaration",),
     "spec.cloudinit": ("CloudInit", "File", "User"),
     "spec.disk": ("Disk",),
     "spec.guest": ("GuestSpec",),
     "spec.image": ("ImageRef",),
-    "spec.network": ("Nic",),
+    "spec.network": ("NetworkSpec",),
+    "spec.nic": ("Nic",),
     "spec.prepare": ("HostFile", "Script"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -124,6 +128,7 @@ __all__ = [
     "GuestDeclaration",
     "GuestError",
     "GuestGone",
+    "GuestNic",
     "GuestSpec",
     "Guests",
     "HostCommandFailed",
@@ -138,6 +143,8 @@ __all__ = [
     "LoginRefused",
     "MissingDependency",
     "NetworkFailed",
+    "NetworkSpec",
+    "Networks",
     "Nic",
     "NoBootableDevice",
     "NoCapacity",
@@ -152,6 +159,7 @@ __all__ = [
     "SavepointGone",
     "SavepointRefused",
     "Script",
+    "Segment",
     "SnapshotFailed",
     "SpecError",
     "SshNeverAnswered",
@@ -165,6 +173,7 @@ __all__ = [
     "User",
     "WaitTimeout",
     "guest",
+    "network",
 ]
 
 

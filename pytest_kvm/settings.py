@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 Accel = Literal["auto", "kvm", "tcg"]
 CacheMode = Literal["use", "refresh", "off"]
@@ -75,3 +76,8 @@ class Settings:
     is memory for it."""
     events: Path | None = None
     """File that gets one line of JSON for each thing done to a guest; None: nothing is written."""
+
+    @property
+    def is_system(self) -> bool:
+        """Whether libvirt's system daemon runs the guests; only it has networks and bridges of the host."""
+        return urlsplit(self.uri).path == "/system"

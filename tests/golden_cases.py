@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest_kvm as kvm
 from pytest_kvm.render.cloud_config import Identity
-from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
+from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan, SegmentNicPlan
+from pytest_kvm.spec.network import declare_network
 
 IDENTITY = Identity(
     instance_id="11111111-2222-4333-8444-555555555555",
@@ -16,6 +17,7 @@ IDENTITY = Identity(
     host_public_key="ssh-ed25519 AAAAhost",
 )
 CONTROL_MAC = "52:54:00:00:00:0a"
+LAN = declare_network("lan", kvm.NetworkSpec(mtu=9000))
 
 
 def _add_watchdog(domain):
@@ -41,6 +43,16 @@ CASES: dict[str, kvm.GuestSpec] = {
         "debian-13",
         nics=[kvm.Nic("default", model="e1000e"), kvm.Nic(bridge="br0", link="down"), kvm.Nic(dhcp=False)],
         internet=True,
+    ),
+    "segments": kvm.GuestSpec(
+        "debian-13",
+        nics=[
+            kvm.Nic(LAN),
+            kvm.Nic(),
+            kvm.Nic(LAN, model="e1000e", dhcp=True),
+            kvm.Nic("default", queues=2),
+            kvm.Nic(LAN, dhcp=False),
+        ],
     ),
     "small_virtio_console": kvm.GuestSpec(
         "debian-13",
@@ -103,7 +115,23 @@ def plan_for(spec: kvm.GuestSpec) -> DomainPlan:
             DiskPlan(path=folder / "seed.iso", format="raw", readonly=True),
         ],
         control_mac=CONTROL_MAC,
-        nics=[NicPlan(nic=nic, mac=f"52:54:00:00:01:0{number}") for number, nic in enumerate(spec.nics)],
+        nics=[
+            NicPlan(index=index, nic=nic, mac=f"52:54:00:00:01:0{index}")
+            for index, nic in enumerate(spec.nics)
+            if nic.segment is None
+        ],
+        segment_nics=[
+            SegmentNicPlan(
+                index=index,
+                nic=nic,
+                mac=f"52:54:00:00:01:0{index}",
+                port=folder / f"nic{index + 1}.sock",
+                mtu=nic.segment.spec.mtu,
+                addresses=[f"10.1.0.1{index}/24", f"fd00:1::{index}/64"] if nic.has_fixed_address else [],
+            )
+            for index, nic in enumerate(spec.nics)
+            if nic.segment is not None
+        ],
         console_log=folder / "console.log",
         console_socket=folder / "console.sock",
         direct_boot=None if spec.boot == "firmware" else direct,

@@ -24,6 +24,7 @@ from pytest_kvm.ssh.files import GET_LIMIT, Files
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
+    from pytest_kvm.handles.segment import GuestNic, IpVersion, Segment
     from pytest_kvm.machine.console import Console
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.port_forwards import Forward
@@ -80,6 +81,8 @@ class Guest:
         on_reboot: Callable[[float], None] = _no_reboot,
     ) -> None:
         self.name = name
+        self.nics: tuple[GuestNic, ...] = ()
+        """The guest's cards on segments, in the spec's order."""
         self._boot = boot
         self._summary = summary
         self._on_booted = on_booted
@@ -142,6 +145,18 @@ class Guest:
     def ssh_command(self) -> str:
         """A command to paste into a terminal: it logs in, and accepts only the guest's own host key."""
         return self.machine.access.ssh_command()
+
+    def address(self, segment: Segment, *, version: IpVersion = 4) -> str:
+        """Return the guest's fixed address on a segment; never waits.
+
+        Args:
+            segment: What a ``@kvm.network`` fixture returned; of several cards there the first counts.
+            version: Version of IP.
+
+        Raises:
+            SpecError: The guest has no card on the segment, or no fixed address.
+        """
+        return segment.address_of(self, version=version)
 
     # ------------------------------------------------------------ commands
 
@@ -515,3 +530,8 @@ def replace_machine(guest: Guest, boot: Future[Machine]) -> None:
     This is no verb, because tests must not call it: the former machine is not removed.
     """
     guest._boot = boot  # noqa: SLF001 - in the same module, and no verb: see above
+
+
+def running_machine(guest: Guest) -> Machine | None:
+    """Return the machine of a guest that is ready and has not ended; never waits, and counts as no use."""
+    return guest._boot.result() if guest.state == "running" else None  # noqa: SLF001 - of the same module

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.hosts_file import HostsFile
 from pytest_kvm.machine.port_forwards import Forwards
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
@@ -66,6 +67,8 @@ class Machine:
     """Seconds from power on to each rung of the readiness ladder."""
     open_resources: OpenResources = field(default_factory=OpenResources)
     """What a test has open between host and guest, besides processes."""
+    hosts_file: HostsFile = field(default_factory=HostsFile)
+    """The names of other guests that the guest was told."""
     savepoints: dict[str, Prestarted | None] = field(default_factory=dict[str, "Prestarted | None"])
     """The savepoints in the guest's disks, by name, each with the renewal script that waits in it, if any."""
     renewal_due: threading.Event = field(default_factory=threading.Event)

@@ -9,7 +9,7 @@ from typing import Self
 
 from pytest_kvm.errors import NetworkFailed
 from pytest_kvm.hypervisor.protocol import Domain
-from pytest_kvm.spec.network import CONTROL_NETDEV
+from pytest_kvm.spec.nic import CONTROL_NETDEV
 
 LOOPBACK = "127.0.0.1"
 

@@ -54,6 +54,17 @@ _GOOD_ROUND_TRIP = 60_000_000
 """Nanoseconds. The error of a measurement is at most half of its round trip."""
 
 
+class CardNetwork(NamedTuple):
+    """Settings of a network card."""
+
+    mac: str
+    mtu: int
+    addresses: Sequence[str]
+    """Fixed addresses with their prefix lengths."""
+    dhcp: bool
+    """Whether ``systemd-networkd`` asks for an address."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Renewal:
     """What is changed in a restored guest, besides its random numbers and its clock."""
@@ -65,8 +76,14 @@ class Renewal:
     one: journald writes into its old folder, D-Bus has a copy of its own."""
     host_key: KeyPair | None = None
     """sshd's ed25519 host key. The next login must pin the new one."""
+    hosts: str = ""
+    """Text to append to ``/etc/hosts``."""
     macs: Sequence[tuple[str, str]] = ()
-    """(old, new) addresses of network cards; leases of ``systemd-networkd`` are renewed."""
+    """(old, new) addresses of network cards."""
+    networks: Sequence[CardNetwork] = ()
+    """Settings of cards on segments; made after their MAC addresses are changed."""
+    renews_leases: bool = False
+    """Whether ``systemd-networkd`` is to ask for addresses anew."""
 
 
 class Prestarted(NamedTuple):
@@ -159,8 +176,13 @@ def _orders(renewal: Renewal, *, clock: int) -> bytes:
         orders.append(f"hostname {_base64(renewal.hostname.encode())}")
     if renewal.machine_id is not None:
         orders.append(f"machine-id {renewal.machine_id}")
+    if renewal.hosts:
+        orders.append(f"hosts {_base64(renewal.hosts.encode())}")
     orders += [f"mac {old} {new}" for old, new in renewal.macs]
-    if renewal.macs:
+    for card in renewal.networks:
+        words = [*card.addresses, *(["dhcp"] if card.dhcp else [])]
+        orders.append(" ".join(["network", card.mac, str(card.mtu), *words]))
+    if renewal.renews_leases:
         orders.append("leases")
     if renewal.host_key is not None:
         private, public = renewal.host_key.private.encode(), f"{renewal.host_key.public}\n".encode()

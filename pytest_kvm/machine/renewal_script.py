@@ -4,9 +4,8 @@ Its orders are lines of words, from standard input or, with an argument, from a
 FIFO that it makes under that name and waits at. Texts are in base64; ``end``
 is the last line.
 
-Python 3.7 is enough. Only built-in modules are imported at the top: to import
-``json``, ``pathlib`` or ``subprocess`` takes a translated guest tenths of a
-second.
+Python 3.7 is enough. Few modules are imported: to import ``json``, ``pathlib``
+or ``subprocess`` takes a translated guest tenths of a second.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import binascii
 import fcntl
 import itertools
 import os
+import socket
 import sys
 import time
 
@@ -25,12 +25,19 @@ if TYPE_CHECKING:
 _ADD_ENTROPY = 0x40085203
 _RESEED = 0x5207
 """RNDADDENTROPY and RNDRESEEDCRNG of linux/random.h, as x86 and ARM encode them."""
-_SET_ADDRESS = 0x8924
-"""SIOCSIFHWADDR of netdevice(7)."""
+_SET_HARDWARE_ADDRESS = 0x8924
+_SET_MTU = 0x8922
+_GET_FLAGS = 0x8913
+_SET_FLAGS = 0x8914
+_SET_ADDRESS = 0x8916
+_SET_NETMASK = 0x891C
+"""SIOCSIFHWADDR and so on of netdevice(7). SIOCSIFADDR of an IPv6 socket takes a prefix length, too."""
+_IFF_UP = 1
 _SETTINGS = 10
 _CLOSE = 2_000_000
 """Nanoseconds."""
 _ETHERNET = 1
+_INET = 2
 _HANGUP = 1
 _SSHD_PID_FILE = "/run/sshd.pid"
 _SSHD_WITHIN = 60.0
@@ -45,6 +52,7 @@ _MAC_FOLDERS = (
     "/etc/NetworkManager/system-connections",
 )
 """Where network settings name a card by its address."""
+_NETWORKD = "/etc/systemd/network"
 
 
 def tell_time() -> None:
@@ -91,9 +99,7 @@ def rename(name: str) -> None:
     old = os.uname().nodename
     _write("/proc/sys/kernel/hostname", new + "\n")
     _write("/etc/hostname", new + "\n")
-    with open("/etc/hosts") as file:
-        hosts = file.read()
-    _write("/etc/hosts", renamed_hosts(hosts, old=old, new=new))
+    _write("/etc/hosts", renamed_hosts(_read("/etc/hosts"), old=old, new=new))
 
 
 def renamed_hosts(text: str, *, old: str, new: str) -> str:
@@ -105,6 +111,11 @@ def renamed_hosts(text: str, *, old: str, new: str) -> str:
         own = address in _LOOPBACK and old in rest
         lines.append("\t".join([address, *(names.get(name, name) for name in rest)]) + "\n" if own else line)
     return "".join(lines)
+
+
+def append_hosts(lines: str) -> None:
+    """Append lines to the hosts file: names of other guests."""
+    _write("/etc/hosts", _read("/etc/hosts") + _text(lines))
 
 
 def set_machine_id(identifier: str) -> None:
@@ -127,8 +138,7 @@ def set_host_key(private: str, public: str) -> None:
     before = _identity(_SSHD_PID_FILE)
     if before is None:
         return
-    with open(_SSHD_PID_FILE) as file:
-        os.kill(int(file.read()), _HANGUP)
+    os.kill(int(_read(_SSHD_PID_FILE)), _HANGUP)
     deadline = time.monotonic() + _SSHD_WITHIN
     while _identity(_SSHD_PID_FILE) in (None, before):
         if time.monotonic() > deadline:
@@ -136,28 +146,81 @@ def set_host_key(private: str, public: str) -> None:
         time.sleep(0.01)  # noqa: TID251 - in the guest, where nothing else tells
 
 
-def set_address(old: str, new: str) -> None:
+def set_hardware_address(old: str, new: str) -> None:
     """Give the card of one address another, and make the settings that name it follow.
 
     QEMU knows the new one already: it holds after a reboot, too.
     """
-    import socket  # noqa: PLC0415 - takes longer to import than most renewals
-
-    card = card_of(old)
-    address = _ETHERNET.to_bytes(2, sys.byteorder) + bytes.fromhex(new.replace(":", ""))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SET_ADDRESS, card.encode().ljust(16, b"\0") + address.ljust(24, b"\0"))
+    octets = bytes.fromhex(new.replace(":", ""))
+    _control(card_of(old), _SET_HARDWARE_ADDRESS, _ETHERNET.to_bytes(2, sys.byteorder) + octets)
     for folder in _MAC_FOLDERS:
         if os.path.isdir(folder):
             replace_in_files(folder, old=old.lower(), new=new.lower())
 
 
+def set_network(mac: str, mtu: str, *words: str) -> None:
+    """Set the MTU and the addresses of a card, now and after a reboot.
+
+    systemd-networkd leaves a card alone that none of its files names. It reads
+    the file that is written here when it starts.
+
+    Args:
+        mac: The card's MAC address.
+        mtu: Bytes.
+        words: Addresses with prefix lengths; or ``dhcp``, which networkd asks for once it is
+            restarted; or nothing, which leaves the card down.
+    """
+    card = card_of(mac)
+    addresses = [word for word in words if word != "dhcp"]
+    _control(card, _SET_MTU, int(mtu).to_bytes(4, sys.byteorder))
+    if addresses:
+        _set_up(card, addresses)
+    if words and os.path.isdir(_NETWORKD):
+        lines = ["[Match]", "MACAddress=" + mac, "[Link]", "MTUBytes=" + mtu, "[Network]"]
+        lines += ["Address=" + each for each in addresses] or ["DHCP=ipv4", "[DHCPv4]", "UseRoutes=false"]
+        _write(_NETWORKD + "/05-pytest-kvm-" + mac.replace(":", "") + ".network", "\n".join(lines) + "\n")
+
+
+def _set_up(card: str, addresses: Iterable[str]) -> None:
+    if os.path.isdir("/proc/sys/net/ipv6"):
+        # Each address is given once, and to look for another owner takes a second.
+        _write("/proc/sys/net/ipv6/conf/" + card + "/accept_dad", "0\n")
+    flags = int.from_bytes(_control(card, _GET_FLAGS, b"")[16:18], sys.byteorder)
+    _control(card, _SET_FLAGS, (flags | _IFF_UP).to_bytes(2, sys.byteorder))
+    for each in addresses:
+        address, _, prefix = each.partition("/")
+        if ":" in address:
+            _set_address6(card, address, prefix=int(prefix))
+        else:
+            netmask = 0xFFFFFFFF << (32 - int(prefix)) & 0xFFFFFFFF
+            _control(card, _SET_ADDRESS, _as_inet(socket.inet_aton(address)))
+            _control(card, _SET_NETMASK, _as_inet(netmask.to_bytes(4, "big")))
+
+
+def _set_address6(card: str, address: str, *, prefix: int) -> None:
+    index = int(_read("/sys/class/net/" + card + "/ifindex"))
+    request = socket.inet_pton(socket.AF_INET6, address)
+    request += prefix.to_bytes(4, sys.byteorder) + index.to_bytes(4, sys.byteorder)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SET_ADDRESS, request)
+
+
+def _as_inet(address: bytes) -> bytes:
+    """Return an IPv4 address as a ``sockaddr_in`` (ip(7))."""
+    return _INET.to_bytes(2, sys.byteorder) + bytes(2) + address + bytes(8)
+
+
+def _control(card: str, request: int, value: bytes) -> bytes:
+    """Make a request of netdevice(7) about a card; return the ``ifreq`` that the kernel leaves."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        return fcntl.ioctl(any_socket, request, card.encode().ljust(16, b"\0") + value.ljust(24, b"\0"))
+
+
 def card_of(address: str, folder: str = "/sys/class/net") -> str:
     """Return the name of the network card that has an address."""
     for card in os.listdir(folder):
-        with open(folder + "/" + card + "/address") as file:
-            if file.read().strip().lower() == address.lower():
-                return card
+        if _read(folder + "/" + card + "/address").strip().lower() == address.lower():
+            return card
     raise LookupError("no network card has the address " + address)
 
 
@@ -167,8 +230,7 @@ def replace_in_files(folder: str, *, old: str, new: str) -> None:
         path = folder + "/" + name
         if not os.path.isfile(path) or os.path.islink(path):
             continue
-        with open(path, errors="surrogateescape") as file:
-            text = file.read()
+        text = _read(path)
         at = text.lower().find(old)
         if at < 0:
             continue
@@ -200,6 +262,11 @@ def _identity(path: str) -> tuple[int, int] | None:
     return (status.st_ino, status.st_mtime_ns) if status.st_size else None
 
 
+def _read(path: str) -> str:
+    with open(path, errors="surrogateescape") as file:
+        return file.read()
+
+
 def _write(path: str, text: str, *, mode: int | None = None) -> None:
     """Write a file in place (it may be a mount point, and keeps its owner) and onto the disk."""
     flags = os.O_WRONLY | os.O_TRUNC | (0 if path.startswith("/proc/") else os.O_CREAT)
@@ -218,9 +285,11 @@ ORDERS: dict[str, Callable[..., None]] = {
     "seed": seed,
     "clock": move_clock,
     "hostname": rename,
+    "hosts": append_hosts,
     "machine-id": set_machine_id,
     "host-key": set_host_key,
-    "mac": set_address,
+    "mac": set_hardware_address,
+    "network": set_network,
     "leases": renew_leases,
 }
 

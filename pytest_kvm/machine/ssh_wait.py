@@ -37,7 +37,7 @@ from pytest_kvm.machine.agent import GuestAgent
 from pytest_kvm.machine.boot import Boot
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.render.qemu_args import card_id
-from pytest_kvm.spec.network import CONTROL_NETDEV
+from pytest_kvm.spec.nic import CONTROL_NETDEV
 
 _CARD_PAUSE = 0.1
 """Seconds between two looks at the card."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_kvm.plugin.fixtures import kvm_guests
+from pytest_kvm.plugin.fixtures import kvm_guests, kvm_networks
 from pytest_kvm.plugin.hooks import (
     pytest_addhooks,
     pytest_addoption,
@@ -18,6 +18,7 @@ from pytest_kvm.plugin.hooks import (
 
 __all__ = [
     "kvm_guests",
+    "kvm_networks",
     "pytest_addhooks",
     "pytest_addoption",
     "pytest_configure",

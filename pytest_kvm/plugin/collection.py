@@ -6,21 +6,32 @@ import dataclasses
 import inspect
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from pytest_kvm.errors import KvmError, SpecError
-from pytest_kvm.plugin.declare import FOR_EVERY_GUEST, SPEC_FUNCTION, SpecFunction, overrides_of, spec_from
+from pytest_kvm.plugin.declare import (
+    FOR_EVERY_GUEST,
+    NETWORK_FUNCTION,
+    SPEC_FUNCTION,
+    checked_guest_spec,
+    checked_network_spec,
+    overrides_of,
+)
 from pytest_kvm.plugin.hook_calls import modify_spec
-from pytest_kvm.plugin.session import check_image, check_sources, settings_stashed
+from pytest_kvm.plugin.session import check_connection, check_image, check_sources, settings_stashed
 
 if TYPE_CHECKING:
     from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.spec.network import Network
 
+T = TypeVar("T")
 _PACKAGE = str(Path(__file__).parents[1])
 _OF_THE_FUNCTION = (
     Exception,
@@ -37,29 +48,140 @@ where it is the outcome of the tests that use the guest, and of no others."""
 
 def mistakes_in(items: list[pytest.Item]) -> list[str]:
     """Return one text for each mistake in the specs and markers of these tests."""
-    checked: set[int] = set()
-    mistakes: list[str] = []
+    checker = _SpecChecker()
     for item in items:
-        mistakes += _marker_mistakes(item)
-        for definition in _guest_definitions(item):
-            if id(definition) not in checked:
-                checked.add(id(definition))
-                mistakes += _definition_mistakes(definition, item)
-    return mistakes
+        checker.check(item)
+    return checker.mistakes
 
 
 def uses_guests(item: pytest.Item) -> bool:
     """Say whether a test asks for a guest or for the factory of guests."""
-    return "kvm_guests" in getattr(item, "fixturenames", ()) or any(True for _ in _guest_definitions(item))
+    has_factory = "kvm_guests" in getattr(item, "fixturenames", ())
+    return has_factory or any(True for _ in _definitions(item, SPEC_FUNCTION))
 
 
-def _guest_definitions(item: pytest.Item) -> Iterator[Any]:
+def _definitions(item: pytest.Item, mark: str) -> Iterator[Any]:
+    """Yield the definitions of a test's guest fixtures or network fixtures."""
     # The closure of a test's fixtures has no public name; pytest-asyncio and
     # pytest-django read the same attribute.
     info = getattr(item, "_fixtureinfo", None)
     for definitions in getattr(info, "name2fixturedefs", {}).values():
-        if hasattr(definitions[-1].func, SPEC_FUNCTION):
+        if hasattr(definitions[-1].func, mark):
             yield definitions[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """A call of a user's function with certain arguments; equal to another such call."""
+
+    key: tuple[int, ...]
+    """Identities of the fixture's definition and of the arguments."""
+    definition: Any = field(compare=False)
+    """pytest's FixtureDef."""
+    function: Callable[..., object] = field(compare=False)
+    arguments: Mapping[str, object] = field(compare=False)
+
+    @property
+    def fixture(self) -> str:
+        """The fixture's name."""
+        return str(self.definition.argname)
+
+    @classmethod
+    def of(
+        cls,
+        definition: Any,  # noqa: ANN401 - pytest's FixtureDef
+        mark: str,
+        *,
+        item: pytest.Item,
+        networks: Mapping[str, Network | None],
+    ) -> _Call | None:
+        """Return the call that a test makes of a fixture; None if it needs more than collection has."""
+        function: Callable[..., object] = getattr(definition.func, mark)
+        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        arguments: dict[str, object] = {}
+        values: list[object] = [definition]
+        for name in inspect.signature(function).parameters:
+            if name == "request" and definition.argname in params:
+                param = params[definition.argname]
+                arguments[name] = SimpleNamespace(param=param)
+                values.append(param)
+            elif networks.get(name) is not None:
+                arguments[name] = networks[name]
+                values.append(networks[name])
+            else:
+                return None
+        return cls(key=tuple(map(id, values)), definition=definition, function=function, arguments=arguments)
+
+
+class _SpecChecker:
+    """Checks the specs of tests, each once, and whether the guests of a test can be on one segment.
+
+    A guest's function may ask for ``request`` (it gets the param) and for network
+    fixtures (it gets networks of which only the spec is known). A function that
+    asks for other fixtures is not called, because these exist at set-up only.
+    """
+
+    def __init__(self) -> None:
+        self.mistakes: list[str] = []
+        self._networks: dict[_Call, Network | None] = {}
+        self._specs: dict[_Call, GuestSpec | None] = {}
+        self._labs: set[frozenset[_Call]] = set()
+
+    def check(self, item: pytest.Item) -> None:
+        """Add the mistakes of a test that no test before it had."""
+        self.mistakes += _marker_mistakes(item)
+        networks = {each.argname: self._network(each, item) for each in _definitions(item, NETWORK_FUNCTION)}
+        guests: dict[_Call, GuestSpec] = {}
+        for definition in _definitions(item, SPEC_FUNCTION):
+            call = _Call.of(definition, SPEC_FUNCTION, item=item, networks=networks)
+            spec = None if call is None else self._guest_spec(call, item)
+            if call is not None and spec is not None:
+                guests[call] = spec
+        if frozenset(guests) not in self._labs:
+            self._labs.add(frozenset(guests))
+            self._check_lab(guests)
+
+    def _network(self, definition: Any, item: pytest.Item) -> Network | None:  # noqa: ANN401 - pytest's FixtureDef
+        call = _Call.of(definition, NETWORK_FUNCTION, item=item, networks={})
+        if call is None:
+            return None
+        if call not in self._networks:
+            with self._noting(call):
+                self._networks[call] = None
+                self._networks[call] = _network_or_none(call)
+        return self._networks[call]
+
+    def _guest_spec(self, call: _Call, item: pytest.Item) -> GuestSpec | None:
+        if call not in self._specs:
+            with self._noting(call):
+                self._specs[call] = None
+                self._specs[call] = spec = _spec_or_none(call, item)
+                if spec is not None:
+                    settings = settings_stashed(item.config)
+                    check_image(spec, settings)
+                    check_connection(spec, settings)
+                    check_sources(spec)
+        return self._specs[call]
+
+    def _check_lab(self, guests: Mapping[_Call, GuestSpec]) -> None:
+        """Check that the guests of one test can be on their segments together."""
+        from pytest_kvm.spec.neighbours import check_neighbours  # noqa: PLC0415 - only projects with guests pay
+
+        others: dict[str, GuestSpec] = {}
+        for call, spec in guests.items():
+            with self._noting(call):
+                check_neighbours(call.fixture, spec, others=others)
+                others[call.fixture] = spec
+
+    @contextmanager
+    def _noting(self, call: _Call) -> Generator[None]:
+        """Note a mistake that is found in a block, with its place in the user's files."""
+        try:
+            yield
+        except KvmError as error:
+            self.mistakes.append(_with_place(error, *_origin(error, call.function)))
+        except OSError:
+            pass  # a folder that cannot be read: set-up raises this again, for the tests that need it
 
 
 def _marker_mistakes(item: pytest.Item) -> list[str]:
@@ -80,52 +202,39 @@ def _marker_mistakes(item: pytest.Item) -> list[str]:
 
 def _applies(item: pytest.Item) -> bool:
     return "kvm_guests" in getattr(item, "fixturenames", ()) or any(
-        definition.scope == "function" for definition in _guest_definitions(item)
+        definition.scope == "function" for definition in _definitions(item, SPEC_FUNCTION)
     )
 
 
-def _definition_mistakes(definition: Any, item: pytest.Item) -> list[str]:  # noqa: ANN401 - pytest's FixtureDef
-    function: SpecFunction = getattr(definition.func, SPEC_FUNCTION)
-    wanted = list(inspect.signature(function).parameters)
-    if wanted == ["request"]:
-        calls: list[dict[str, object]] = [
-            {"request": SimpleNamespace(param=param)} for param in definition.params or ()
-        ]
-    elif not wanted:
-        calls = [{}]
-    else:
-        return []  # the spec depends on other fixtures, which exist at set-up only
-    mistakes: list[str] = []
-    for fixtures in calls:
-        mistakes += _call_mistakes(definition, fixtures, item)
-    return mistakes
+def _network_or_none(call: _Call) -> Network | None:
+    from pytest_kvm.spec.network import declare_network  # noqa: PLC0415 - few projects have segments
+
+    spec = _unless_of_the_function(
+        lambda: checked_network_spec(call.function(**call.arguments), call.fixture)
+    )
+    return None if spec is None else declare_network(call.fixture, spec)
 
 
-def _call_mistakes(definition: Any, fixtures: dict[str, object], item: pytest.Item) -> list[str]:  # noqa: ANN401 - as above
+def _spec_or_none(call: _Call, item: pytest.Item) -> GuestSpec | None:
+    node = item.session if call.definition.scope == "session" else item
+    return _unless_of_the_function(
+        lambda: modify_spec(
+            node, checked_guest_spec(call.function(**call.arguments), call.fixture), name=call.fixture
+        )
+    )
+
+
+def _unless_of_the_function(make_spec: Callable[[], T]) -> T | None:
+    """Return a spec; None if the user's function raised what is no mistake in a spec."""
     try:
-        spec = _spec_or_none(definition, fixtures, item)
-        if spec is not None:
-            check_image(spec, settings_stashed(item.config))
-            check_sources(spec)
-    except KvmError as error:
-        return [_with_place(error, *_origin(error, getattr(definition.func, SPEC_FUNCTION)))]
-    except OSError:
-        return []  # a folder that cannot be read: set-up raises this again, for the tests that need it
-    return []
-
-
-def _spec_or_none(definition: Any, fixtures: dict[str, object], item: pytest.Item) -> GuestSpec | None:  # noqa: ANN401 - as above
-    node = item.session if definition.scope == "session" else item
-    try:
-        spec = spec_from(getattr(definition.func, SPEC_FUNCTION), **fixtures)
-        return modify_spec(node, spec, name=definition.argname)
+        return make_spec()
     except KvmError:
         raise
     except _OF_THE_FUNCTION:
         return None
 
 
-def _origin(error: BaseException, function: SpecFunction) -> tuple[str, int]:
+def _origin(error: BaseException, function: Callable[..., object]) -> tuple[str, int]:
     """Return file and line of the user's own code that made the mistake."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):

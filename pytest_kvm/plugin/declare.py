@@ -1,6 +1,6 @@
-"""``@kvm.guest`` declares a guest: makes a fixture of a function that returns a spec.
+"""``@kvm.guest`` and ``@kvm.network``: make a fixture of a function that returns a spec.
 
-``@pytest.mark.kvm`` replaces fields of the spec for one test.
+``@pytest.mark.kvm`` replaces fields of a guest's spec for one test.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import pytest
 
@@ -18,13 +18,18 @@ from pytest_kvm.plugin.session import run_of, start_guest
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment import Segment
     from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.spec.network import NetworkSpec
 
 Scope = Literal["session", "package", "module", "class", "function"]
 SpecFunction = Callable[..., "GuestSpec"]
+NetworkFunction = Callable[..., "NetworkSpec"]
+T = TypeVar("T")
 
 SPEC_FUNCTION = "__kvm_spec_function__"
-"""Attribute of a guest fixture's function that holds the user's function."""
+NETWORK_FUNCTION = "__kvm_network_function__"
+"""Attributes of a guest's and of a network's fixture function that hold the user's function."""
 
 
 @overload
@@ -65,8 +70,20 @@ def guest(
         autouse: Whether every test in the fixture's reach uses the guest.
     """
 
+    def start(
+        make_spec: Callable[[], object], request: pytest.FixtureRequest, fixture: str
+    ) -> Iterator[Guest]:
+        spec = checked_guest_spec(make_spec(), fixture)
+        if scope == "function":
+            spec = overridden(spec, overrides_of(request.node))
+        guest = start_guest(request.node, spec, name=fixture, resets=scope != "function")
+        try:
+            yield guest
+        finally:
+            run_of(request.config).remove(guest)
+
     def decorate(spec_function: SpecFunction) -> Any:  # noqa: ANN401 - as above
-        fixture_function = _fixture_function(spec_function, name=name or spec_function.__name__, scope=scope)
+        fixture_function = _fixture_function(spec_function, start, name=name, mark=SPEC_FUNCTION)
         return pytest.fixture(scope=scope, params=params, ids=ids or _id_of, name=name, autouse=autouse)(
             fixture_function
         )
@@ -74,48 +91,123 @@ def guest(
     return decorate if function is None else decorate(function)
 
 
+@overload
+def network(function: NetworkFunction, /) -> Any: ...  # noqa: ANN401 - as above
+@overload
+def network(
+    *,
+    scope: Scope = ...,
+    params: Sequence[object] | None = ...,
+    ids: Sequence[str] | Callable[[Any], str | None] | None = ...,
+    name: str | None = ...,
+    autouse: bool = ...,
+) -> Callable[[NetworkFunction], Any]: ...
+def network(
+    function: NetworkFunction | None = None,
+    /,
+    *,
+    scope: Scope = "function",
+    params: Sequence[object] | None = None,
+    ids: Sequence[str] | Callable[[Any], str | None] | None = None,
+    name: str | None = None,
+    autouse: bool = False,
+) -> Any:
+    """Make a fixture out of a function that returns a :class:`~pytest_kvm.NetworkSpec`.
+
+    Guest fixtures and tests ask for it and get a :class:`~pytest_kvm.Segment`.
+    A guest joins with ``nics=[kvm.Nic(lan)]``. The function is called during
+    collection as that of :func:`guest` is.
+
+    Args:
+        function: The decorated function, if the decorator is written without parentheses.
+        scope: How long the segment lives; pytest refuses a guest of a wider scope on it.
+        params: One segment is made for each; the function reads ``request.param``.
+        ids: Names of the params.
+        name: The fixture's name; None: the function's.
+        autouse: Whether every test in the fixture's reach uses the segment.
+    """
+
+    def make(
+        make_spec: Callable[[], object], request: pytest.FixtureRequest, fixture: str
+    ) -> Iterator[Segment]:
+        segments = run_of(request.config).segments
+        segment = segments.make(fixture, checked_network_spec(make_spec(), fixture))
+        try:
+            yield segment
+        finally:
+            segments.remove(segment)
+
+    def decorate(spec_function: NetworkFunction) -> Any:  # noqa: ANN401 - as above
+        fixture_function = _fixture_function(spec_function, make, name=name, mark=NETWORK_FUNCTION)
+        return pytest.fixture(scope=scope, params=params, ids=ids, name=name, autouse=autouse)(
+            fixture_function
+        )
+
+    return decorate if function is None else decorate(function)
+
+
 def _fixture_function(
-    spec_function: SpecFunction, *, name: str, scope: Scope
-) -> Callable[..., Iterator[Guest]]:
+    spec_function: Callable[..., object],
+    provide: Callable[[Callable[[], object], pytest.FixtureRequest, str], Iterator[T]],
+    *,
+    name: str | None,
+    mark: str,
+) -> Callable[..., Iterator[T]]:
+    """Return the function that pytest makes a fixture of.
+
+    Args:
+        spec_function: The user's function, which may ask for fixtures.
+        provide: Gets a call of the user's function, pytest's request and the fixture's name; yields
+            what tests get, and removes it afterwards.
+        name: The fixture's name; None: the function's.
+        mark: Attribute of the returned function that holds the user's function.
+    """
     signature = inspect.signature(spec_function)
     wants_request = "request" in signature.parameters
 
     @functools.wraps(spec_function)
-    def fixture_function(
-        *self: object, request: pytest.FixtureRequest, **fixtures: object
-    ) -> Iterator[Guest]:
+    def fixture_function(*self: object, request: pytest.FixtureRequest, **fixtures: object) -> Iterator[T]:
         given = fixtures | ({"request": request} if wants_request else {})
-        spec = spec_from(spec_function, *self, **given)
-        if scope == "function":
-            spec = overridden(spec, overrides_of(request.node))
-        guest = start_guest(request.node, spec, name=name, resets=scope != "function")
-        try:
-            yield guest
-        finally:
-            run_of(request.config).remove(guest)
+        make_spec = functools.partial(spec_function, *self, **given)
+        yield from provide(make_spec, request, name or spec_function.__name__)
 
     parameters = list(signature.parameters.values())
     if not wants_request:
         parameters.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY))
     # pytest reads the names of wanted fixtures from the signature.
     fixture_function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    setattr(fixture_function, SPEC_FUNCTION, spec_function)
+    setattr(fixture_function, mark, spec_function)
     return fixture_function
 
 
-def spec_from(function: SpecFunction, /, *args: object, **fixtures: object) -> GuestSpec:
-    """Call a user's function and return its spec.
+def checked_guest_spec(spec: object, fixture: str) -> GuestSpec:
+    """Return what a guest fixture's function returned, if it is a spec.
 
     Raises:
-        SpecError: The function returned no spec.
+        SpecError: It is something else.
     """
     from pytest_kvm.spec.guest import GuestSpec  # noqa: PLC0415 - only projects with guests pay for it
 
-    spec = function(*args, **fixtures)
     if not isinstance(spec, GuestSpec):
         raise SpecError(
-            f"the guest fixture {function.__name__} returned {type(spec).__name__}, not a GuestSpec",
+            f"the guest fixture {fixture} returned {type(spec).__name__}, not a GuestSpec",
             resolution="end it with `return kvm.GuestSpec(…)`; the plugin starts the guest",
+        )
+    return spec
+
+
+def checked_network_spec(spec: object, fixture: str) -> NetworkSpec:
+    """Return what a network fixture's function returned, if it is a spec.
+
+    Raises:
+        SpecError: It is something else.
+    """
+    from pytest_kvm.spec.network import NetworkSpec  # noqa: PLC0415 - only projects with guests pay for it
+
+    if not isinstance(spec, NetworkSpec):
+        raise SpecError(
+            f"the network fixture {fixture} returned {type(spec).__name__}, not a NetworkSpec",
+            resolution="end it with `return kvm.NetworkSpec(…)`; the plugin makes the segment",
         )
     return spec
 

@@ -1,4 +1,4 @@
-"""The fixture ``kvm_guests``, and the factory of guests that it yields."""
+"""The fixtures ``kvm_guests`` and ``kvm_networks``, and the factories that they yield."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pytest_kvm.plugin.session import run_of, start_guest
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment import Segment
+    from pytest_kvm.provision.segments import Segments
     from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.spec.network import NetworkSpec
 
 
 class Guests:
@@ -76,3 +79,42 @@ def kvm_guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
     guests = Guests(request.node)
     yield guests
     guests.remove_all()
+
+
+class Networks:
+    """Makes segments during a test; they are removed after the test.
+
+    Args:
+        segments: The run's segments.
+    """
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self._made: list[Segment] = []
+
+    def make(self, spec: NetworkSpec | None = None, *, name: str | None = None) -> Segment:
+        """Make a segment, which guests join with ``nics=[kvm.Nic(segment)]``.
+
+        Args:
+            spec: What the segment is made of; None: ``NetworkSpec()``.
+            name: Its name in messages and in the names of its guests; None: ``net1``, ``net2`` and so on.
+        """
+        from pytest_kvm.spec.network import NetworkSpec  # noqa: PLC0415 - few tests make segments
+
+        segment = self._segments.make(name or f"net{len(self._made) + 1}", spec or NetworkSpec())
+        self._made.append(segment)
+        return segment
+
+    def remove_all(self) -> None:
+        """Remove every segment that was made here; guests that are still on one are cut off."""
+        made, self._made = self._made, []
+        for segment in made:
+            self._segments.remove(segment)
+
+
+@pytest.fixture
+def kvm_networks(request: pytest.FixtureRequest) -> Iterator[Networks]:
+    """Make segments during a test: ``make(spec)``."""
+    networks = Networks(run_of(request.config).segments)
+    yield networks
+    networks.remove_all()

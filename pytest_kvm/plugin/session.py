@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvm.errors import HostError
+from pytest_kvm.errors import HostError, SpecError
 from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modify_spec
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
@@ -117,6 +117,24 @@ def check_image(spec: GuestSpec, settings: Settings) -> None:
     from pytest_kvm.spec.image import ImageRef  # noqa: PLC0415 - as above
 
     check_known(spec.image_ref or ImageRef.parse(settings.default_image), settings=settings)
+
+
+def check_connection(spec: GuestSpec, settings: Settings) -> None:
+    """Make sure that the run's connection has the networks that a spec's cards are on.
+
+    Raises:
+        SpecError: A card is on a libvirt network or a bridge, which only the system daemon has.
+    """
+    if settings.is_system:
+        return
+    for index, nic in enumerate(spec.nics):
+        if nic.is_on_host_network:
+            field, name = ("network", nic.network) if nic.bridge is None else ("bridge", nic.bridge)
+            raise SpecError(
+                f"GuestSpec.nics[{index}]: Nic.{field} is {name!r}, a network of the host, "
+                f"and the connection {settings.uri} has none",
+                resolution="run with --kvm-uri=qemu:///system, or use a segment of the run (@kvm.network)",
+            )
 
 
 def check_sources(spec: GuestSpec) -> None:

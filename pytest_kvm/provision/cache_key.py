@@ -14,7 +14,8 @@ In the key:
   the host name where the spec says one;
 - sizes of disks; for disks that show a host file, its path and the digest of
   the whole backing chain;
-- MAC addresses that the spec gives, and the link state of each card;
+- of each card that is on no segment, the link state and the MAC address that the
+  spec gives; of each that is on one, the model;
 - the units that are waited for, and every prepare step: commands, scripts and
   host files by content;
 - the renewal script;
@@ -22,8 +23,9 @@ In the key:
 
 Not in the key, because no template depends on it: the guest's name and a host
 name made of it, ``identity``, ``reset``, ``boot_timeout``, the image's name,
-host ports, MAC addresses the run chooses, the run, its process and folders,
-time-outs and limits.
+host ports, MAC addresses the run chooses, which segment a card is on with its
+addresses and its link state there, the run, its process and folders, time-outs
+and limits.
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ def fingerprint(domain: DomainDraft, *, image: Image, machine: MachineFacts) -> 
             packages=spec.packages,
         ),
         "hostname": spec.hostname,
-        "nics": [[nic.mac, nic.link] for nic in spec.nics],
+        "nics": [[nic.mac, nic.link] for nic in spec.nics if nic.segment is None],
+        "cards on segments": [nic.model for nic in spec.nics if nic.segment is not None],
         "disks": list(_disks(spec)),
         "units": spec.units,
         "renewal": Path(renewal_script.__file__).read_text(encoding="utf-8"),

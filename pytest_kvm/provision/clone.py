@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -11,7 +12,7 @@ from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.renewal import Prestarted, Renewal, renew
+from pytest_kvm.machine.renewal import CardNetwork, Prestarted, Renewal, renew
 from pytest_kvm.provision.cold_boot import (
     apply_link_state,
     assemble_machine,
@@ -22,6 +23,7 @@ from pytest_kvm.provision.cold_boot import (
 from pytest_kvm.provision.disks import FrozenDisk, copies_of, overlays_of
 from pytest_kvm.provision.machine_plan import is_unique, new_machine_id, plan_domain
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.segments import open_ports
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import (
     CONSOLE,
@@ -47,15 +49,19 @@ class Clone:
     prestarted: tuple[Prestarted, ...]
     """Renewal scripts that wait in the guest; each can be used once."""
 
-    def wake(self) -> Clone:
+    def wake(self, *, host_lines: Sequence[str] = ()) -> Clone:
         """Resume and renew the machine; return the clone with the renewal scripts that are left.
+
+        Args:
+            host_lines: Lines to append to its hosts file; only once for each clone.
 
         Raises:
             GuestError: The machine could not be renewed.
         """
         first, rest = (self.prestarted[0], self.prestarted[1:]) if self.prestarted else (None, ())
+        renewal = replace(self.renewal, hosts=self.machine.hosts_file.append(host_lines))
         self.machine.domain.resume()
-        renew(self.machine, self.renewal, prestarted=first)
+        renew(self.machine, renewal, prestarted=first)
         return replace(self, renewal=Renewal(), prestarted=rest)
 
 
@@ -82,8 +88,9 @@ def start_paused(
     )
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
     fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
+    open_ports(resources.switch, plan, stack=stack)
     domain = fill(resources, request, plan, template=template, facts=facts, stack=stack)
-    apply_link_state(domain, request.spec)
+    apply_link_state(domain, request)
     renewal = _renewal_of(request, facts, plan)
     host_key = facts.host_key if renewal.host_key is None else renewal.host_key.public
     machine = assemble_machine(
@@ -140,7 +147,7 @@ def _from_snapshot(
 
 def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -> Renewal:
     """Return what has to be changed in a clone, so that it differs from other clones of its template."""
-    new = [nic.mac for nic in plan.nics]
+    new = [planned.mac for planned in plan.all_nics]
     macs = [(was, now) for was, now in zip(facts.macs, new, strict=True) if was != now]
     hostname = (
         request.spec.hostname or facts.hostname if request.spec.identity == "shared" else request.hostname
@@ -151,4 +158,9 @@ def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -
         machine_id=new_machine_id() if unique else None,
         host_key=new_key_pair() if unique else None,
         macs=macs,
+        networks=[
+            CardNetwork(mac=nic.mac, mtu=nic.mtu, addresses=nic.addresses, dhcp=nic.nic.uses_dhcp)
+            for nic in plan.segment_nics
+        ],
+        renews_leases=bool(macs) and any(nic.uses_dhcp for nic in request.spec.nics),
     )

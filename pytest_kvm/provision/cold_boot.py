@@ -17,12 +17,12 @@ from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import new_disks
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
 from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.segments import attach_links, open_ports
 from pytest_kvm.provision.start_request import Place, StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile
-from pytest_kvm.render.qemu_args import card_id, user_netdev
+from pytest_kvm.render.qemu_args import card_id, segment_netdev, user_netdev
 from pytest_kvm.render.seed import seed_bytes
-from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.shell import Shell
 
@@ -74,8 +74,9 @@ def power_on(
         plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
     seed = _write_seed(request, plan, identity, into=files.folder)
     plan = replace(plan, disks=new_disks(request.spec, request.image, seed=seed, folder=files.folder))
+    open_ports(resources.switch, plan, stack=stack)
     domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
-    apply_link_state(domain, request.spec)
+    apply_link_state(domain, request)
     machine = assemble_machine(
         resources,
         request,
@@ -85,6 +86,7 @@ def power_on(
         key_file=files.key_file,
     )
     stack.callback(machine.shell.close)
+    attach_links(resources.switch, request.nics, machine=machine)
     domain.resume()
     return Powered(machine=machine, plan=plan, identity=identity)
 
@@ -119,18 +121,26 @@ def paused_domain(resources: RunResources, xml: str) -> AbstractContextManager[D
 
 
 def _write_seed(request: StartRequest, plan: DomainPlan, identity: Identity, *, into: Path) -> Path:
+    # Before a template has its clones, nobody knows the addresses of its cards on segments.
+    nics = [*plan.nics, *(plan.segment_nics if request.nics else ())]
     content = seed_bytes(
-        request.spec, identity, control_mac=plan.control_mac, nics=plan.nics, packages=request.packages_left
+        request.spec, identity, control_mac=plan.control_mac, nics=nics, packages=request.packages_left
     )
     return write_private(into / "seed.iso", content)
 
 
-def apply_link_state(domain: Domain, spec: GuestSpec) -> None:
-    """Set the link of user-mode cards down if the spec says so; libvirt does it for the cards in its XML."""
-    lone = [nic for nic in spec.nics if not nic.plugged]
-    for index, nic in enumerate(lone, start=1):
-        if nic.link == "down":
-            domain.qmp("set_link", {"name": card_id(user_netdev(index)), "up": False})
+def apply_link_state(domain: Domain, request: StartRequest) -> None:
+    """Set the link of cards down if the spec says so; libvirt does it for the cards in its XML.
+
+    A template's cards on segments stay up, because each guest has its own link.
+    """
+    lone = [nic for nic in request.spec.nics if not nic.is_shared]
+    netdevs = [user_netdev(index) for index, nic in enumerate(lone, start=1) if nic.link == "down"]
+    for number, joined in enumerate(request.nics, start=1):
+        if request.spec.nics[joined.index].link == "down":
+            netdevs.append(segment_netdev(number))
+    for netdev in netdevs:
+        domain.qmp("set_link", {"name": card_id(netdev), "up": False})
 
 
 def assemble_machine(

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
 from pytest_kvm.errors import BootFailed
+from pytest_kvm.handles.segment import GuestNic
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
 from pytest_kvm.provision.events import Event, EventListener
-from pytest_kvm.provision.machine_plan import hostname_from
 from pytest_kvm.provision.run_resources import Lazy
 from pytest_kvm.provision.start_request import Place, StartRequest, Teardown
 from pytest_kvm.provision.starter import GuestStarter, Started
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.image import ImageRef
+from pytest_kvm.spec.neighbours import hostname_from
 
 _WORDS = {
     "console": "the kernel speaks",
@@ -82,13 +83,21 @@ class GuestBoot:
         self._resets = resets
         self._progress = progress
         self._tell = tell
+        self._nics: tuple[GuestNic, ...] = ()
+        self._host_lines: Callable[[], list[str]] = list
         self._log = guest_log(name)
         # A daemon thread, so that the process can end while an image is being
         # built; the host programs that build the image are killed with it.
         self._thread = threading.Thread(target=self._run, name=f"pytest-kvm-{name}", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, nics: tuple[GuestNic, ...] = (), host_lines: Callable[[], list[str]] = list) -> None:
+        """Start the thread.
+
+        Args:
+            nics: The guest's cards on segments.
+            host_lines: Returns the lines of hosts(5) that name the guests on the same segments.
+        """
+        self._nics, self._host_lines = nics, host_lines
         self._thread.start()
 
     def remove(self) -> None:
@@ -141,6 +150,8 @@ class GuestBoot:
             domain=starter.draft(self._spec, image),
             packages_left=packages_left,
             resets=self._resets,
+            nics=self._nics,
+            host_lines=self._host_lines,
             log=self._log,
             phases=Phases(self._log, listener=self._on_phase),
             on_step=self._on_step,

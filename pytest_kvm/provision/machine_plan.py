@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.domain_draft import DomainDraft, draft_domain
-from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan
+from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan, SegmentNicPlan
 from pytest_kvm.spec.guest import GuestSpec
 
 
@@ -46,13 +46,44 @@ def plan_domain(resources: RunResources, request: StartRequest, *, uuid: str, fo
         accel=resources.accel,
         disks=(),
         control_mac=new_mac(),
-        nics=[NicPlan(nic=nic, mac=nic.mac or new_mac()) for nic in request.spec.nics],
+        nics=[
+            NicPlan(index=index, nic=nic, mac=nic.mac or new_mac())
+            for index, nic in enumerate(request.spec.nics)
+            if nic.segment is None
+        ],
+        segment_nics=list(_plan_segment_nics(request, folder)),
         console_log=folder / "console.log",
         console_socket=folder / "console.sock",
         direct_boot=direct_boot(request.spec, request.image, accel=resources.accel),
         genid=str(uuid4()),
         run_as=_run_as(resources),
     )
+
+
+def _plan_segment_nics(request: StartRequest, folder: Path) -> Iterator[SegmentNicPlan]:
+    """Yield the cards on segments; those of a template's machine have no addresses."""
+    joined = {nic.index: nic for nic in request.nics}
+    for index, nic in enumerate(request.spec.nics):
+        if nic.segment is not None:
+            own = joined.get(index)
+            yield SegmentNicPlan(
+                index=index,
+                nic=nic,
+                mac=own.mac if own else new_mac(),
+                port=port_path(folder, index),
+                mtu=nic.segment.spec.mtu,
+                addresses=own.addresses if own else (),
+            )
+
+
+def port_path(folder: Path, index: int) -> Path:
+    """Return the socket of the switch for a machine's card.
+
+    Args:
+        folder: The machine's folder.
+        index: Index of the card in the spec's ``nics``.
+    """
+    return folder / f"nic{index + 1}.sock"
 
 
 def _run_as(resources: RunResources) -> tuple[int, int] | None:
@@ -98,10 +129,6 @@ def _cmdline(spec: GuestSpec, image: Image, *, accel: str) -> str:
     return f"{image.cmdline}{timer} console=tty0 console={last}"
 
 
-_NOT_IN_HOSTNAMES = re.compile(r"[^a-zA-Z0-9-]+")
-_LONGEST_LABEL = 63
-
-
 def new_identity(hostname: str, *, key: KeyPair) -> tuple[str, Identity]:
     """Return a fresh UUID and the identity that goes with it.
 
@@ -117,11 +144,6 @@ def new_identity(hostname: str, *, key: KeyPair) -> tuple[str, Identity]:
         host_private_key=host_key.private,
         host_public_key=host_key.public,
     )
-
-
-def hostname_from(name: str) -> str:
-    """Return a host name made of a guest's name ("web_1" → "web-1")."""
-    return _NOT_IN_HOSTNAMES.sub("-", name).strip("-")[:_LONGEST_LABEL].strip("-") or "guest"
 
 
 def new_mac() -> str:
@@ -141,5 +163,5 @@ def is_unique(spec: GuestSpec) -> bool:
     that other guests can join.
     """
     if spec.identity == "auto":
-        return any(nic.plugged for nic in spec.nics)
+        return any(nic.is_shared for nic in spec.nics)
     return spec.identity == "unique"

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed
@@ -15,11 +16,13 @@ from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
+from pytest_kvm.provision.segments import Segments
 from pytest_kvm.provision.start_request import Place
 from pytest_kvm.provision.starter import GuestStarter
 from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.switch.client import Switch
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST_NAME = 32
@@ -48,7 +51,9 @@ class Run:
         self._progress = progress
         self._coordinator = coordinator
         self._tell = tell
-        self._resources = Lazy(lambda: open_run_resources(settings))
+        self._switch = Lazy(lambda: closing(Switch()))
+        self.segments = Segments(self._switch)
+        self._resources = Lazy(lambda: open_run_resources(settings, self._switch))
         self._starter = Lazy(lambda: closing(GuestStarter(settings, self._resources.get())))
         self._lock = threading.Lock()
         self._boots: dict[Guest, GuestBoot] = {}
@@ -70,9 +75,14 @@ class Run:
             resets: Whether the guest outlives a test, and is reset before the next test uses it.
             on_booted: Called each time that a caller waits for the guest, with the guest and its
                 boot's error (None: it is ready).
+
+        Raises:
+            SpecError: Another guest on a segment has an address or a name of this guest.
+            SwitchFailed: The switch has ended.
         """
         with self._lock:
-            name = self._unused_name(name)
+            declared_name = _clean(name)
+            name = self._unused_name(declared_name)
             self._places[name] += 1
             number = self._places[name]
             boot = GuestBoot(
@@ -90,13 +100,14 @@ class Run:
                 boot.machine,
                 summary=repr(spec),
                 on_booted=on_booted,
-                before_use=self._coordinator.before_use,
+                before_use=self._before_use,
                 on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
+            guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
         if resets:
             self._coordinator.watch(guest, GuestState(guest, boot, self._starter), reset=spec.reset)
-        boot.start()
+        boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         return guest
 
     def holds(self, value: object) -> TypeGuard[Guest]:
@@ -123,6 +134,7 @@ class Run:
             finally:
                 with self._lock:
                     self._boots.pop(guest, None)
+                self.segments.leave(guest.nics)
         if failures:
             raise CleanupFailed("guests could not be removed cleanly", failures)
 
@@ -138,13 +150,22 @@ class Run:
             self.remove(*left)
         finally:
             self._starter.close()
+            self._switch.close()
             self._resources.close()
 
-    def _unused_name(self, name: str) -> str:
-        base = _NOT_IN_NAMES.sub("-", name).strip("-.~")[:_LONGEST_NAME] or "guest"
+    def _before_use(self, guest: Guest) -> None:
+        self._coordinator.before_use(guest)
+        if guest.nics:
+            self.segments.tell_names(guest.nics)
+
+    def _unused_name(self, base: str) -> str:
         taken = {guest.name for guest in self._boots}
         number, unused = 1, base
         while unused in taken:
             number += 1
             unused = f"{base}-{number}"
         return unused
+
+
+def _clean(name: str) -> str:
+    return _NOT_IN_NAMES.sub("-", name).strip("-.~")[:_LONGEST_NAME] or "guest"

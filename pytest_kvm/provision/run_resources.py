@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pytest_kvm.errors import GuestGone
@@ -17,6 +17,9 @@ from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import Hypervisor
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
+
+if TYPE_CHECKING:
+    from pytest_kvm.switch.client import Switch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class RunResources:
     key: KeyPair
     """The run's own SSH key pair, for guests that boot cold; a clone has the key of its template."""
     key_file: Path
+    switch: Lazy[Switch]
+    """Passes frames between guests; its process is started for the first segment."""
 
     @property
     def is_system(self) -> bool:
@@ -45,8 +50,12 @@ class RunResources:
 
 
 @contextmanager
-def open_run_resources(settings: Settings) -> Generator[RunResources]:
+def open_run_resources(settings: Settings, switch: Lazy[Switch]) -> Generator[RunResources]:
     """Make the run's folder and connect to the hypervisor; undo both afterwards.
+
+    Args:
+        settings: The run's settings.
+        switch: The run's switch.
 
     Raises:
         HostError: This host cannot run guests as the settings ask.
@@ -66,6 +75,7 @@ def open_run_resources(settings: Settings) -> Generator[RunResources]:
             timeouts=settings.timeouts.scaled(factor),
             key=key,
             key_file=write_private(folder / "id_ed25519", key.private),
+            switch=switch,
         )
 
 

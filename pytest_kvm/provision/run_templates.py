@@ -114,7 +114,7 @@ class RunTemplates:
     def _build(self, request: StartRequest, building: Building, *, tier: TemplateTier) -> Template:
         spec = request.spec
         request = replace(
-            request, place=request.place.of_template(), hostname=spec.hostname or TEMPLATE_HOSTNAME
+            request, place=request.place.of_template(), hostname=spec.hostname or TEMPLATE_HOSTNAME, nics=()
         )
         request.on_step("power on")
         with request.teardown.attempting() as undo:

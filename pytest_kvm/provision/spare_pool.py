@@ -73,11 +73,13 @@ class Spare:
 
 
 class _Slot(NamedTuple):
-    """Which guests a spare clone fits: those with this template, name and host name."""
+    """Which guests a spare clone fits: those with this template, these names and these cards on segments."""
 
     template: str
     name: str
     hostname: str
+    cards: tuple[tuple[int, str, tuple[str, ...]], ...]
+    """Index, MAC address and IP addresses of each card."""
 
 
 class SparePool:
@@ -203,4 +205,5 @@ def _remove(future: Future[Spare]) -> None:
 
 
 def _slot(request: StartRequest, template: Template) -> _Slot:
-    return _Slot(template.key, request.name, request.hostname)
+    cards = tuple((nic.index, nic.mac, nic.addresses) for nic in request.nics)
+    return _Slot(template.key, request.name, request.hostname, cards)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from pytest_kvm.errors import GuestGone
+from pytest_kvm.handles.segment import GuestNic
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.render.domain_draft import DomainDraft
@@ -60,6 +61,10 @@ class StartRequest:
     """Packages that are not in the image: cloud-init installs them."""
     resets: bool
     """Whether the guest is reset between tests."""
+    nics: tuple[GuestNic, ...]
+    """The guest's cards on segments; empty for a template, which is on none."""
+    host_lines: Callable[[], list[str]]
+    """Returns the lines of hosts(5) that name the guests on the same segments."""
     log: logging.Logger
     phases: Phases
     """Notes which rungs the boot has reached, and when."""

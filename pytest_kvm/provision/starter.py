@@ -20,6 +20,7 @@ from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.run_templates import RunTemplates, key_of
+from pytest_kvm.provision.segments import attach_links
 from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import TemplateTier
@@ -136,6 +137,7 @@ class GuestStarter:
             undo = stack.enter_context(ExitStack())
             machine = power_on(self._resources, request, stack=undo).machine
         make_ready(machine, request)
+        machine.hosts_file.update(machine, request.host_lines())
         return Started(
             machine=replace(machine, phases=request.phases.seconds()),
             request=request,
@@ -200,16 +202,20 @@ class GuestStarter:
             with request.teardown.adding() as stack:
                 stack.callback(spare.undo.close)
             try:
-                return spare.take().wake(), spare.undo, "pool"
+                return self._wake(request, spare.take()), spare.undo, "pool"
             except KvmError as failure:
                 _log.warning("%s: a spare clone did not wake up: %s", request.name, failure)
                 spare.undo.close()
         clone, undo = self._start_paused(request, template)
         try:
-            return clone.wake(), undo, clone.tier
+            return self._wake(request, clone), undo, clone.tier
         except BaseException:
             undo.close()  # so that another machine can have its place
             raise
+
+    def _wake(self, request: StartRequest, clone: Clone) -> Clone:
+        attach_links(self._resources.switch, request.nics, machine=clone.machine)
+        return clone.wake(host_lines=request.host_lines())
 
     def _start_paused(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:
         with request.teardown.attempting() as undo:

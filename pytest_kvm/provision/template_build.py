@@ -175,7 +175,7 @@ def _facts(
     return TemplateFacts(
         tier=tier,
         control_mac=powered.plan.control_mac,
-        macs=tuple(planned.mac for planned in powered.plan.nics),
+        macs=tuple(planned.mac for planned in powered.plan.all_nics),
         hostname=powered.identity.hostname,
         host_key=powered.identity.host_public_key,
         disks=tuple((disk.path.name, disk.format) for disk in disks),

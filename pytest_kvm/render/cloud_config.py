@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import yaml
 
-from pytest_kvm.render.plan import NicPlan
+from pytest_kvm.render.plan import NicPlan, SegmentNicPlan
 from pytest_kvm.spec.cloudinit import CloudInit, File, User
 from pytest_kvm.spec.guest import GuestSpec
-from pytest_kvm.spec.network import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
+from pytest_kvm.spec.nic import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
 from pytest_kvm.spec.user_data import CLOUD_CONFIG, header_of, parse_cloud_config
 
 _HEADER = "#cloud-config\n"
@@ -87,17 +87,19 @@ def network_config(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]
         control["routes"] = [{"to": "0.0.0.0/0", "via": CONTROL_GATEWAY}]
         control["nameservers"] = {"addresses": [CONTROL_DNS]}
     ethernets: dict[str, Any] = {"kvm-control": control}
-    for index, planned in enumerate(nics, start=1):
-        ethernets[f"kvm-nic{index}"] = {
-            "match": {"macaddress": planned.mac},
-            "dhcp4": planned.nic.dhcp,
-            "dhcp4-overrides": {"use-routes": False},
-            "optional": True,
-        }
-        if not planned.nic.dhcp:
-            del ethernets[f"kvm-nic{index}"]["dhcp4-overrides"]
+    for planned in nics:
+        ethernets[f"kvm-nic{planned.index + 1}"] = _card(planned)
     config = merge({"version": 2, "ethernets": ethernets}, spec.cloud_init.network_config or {})
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _card(planned: NicPlan) -> dict[str, Any]:
+    card: dict[str, Any] = {"match": {"macaddress": planned.mac}, "dhcp4": planned.nic.uses_dhcp}
+    if planned.nic.uses_dhcp:
+        card["dhcp4-overrides"] = {"use-routes": False}
+    if isinstance(planned, SegmentNicPlan):
+        card |= {"addresses": list(planned.addresses), "mtu": planned.mtu}
+    return card | {"optional": True}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A guest can have several machines: the one its template is saved from, clones,
 those that follow resets. The user's ``xml`` hook is called once for all of them.
 The hook gets the domain with placeholders for names, paths and addresses. For
-each machine the placeholders that the hook has left are replaced.
+each machine the placeholders that the hook has left are replaced, and the cards
+on segments are added, which the hook does not see.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.render.domain_xml import METADATA_NAMESPACE, domain_element, to_text
+from pytest_kvm.render.domain_xml import METADATA_NAMESPACE, domain_element, first_segment_port, to_text
 from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
-from pytest_kvm.render.qemu_args import add_arguments, ram_file_args
+from pytest_kvm.render.qemu_args import add_arguments, ram_file_args, segment_args
 from pytest_kvm.spec.guest import GuestSpec
 
 _FOLDER = Path("/pytest-kvm-placeholder-folder")
@@ -47,6 +48,8 @@ class DomainDraft:
         for owner in domain.iter(f"{{{METADATA_NAMESPACE}}}owner"):
             owner.attrib.update(pid=str(plan.owner_pid), started=f"{plan.owner_started:.2f}")
         self._replace_words(domain, plan)
+        first = first_segment_port(self.placeholders)
+        add_arguments(domain, segment_args(plan.segment_nics, first_root_port=first))
         if plan.ram_file is not None:
             add_arguments(domain, ram_file_args(plan.ram_file, kib=self.spec.memory_kib))
         return to_text(domain)
@@ -141,7 +144,11 @@ def _placeholders(spec: GuestSpec, direct_boot: DirectBoot | None) -> DomainPlan
             DiskPlan(path=_FOLDER / "seed.iso", format="raw", readonly=True),
         ],
         control_mac=next(macs),
-        nics=[NicPlan(nic=nic, mac=nic.mac or next(macs)) for nic in spec.nics],
+        nics=[
+            NicPlan(index=index, nic=nic, mac=nic.mac or next(macs))
+            for index, nic in enumerate(spec.nics)
+            if nic.segment is None
+        ],
         console_log=_FOLDER / "console.log",
         console_socket=_FOLDER / "console.sock",
         direct_boot=direct_boot,

@@ -5,6 +5,7 @@ Element names and their meaning: https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from string import ascii_lowercase
@@ -24,6 +25,9 @@ METADATA_NAMESPACE = "https://pytest-kvm.dev/xmlns/domain/1"
 SPARE_ROOT_PORTS = 4
 """Free PCIe root ports for hot-plugged disks and NICs: on q35 each port takes one device."""
 
+SEGMENT_ROOT_PORTS = 4
+"""Root ports for cards on segments, in each guest: those with up to four such cards have the same ports."""
+
 TRANSLATION_CACHE_MIB = 256
 """Size of TCG's translation cache. QEMU's default is an eighth of the host's memory,
 at most 1 GiB for each guest; a Debian boot fills about 130 MiB."""
@@ -37,7 +41,7 @@ def domain_element(spec: GuestSpec, plan: DomainPlan) -> ET.Element:
     _devices(domain, spec, plan)
     if plan.run_as is not None:
         _own_account(domain, *plan.run_as)
-    lone = [planned for planned in plan.nics if not planned.nic.plugged]
+    lone = [planned for planned in plan.nics if not planned.nic.is_on_host_network]
     add_arguments(domain, user_network_args(plan.control_mac, lone, internet=spec.internet))
     return domain
 
@@ -117,12 +121,12 @@ def _devices(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
     for kind, model in disk_controllers(buses):
         ET.SubElement(devices, "controller", type=kind, model=model)
     ET.SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
-    for port in range(1, _root_ports_used(buses, plan) + SPARE_ROOT_PORTS + 1):
+    for port in range(1, first_segment_port(plan) + _segment_ports(spec)):
         ET.SubElement(devices, "controller", type="pci", index=str(port), model="pcie-root-port")
     for disk, target in zip(plan.disks, target_names(buses), strict=True):
         add_disk(devices, disk, target=target, bootable=disk is plan.disks[0] and plan.direct_boot is None)
     for planned in plan.nics:
-        if planned.nic.plugged:
+        if planned.nic.is_on_host_network:
             add_nic(devices, planned)
     _consoles(devices, spec, plan)
     agent = ET.SubElement(devices, "channel", type="unix")
@@ -145,10 +149,23 @@ def _own_account(domain: ET.Element, user: int, group: int) -> None:
     ET.SubElement(label, "label").text = f"+{user}:+{group}"
 
 
-def _root_ports_used(buses: list[Bus], plan: DomainPlan) -> int:
+def _root_ports_used(plan: DomainPlan) -> int:
+    """Return how many root ports libvirt's devices take up, which libvirt fills from the first on."""
     always = 3  # random numbers, balloon, the agent's serial bus
-    cards = sum(planned.nic.plugged for planned in plan.nics)
+    cards = sum(planned.nic.is_on_host_network for planned in plan.nics)
+    buses = [disk.bus for disk in plan.disks]
     return always + cards + buses.count("virtio") + ("scsi" in buses) + ("usb" in buses)
+
+
+def first_segment_port(plan: DomainPlan) -> int:
+    """Return the index of the root port for the first card on a segment, after those for libvirt."""
+    return _root_ports_used(plan) + SPARE_ROOT_PORTS + 1
+
+
+def _segment_ports(spec: GuestSpec) -> int:
+    """Return how many root ports there are for cards on segments: a multiple of four."""
+    cards = sum(nic.segment is not None for nic in spec.nics)
+    return max(1, math.ceil(cards / SEGMENT_ROOT_PORTS)) * SEGMENT_ROOT_PORTS
 
 
 def _consoles(devices: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
@@ -231,4 +248,6 @@ def add_nic(devices: ET.Element, planned: NicPlan) -> None:
     ET.SubElement(element, "mac", address=planned.mac)
     ET.SubElement(element, "source", {kind: str(nic.network or nic.bridge)})
     ET.SubElement(element, "model", type=nic.model)
+    if nic.queues > 1:
+        ET.SubElement(element, "driver", queues=str(nic.queues))
     ET.SubElement(element, "link", state=nic.link)

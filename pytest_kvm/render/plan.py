@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_kvm.spec.disk import Bus, DiskFormat
-from pytest_kvm.spec.network import Nic
+from pytest_kvm.spec.nic import Nic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,21 @@ class DiskPlan:
 class NicPlan:
     """One network card of the spec, with its MAC address."""
 
+    index: int
+    """Index of the card in the spec's ``nics``."""
     nic: Nic
     mac: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentNicPlan(NicPlan):
+    """One network card of the spec that is on a segment."""
+
+    port: Path
+    """Socket of the switch that the card connects to."""
+    mtu: int
+    addresses: Sequence[str] = ()
+    """Fixed addresses with their prefix lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +80,24 @@ class DomainPlan:
     """The root disk first, the seed last."""
     control_mac: str
     nics: Sequence[NicPlan]
+    """The cards that are on no segment."""
     console_log: Path
     console_socket: Path
     direct_boot: DirectBoot | None
     genid: str
     """Generation id, new for every machine: a kernel that supports it reseeds its RNG when it changes."""
+    segment_nics: Sequence[SegmentNicPlan] = ()
+    """The cards that are on segments."""
     ram_file: RamFile | None = None
     is_clone: bool = False
     """Whether the machine starts from a template."""
     run_as: tuple[int, int] | None = None
     """User and group id that QEMU runs as; None: libvirt decides."""
+
+    @property
+    def all_nics(self) -> list[NicPlan]:
+        """The cards of the spec: first those on no segment, then those on segments."""
+        return [*self.nics, *self.segment_nics]
 
     @property
     def firmware_log(self) -> Path:

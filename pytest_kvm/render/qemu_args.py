@@ -1,7 +1,8 @@
-"""QEMU arguments for what libvirt's XML cannot express: restricted user-mode networks, memory in a file.
+"""QEMU arguments for what libvirt's XML cannot express: some network cards, and memory in a file.
 
 ``<interface type='user'>`` has no ``restrict`` and cannot forward a port that
-the kernel chooses, and ``<memoryBacking>`` cannot name its file, so QEMU gets
+the kernel chooses, no interface connects to a unix socket as QEMU's ``stream``
+back end does, and ``<memoryBacking>`` cannot name its file, so QEMU gets
 arguments (https://www.qemu.org/docs/master/system/qemu-manpage.html).
 """
 
@@ -12,10 +13,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.spec.network import CONTROL_NETDEV
+from pytest_kvm.spec.nic import CONTROL_NETDEV
 
 if TYPE_CHECKING:
-    from pytest_kvm.render.plan import NicPlan, RamFile
+    from pytest_kvm.render.plan import NicPlan, RamFile, SegmentNicPlan
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _FIRST_SLOT = 0x10
@@ -40,7 +41,22 @@ def user_network_args(control_mac: str, nics: Sequence[NicPlan], *, internet: bo
     """Return the arguments for the control card and for the cards that each have a user-mode network."""
     arguments = _control_card(control_mac, internet=internet)
     for index, planned in enumerate(nics, start=1):
-        arguments += _lone_card(planned, index=index, internet=internet)
+        netdev = _user_netdev(index, internet=internet)
+        arguments += _card(planned, netdev, bus="pcie.0", slot=_FIRST_SLOT + index)
+    return arguments
+
+
+def segment_args(nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> list[str]:
+    """Return the arguments for cards on segments.
+
+    Args:
+        nics: The cards.
+        first_root_port: Index of the PCIe root port for the first card; the others have the next ones.
+    """
+    arguments: list[str] = []
+    for index, planned in enumerate(nics):
+        netdev = _stream_netdev(index + 1, port=str(planned.port))
+        arguments += _card(planned, netdev, bus=f"pci.{first_root_port + index}", slot=0)
     return arguments
 
 
@@ -78,20 +94,32 @@ def _control_card(mac: str, *, internet: bool) -> list[str]:
         "-netdev",
         json.dumps(netdev),
         "-device",
-        _device("virtio", CONTROL_NETDEV, mac, slot=_FIRST_SLOT),
+        _device("virtio", CONTROL_NETDEV, mac, bus="pcie.0", slot=_FIRST_SLOT),
     ]
 
 
-def _lone_card(planned: NicPlan, *, index: int, internet: bool) -> list[str]:
-    netdev: dict[str, Any] = {
+def _card(planned: NicPlan, netdev: dict[str, Any], *, bus: str, slot: int) -> list[str]:
+    device = _device(planned.nic.model, str(netdev["id"]), planned.mac, bus=bus, slot=slot)
+    return ["-netdev", json.dumps(netdev), "-device", device]
+
+
+def _user_netdev(index: int, *, internet: bool) -> dict[str, Any]:
+    return {
         "type": "user",
         "id": user_netdev(index),
         "restrict": not internet,
         "ipv6": False,
         "net": f"10.0.{2 + index}.0/24",
     }
-    device = _device(planned.nic.model, str(netdev["id"]), planned.mac, slot=_FIRST_SLOT + index)
-    return ["-netdev", json.dumps(netdev), "-device", device]
+
+
+def _stream_netdev(index: int, *, port: str) -> dict[str, Any]:
+    return {
+        "type": "stream",
+        "id": segment_netdev(index),
+        "server": False,
+        "addr": {"type": "unix", "path": port},
+    }
 
 
 def user_netdev(index: int) -> str:
@@ -99,19 +127,24 @@ def user_netdev(index: int) -> str:
     return f"kvmnic{index}"
 
 
+def segment_netdev(index: int) -> str:
+    """Return QEMU's id of the network back end of the index-th card on a segment, from 1."""
+    return f"kvmsegment{index}"
+
+
 def card_id(netdev: str) -> str:
     """Return QEMU's id of the card on a network back end."""
     return f"{netdev}-card"
 
 
-def _device(model: str, netdev: str, mac: str, *, slot: int) -> str:
+def _device(model: str, netdev: str, mac: str, *, bus: str, slot: int) -> str:
     return json.dumps(
         {
             "driver": _DEVICE[model],
             "netdev": netdev,
             "id": card_id(netdev),
             "mac": mac,
-            "bus": "pcie.0",
+            "bus": bus,
             "addr": f"{slot:#x}",
             # No option ROM: the guest never boots from the network, and
             # loading it costs the firmware time.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from ipaddress import ip_interface
 from typing import Any
 
 from pytest_kvm.render.cloud_config import Identity, meta_data, network_config, user_data, vendor_data
-from pytest_kvm.render.plan import NicPlan
+from pytest_kvm.render.plan import NicPlan, SegmentNicPlan
 from pytest_kvm.render.seed_iso import iso_bytes
 from pytest_kvm.spec.guest import GuestSpec
-from pytest_kvm.spec.network import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
+from pytest_kvm.spec.nic import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
 
 NOCLOUD_LABEL = "cidata"
 CONFIG_DRIVE_LABEL = "config-2"
@@ -39,7 +40,7 @@ def seed_files(
         spec: What the guest is made of.
         identity: Names and keys of this machine.
         control_mac: The control card's MAC address.
-        nics: The spec's cards, in order.
+        nics: The machine's cards; a template has none on segments.
         packages: Packages that cloud-init is to install, as the image does not have them.
     """
     data = user_data(spec, identity, packages=packages)
@@ -92,10 +93,26 @@ def network_data(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]) 
     if spec.internet:
         control["routes"] = [{"network": _ANY, "netmask": _ANY, "gateway": CONTROL_GATEWAY}]
         services.append({"type": "dns", "address": CONTROL_DNS})
-    links = [{"id": "link0", "type": "phy", "ethernet_mac_address": control_mac}]
+    links: list[dict[str, Any]] = [{"id": "link0", "type": "phy", "ethernet_mac_address": control_mac}]
     networks = [control]
-    for index, planned in enumerate(nics, start=1):
-        links.append({"id": f"link{index}", "type": "phy", "ethernet_mac_address": planned.mac})
-        if planned.nic.dhcp:
+    for planned in nics:
+        index = planned.index + 1
+        link: dict[str, Any] = {"id": f"link{index}", "type": "phy", "ethernet_mac_address": planned.mac}
+        links.append(link)
+        if planned.nic.uses_dhcp:
             networks.append({"id": f"network{index}", "link": f"link{index}", "type": "ipv4_dhcp"})
+        if not isinstance(planned, SegmentNicPlan):
+            continue
+        link["mtu"] = planned.mtu
+        networks += [
+            {
+                "id": f"network{index}.{address.version}",
+                "link": f"link{index}",
+                "type": f"ipv{address.version}",
+                "ip_address": str(address.ip),
+                "netmask": str(address.netmask),
+                "routes": [],
+            }
+            for address in map(ip_interface, planned.addresses)
+        ]
     return json.dumps({"links": links, "networks": networks, "services": services})

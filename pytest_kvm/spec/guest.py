@@ -15,7 +15,7 @@ from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.cloudinit import CloudInit
 from pytest_kvm.spec.disk import Disk
 from pytest_kvm.spec.image import ImageRef
-from pytest_kvm.spec.network import Nic
+from pytest_kvm.spec.nic import Nic
 from pytest_kvm.spec.prepare import HostFile, Script, checked_steps
 from pytest_kvm.spec.value import check_choice, check_sequence, put, spec_value
 

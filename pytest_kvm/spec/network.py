@@ -1,76 +1,173 @@
-"""``Nic``: a network card that a guest has beside its control card."""
+"""``NetworkSpec``: what a segment is made of, and which addresses its guests may have."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import field
-from typing import Literal
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.value import check_choice, put, spec_value
+from pytest_kvm.spec.value import spec_value
 
-CONTROL_NETDEV = "kvmctl"
-"""QEMU's id of the control card's network back end."""
-CONTROL_ADDRESS = "10.0.2.15"
-CONTROL_GATEWAY = "10.0.2.2"
-CONTROL_DNS = "10.0.2.3"
-"""Addresses that QEMU uses in a user-mode network; the control card is on one
-(https://www.qemu.org/docs/master/system/devices/net.html)."""
+Address = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
 
-NicModel = Literal["virtio", "e1000e", "rtl8139"]
-LinkState = Literal["up", "down"]
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LEAST_MTU = 68
+_LEAST_MTU6 = 1280
+"""A link that carries IPv6 must carry packets of this size (RFC 8200, section 5)."""
+_MOST_MTU = 65521
+"""The largest MTU that Linux accepts for a virtio card; other models take less."""
+_LEAST_HOSTS = 2
+_FIRST_HOST = 10
+"""Addresses that are given in order begin here, because the addresses that users choose are mostly lower."""
+_MOST_HOSTS = 1 << 16
+"""Addresses of a subnet that are looked through for a free one."""
 
 
 @spec_value
-class Nic:
-    """A network card.
+class NetworkSpec:
+    """What a segment is made of: an Ethernet that guests of a run are joined by."""
 
-    Without ``network`` and ``bridge`` the card is alone on a user-mode network of
-    its own, which reaches the outside only if the guest's spec says
-    ``internet=True``. ``network`` and ``bridge`` need ``qemu:///system``.
-    """
-
-    network: str | None = field(default=None, kw_only=False)
-    """Name of a libvirt network."""
-    bridge: str | None = None
-    """Name of a host bridge."""
-    mac: str | None = None
-    """MAC address; None: the run chooses one."""
-    model: NicModel = "virtio"
-    link: LinkState = "up"
-    """Whether the cable is plugged in when the guest starts."""
-    dhcp: bool = True
-    """Whether the guest asks for an address by DHCP; False leaves the card unconfigured."""
+    subnet: str | None = "auto"
+    """IPv4 subnet, such as ``10.1.0.0/24``. ``auto``: the run chooses, by the fixture's name.
+    None: cards on the segment get no IPv4 address."""
+    subnet6: str | None = "auto"
+    """IPv6 subnet, such as ``fd00:1::/64``; otherwise as ``subnet``."""
+    mtu: int = 1500
+    """Largest packet in bytes, which is set on each card of the segment."""
 
     def __post_init__(self) -> None:
-        """Check that the fields make a network card."""
-        if self.network is not None and self.bridge is not None:
+        """Check that the fields make a segment."""
+        _check_subnet(self.subnet, version=4, field="NetworkSpec.subnet")
+        _check_subnet(self.subnet6, version=6, field="NetworkSpec.subnet6")
+        least, why = (_LEAST_MTU, "")
+        if self.subnet6 is not None:
+            least, why = (_LEAST_MTU6, ", as IPv6 needs (or subnet6=None)")
+        if not least <= self.mtu <= _MOST_MTU:
             raise SpecError(
-                "Nic: network and bridge are both given", resolution="a card has one plug: choose one"
+                f"NetworkSpec.mtu: {self.mtu!r} is no number of bytes that a segment can carry",
+                resolution=f"at least {least}{why}, at most {_MOST_MTU}",
             )
-        for name in ("network", "bridge"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
-                raise SpecError(f"Nic.{name}: {value!r} is not a name")
-        if self.mac is not None:
-            put(self, "mac", _checked_mac(self.mac))
-        check_choice(self.model, NicModel, field="Nic.model")
-        check_choice(self.link, LinkState, field="Nic.link")
-
-    @property
-    def plugged(self) -> bool:
-        """Whether the card is on a network that other guests can join."""
-        return self.network is not None or self.bridge is not None
 
 
-def _checked_mac(mac: str) -> str:
-    lower = mac.lower() if isinstance(mac, str) else ""
-    if not _MAC.fullmatch(lower):
+class Network:
+    """A segment as specs name it; what a ``@kvm.network`` fixture returns is one.
+
+    During collection there are no segments. Specs are checked against a
+    Network then, whose automatic subnets are not known.
+
+    Args:
+        name: The fixture's name.
+        spec: What the segment is made of.
+        subnet: Its IPv4 subnet; None if it has none, or if the run has not chosen it.
+        subnet6: Its IPv6 subnet, likewise.
+    """
+
+    def __init__(
+        self, name: str, spec: NetworkSpec, *, subnet: IPv4Network | None, subnet6: IPv6Network | None
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.subnet = subnet
+        self.subnet6 = subnet6
+
+    def __repr__(self) -> str:
+        return f"<Network {self.name}>"
+
+
+def declare_network(name: str, spec: NetworkSpec) -> Network:
+    """Return a network of which only the spec is known."""
+    known, known6 = (None if given in (None, "auto") else given for given in (spec.subnet, spec.subnet6))
+    return Network(
+        name,
+        spec,
+        subnet=None if known is None else IPv4Network(known),
+        subnet6=None if known6 is None else IPv6Network(known6),
+    )
+
+
+def check_address(text: str, network: Network, *, field: str) -> str:
+    """Return an address that a card on a network can have, in its usual form.
+
+    Args:
+        text: The address, without a prefix length.
+        network: The network that the card is on.
+        field: ``Nic.address`` or ``Nic.address6``.
+
+    Raises:
+        SpecError: The text is no address, or the address lies elsewhere.
+    """
+    version, subnet, given = (
+        (6, network.subnet6, network.spec.subnet6)
+        if field.endswith("6")
+        else (4, network.subnet, network.spec.subnet)
+    )
+    try:
+        address = ip_address(text)
+    except ValueError:
         raise SpecError(
-            f"Nic.mac: {mac!r} is not a MAC address", resolution='write six octets: "52:54:00:12:34:56"'
+            f"{field}: {text!r} is not an IP address",
+            resolution='write "10.1.0.5"' if version == 4 else 'write "fd00:1::5"',
+        ) from None
+    if address.version != version:
+        raise SpecError(
+            f"{field}: {text} is an IPv{address.version} address", resolution=f"it goes into {_other(field)}"
         )
-    if int(lower[:2], 16) & 1:
-        raise SpecError(f"Nic.mac: {mac!r} is a multicast address", resolution="the first octet must be even")
-    return lower
+    if given is None:
+        raise SpecError(
+            f"{field}: {network.name} has no IPv{version} subnet",
+            resolution=f"leave the field out, or give {network.name} one",
+        )
+    if subnet is not None and address not in subnet:
+        raise SpecError(f"{field}: {text} is not in {subnet}, the subnet of {network.name}")
+    if subnet is not None and not is_host(address, subnet):
+        raise SpecError(f"{field}: {text} is the address of {subnet} itself or its broadcast address")
+    return str(address)
+
+
+def is_host(address: Address, subnet: Subnet) -> bool:
+    """Say whether a guest can have an address of a subnet: neither the subnet's own nor the broadcast one."""
+    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+        return True  # both addresses are hosts (RFC 3021, RFC 6164)
+    broadcast = subnet.broadcast_address if isinstance(subnet, IPv4Network) else None
+    return address not in (subnet.network_address, broadcast)
+
+
+def count_hosts(subnet: Subnet) -> int:
+    """Return how many guests can have an address of a subnet."""
+    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+        return subnet.num_addresses
+    return subnet.num_addresses - (2 if subnet.version == 4 else 1)
+
+
+def hosts_in_order(subnet: Subnet) -> Iterator[Address]:
+    """Yield the addresses that guests are given, in order: from the tenth on, then those before it."""
+    size = min(subnet.num_addresses, _MOST_HOSTS)
+    first = _FIRST_HOST if size > _FIRST_HOST else 0
+    for offset in (*range(first, size), *range(first)):
+        address = subnet.network_address + offset
+        if is_host(address, subnet):
+            yield address
+
+
+def _other(field: str) -> str:
+    return field.removesuffix("6") if field.endswith("6") else field + "6"
+
+
+def _check_subnet(text: str | None, *, version: int, field: str) -> None:
+    if text is None or text == "auto":
+        return
+    example = "10.1.0.0/24" if version == 4 else "fd00:1::/64"
+    try:
+        subnet = ip_network(text)
+    except ValueError as problem:
+        raise SpecError(
+            f"{field}: {text!r} is not a subnet: {problem}", resolution=f'write "{example}"'
+        ) from None
+    if subnet.version != version:
+        raise SpecError(
+            f"{field}: {text} is an IPv{subnet.version} subnet", resolution=f"it goes into {_other(field)}"
+        )
+    if subnet.num_addresses < _LEAST_HOSTS:
+        raise SpecError(
+            f"{field}: {text} has one address, and a segment joins guests", resolution=f'write "{example}"'
+        )

@@ -72,6 +72,15 @@ class Switch:
         """Id of the switch process."""
         return self._process.pid
 
+    def check(self) -> None:
+        """Check that the switch process runs.
+
+        Raises:
+            SwitchFailed: It has ended.
+        """
+        if self._process.poll() is not None:
+            raise self._switch_gone()
+
     def close(self) -> None:
         """End the switch process; frames on their way are lost. A second call does nothing."""
         if self._closed:

@@ -8,11 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+from pytest_kvm.switch.bridge import Ask, Bridge
 from pytest_kvm.switch.faults import KINDS, Faults
 from pytest_kvm.switch.link import Direction, Link, Port
 from pytest_kvm.switch.pcap import Capture
 from pytest_kvm.switch.schedule import Schedule
-from pytest_kvm.switch.segment import Ask, Segment
 
 
 class Cards(Protocol):
@@ -44,7 +44,7 @@ class Commands:
     """
 
     def __init__(self, schedule: Schedule, *, ask: Ask, cards: Cards) -> None:
-        self.segments: dict[str, Segment] = {}
+        self.segments: dict[str, Bridge] = {}
         self.link_of: dict[Port, Link] = {}
         self.captures: dict[int, Capture] = {}
         self._ports: dict[str, Port] = {}
@@ -60,7 +60,7 @@ class Commands:
         """Make a segment."""
         if segment in self.segments:
             raise ValueError(f"there is a segment {segment} already")
-        self.segments[segment] = Segment(self._schedule, ask=self._ask)
+        self.segments[segment] = Bridge(self._schedule, ask=self._ask)
 
     def do_remove_segment(self, *, segment: str) -> None:
         """Remove a segment with its links."""

@@ -16,8 +16,8 @@ from pytest_kvm.switch.frames import to_wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_kvm.switch.bridge import Bridge
     from pytest_kvm.switch.pcap import Capture
-    from pytest_kvm.switch.segment import Segment
 
 
 class Link:
@@ -29,7 +29,7 @@ class Link:
         wake: Called with the link's port when frames are queued there.
     """
 
-    def __init__(self, name: str, segment: Segment, *, wake: Callable[[Port], None]) -> None:
+    def __init__(self, name: str, segment: Bridge, *, wake: Callable[[Port], None]) -> None:
         self.name = name
         self.segment = segment
         self.port: Port | None = None

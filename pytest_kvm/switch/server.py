@@ -10,11 +10,11 @@ import sys
 from base64 import b64encode
 from typing import Any
 
+from pytest_kvm.switch.bridge import AnswerCallback, length_of_whole_frames
 from pytest_kvm.switch.commands import Commands
 from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Port
 from pytest_kvm.switch.schedule import Schedule
-from pytest_kvm.switch.segment import AnswerCallback, length_of_whole_frames
 
 _CHUNK = 1 << 16
 _MOST_ASKED = 4096

@@ -27,9 +27,14 @@ import pytest_kvm as kvm
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@kvm.network(scope="session")
+def lan():
+    return kvm.NetworkSpec()
+
+
 @kvm.guest(scope="session")
-def machine():
-    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+def machine(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
 
 
 def test_forever(machine):
@@ -87,6 +92,12 @@ def gone(run_dir):
     return look
 
 
+def child(process, module):
+    """Return the child process that runs a module of the plugin's."""
+    (found,) = (each for each in psutil.Process(process.pid).children() if module in " ".join(each.cmdline()))
+    return found
+
+
 COLD = "--kvm-cache=off"
 
 
@@ -95,26 +106,28 @@ def test_after_kill_9(start, run_dir, when, arguments):
     process, output = start(*arguments)
     wait_until(shown(output, when), describe=when, timeout=300)
     wait_until(lambda: processes_of(run_dir) or _not_yet("no QEMU"), describe="QEMU", timeout=60)
+    switch = child(process, "switch.server")
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(gone(run_dir), describe="the watcher's work", timeout=30)
+    switch.wait(timeout=30)
 
 
 def test_after_ctrl_c(start, run_dir):
     process, output = start()
     wait_until(shown(output, "GUEST IS UP"), describe="the guest", timeout=300)
+    switch = child(process, "switch.server")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
     gone(run_dir)()
+    assert not switch.is_running()
     assert "KeyboardInterrupt" in output.read_text()
 
 
 def test_a_dead_watcher_is_made_up_for_by_the_next_run(start, run_dir):
     process, output = start(COLD)
     wait_until(shown(output, "the kernel speaks"), describe="the kernel", timeout=300)
-    for child in psutil.Process(process.pid).children():
-        if "host.watcher" in " ".join(child.cmdline()):
-            child.kill()
+    child(process, "host.watcher").kill()
     process.send_signal(signal.SIGKILL)
     process.wait()
     (folder,) = (path for path in (run_dir / RUNS).iterdir() if folder_marker.is_ours(path))

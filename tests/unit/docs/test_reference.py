@@ -19,7 +19,18 @@ from pytest_kvm.plugin import declare, newhooks
 from tests.unit.docs.pages import DOCS, REFERENCE, ROOT, all_pages, directives, rows, section, table
 
 PACKAGE = ROOT / "pytest_kvm"
-SPECS = ["GuestSpec", "Disk", "Nic", "CloudInit", "User", "File", "Script", "HostFile", "ImageRef"]
+SPECS = [
+    "GuestSpec",
+    "Disk",
+    "Nic",
+    "NetworkSpec",
+    "CloudInit",
+    "User",
+    "File",
+    "Script",
+    "HostFile",
+    "ImageRef",
+]
 
 
 # ---------------------------------------------------------------- options
@@ -44,7 +55,7 @@ def test_choices_of_options_are_explained():
         (r"--kvm-[a-z-]+", {option.flag for option in OPTIONS}),
         (r"\bPYTEST_KVM_[A-Z_]+", {option.variable for option in OPTIONS} | {"PYTEST_KVM_MIRROR"}),
         (
-            r"\bkvm_(?!guests\b|(?:guest|re(?:set|boot)|savepoint)_NAME)[a-z_]+",
+            r"\bkvm_(?!guests\b|networks\b|(?:guest|re(?:set|boot)|savepoint)_NAME)[a-z_]+",
             {option.ini for option in OPTIONS},
         ),
     ],
@@ -157,7 +168,7 @@ def test_every_verb_of_a_guest_has_its_entry():
     text = (REFERENCE / "guest.md").read_text()
     entries = directives(text, "automethod", "autoproperty", "py:attribute")
     members = {name for name in dir(pytest_kvm.Guest) if not name.startswith("_")}
-    assert sorted(entry.removeprefix("Guest.") for entry in entries) == sorted({*members, "name"})
+    assert sorted(entry.removeprefix("Guest.") for entry in entries) == sorted({*members, "name", "nics"})
 
 
 def test_what_verbs_return_is_documented_whole():

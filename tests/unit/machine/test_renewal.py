@@ -14,7 +14,7 @@ from pytest_kvm.errors import AgentError, GuestError, GuestGone
 from pytest_kvm.machine import renewal
 from pytest_kvm.machine import renewal_script as script
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.renewal import Prestarted, Renewal, prestart, renew
+from pytest_kvm.machine.renewal import CardNetwork, Prestarted, Renewal, prestart, renew
 from pytest_kvm.settings import Timeouts
 from tests.fakes import FakeDomain
 
@@ -112,8 +112,18 @@ def test_a_guest_that_is_removed_while_it_is_renewed_is_nothing_to_warn_of(
 
 
 def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine):
-    renew(machine, Renewal(hostname="a", machine_id="0" * 32, macs=[("old", "new")]))
-    assert inside.started == ["seed", "hostname", "machine-id", "mac", "leases", "clock", "end"]
+    cards = [CardNetwork("new", 1500, ["10.1.0.5/24"], dhcp=False)]
+    renewal = Renewal(
+        hostname="a",
+        machine_id="0" * 32,
+        hosts="10.1.0.6\tb\n",
+        macs=[("old", "new")],
+        networks=cards,
+        renews_leases=True,
+    )
+    renew(machine, renewal)
+    orders = ["seed", "hostname", "machine-id", "hosts", "mac", "network", "leases", "clock", "end"]
+    assert inside.started == orders
 
 
 def test_a_guest_that_cannot_be_renewed_says_why(inside, hasty, monkeypatch):

@@ -12,7 +12,7 @@ from pytest_kvm.machine.boot import Boot, Phases
 from pytest_kvm.machine.console_errors import ConsoleWatch
 from pytest_kvm.machine.ssh_wait import SshStuckDetector, wait_for_banner
 from pytest_kvm.render.qemu_args import card_id
-from pytest_kvm.spec.network import CONTROL_NETDEV
+from pytest_kvm.spec.nic import CONTROL_NETDEV
 from tests.fakes import fake_machine
 from tests.slirp import Slirp
 

@@ -68,6 +68,92 @@ def test_one_of_several_params_is_wrong(collect):
     result.stdout.fnmatch_lines(["*UnknownImage: *debian-99*"])
 
 
+LAB = """\
+@kvm.network
+def lan():
+    return kvm.NetworkSpec({lan})
+
+
+@kvm.guest
+def left(lan):
+    return kvm.GuestSpec(nics=[kvm.Nic(lan, {left})])
+
+
+@kvm.guest
+def right(lan):
+    return kvm.GuestSpec(nics=[kvm.Nic(lan, {right})], hostname={hostname})
+
+
+def test(left, right):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("lan", "left", "right", "hostname", "line", "message"),
+    [
+        ("subnet='10.1.0.1/24'", "", "", None, 6, "NetworkSpec.subnet: '10.1.0.1/24' is not a subnet"),
+        ("mtu=100000", "", "", None, 6, "NetworkSpec.mtu: 100000 is no number of bytes"),
+        ("subnet='10.1.0.0/24'", "address='10.2.0.1'", "", None, 11, "Nic.address: 10.2.0.1 is not in"),
+        ("subnet6=None", "address6='fd00::1'", "", None, 11, "Nic.address6: lan has no IPv6 subnet"),
+        (
+            "",
+            "address='10.1.0.5'",
+            "address='10.1.0.5'",
+            None,
+            14,
+            "Nic.address of right: 10.1.0.5 is the address of left on lan",
+        ),
+        (
+            "",
+            "mac='52:54:00:00:00:01'",
+            "mac='52:54:00:00:00:01'",
+            None,
+            14,
+            "Nic.mac of right: 52:54:00:00:00:01 is the address of left on lan",
+        ),
+        ("", "", "", "left.example.org", 14, "right and left are both called 'left' on lan"),
+        ("subnet='10.1.0.0/31'", "", "), kvm.Nic(lan", None, 14, "right: lan has addresses for 2 cards"),
+    ],
+)
+def test_a_wrong_lab_is_told_with_file_and_line(collect, lan, left, right, hostname, line, message):
+    source = LAB.format(lan=lan, left=left, right=right, hostname=repr(hostname))
+    path, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"{path.name}:{line}: SpecError: {message}*"])
+
+
+def test_a_lab_is_checked_for_each_param_of_its_network(collect):
+    source = LAB.replace("@kvm.network\ndef lan():", "@kvm.network(params=[24, 30])\ndef lan(request):")
+    source = source.format(
+        lan="subnet=f'10.1.0.0/{request.param}'", left="address='10.1.0.5'", right="", hostname=None
+    )
+    _, result = collect(source)
+    result.assert_outcomes(errors=1)
+    report, _, _ = result.stdout.str().partition("short test summary info")
+    assert report.count("SpecError") == 1
+    assert "Nic.address: 10.1.0.5 is not in 10.1.0.0/30, the subnet of lan" in report
+
+
+def test_a_good_lab_collects_and_starts_nothing(collect):
+    _, result = collect(LAB.format(lan="", left="address='10.1.0.5'", right="", hostname=None))
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*1 test collected*"])
+
+
+def test_a_network_that_only_the_system_daemon_has(collect):
+    source = "@kvm.guest\ndef machine():\n    return kvm.GuestSpec(nics=[kvm.Nic({})])\n\n\n"
+    source += "def test(machine):\n    pass\n"
+    for nic, field in (("'default'", "Nic.network is 'default'"), ("bridge='br0'", "Nic.bridge is 'br0'")):
+        path, result = collect(source.format(nic))
+        result.assert_outcomes(errors=1)
+        result.stdout.fnmatch_lines(
+            [f"{path.name}:4: SpecError: GuestSpec.nics?0?: {field}, a network of the host*"]
+        )
+        _, result = collect(source.format(nic), "--kvm-uri=qemu:///system")
+        assert result.ret == 0
+
+
 def test_good_specs_collect_and_start_nothing(collect):
     source = (
         "@kvm.guest(params=['debian-12', kvm.GuestSpec('debian-13')], scope='module')\n"

@@ -23,6 +23,8 @@ START_REQUEST = StartRequest(
     domain=draft_domain(_SPEC, accel="tcg", direct_boot=None),
     packages_left=(),
     resets=True,
+    nics=(),
+    host_lines=list,
     log=_LOG,
     phases=Phases(_LOG),
     on_step=_LOG.info,

@@ -16,6 +16,7 @@ import pytest_kvm as kvm
 from pytest_kvm.errors import SpecError
 from pytest_kvm.hypervisor.protocol import HostFacts
 from pytest_kvm.provision.cache_key import machine_facts
+from pytest_kvm.spec.network import declare_network
 from tests.unit.provision.key_cases import MACHINE, RICH, image, key
 
 # ---------------------------------------------------------------- each field of each class
@@ -68,8 +69,10 @@ SEEN = {
         "mac": (None, "52:54:00:00:01:00"),
         "model": ("virtio", "e1000e"),
         "link": ("up", "down"),
+        "queues": (1, 2),
         "dhcp": (True, False),
     },
+    kvm.NetworkSpec: {},
     kvm.CloudInit: {
         "users": ([kvm.User("a")], [kvm.User("b")]),
         "files": ([kvm.File("/a")], [kvm.File("/b")]),
@@ -113,6 +116,9 @@ UNSEEN = {
         "reset": ("always", "never"),
         "boot_timeout": (None, 60.0),
     },
+    # A clone is told its addresses, and its cards are set up, after it was started.
+    kvm.Nic: {"address": (None, "10.1.0.5"), "address6": (None, "fd00:1::5")},
+    kvm.NetworkSpec: {"subnet": ("10.1.0.0/24", None), "subnet6": ("auto", None), "mtu": (1500, 9000)},
 }
 
 NEEDED = {
@@ -122,12 +128,19 @@ NEEDED = {
     kvm.Script: {"content": "true"},
     kvm.HostFile: {"source": "{folder}/kernel", "path": "/a"},
 }
+LAN = declare_network("lan", kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6="fd00:1::/64"))
+NEEDED_BY = {
+    (kvm.Nic, "address"): {"network": LAN},
+    (kvm.Nic, "address6"): {"network": LAN},
+    (kvm.Nic, "queues"): {"network": "default"},
+}
 INSTEAD = {(kvm.Disk, "file"): "size", (kvm.Script, "file"): "content"}
 
 WITHIN = {
     kvm.GuestSpec: lambda spec: spec,
     kvm.Disk: lambda disk: kvm.GuestSpec(disks=[disk]),
     kvm.Nic: lambda nic: kvm.GuestSpec(nics=[nic]),
+    kvm.NetworkSpec: lambda spec: kvm.GuestSpec(nics=[kvm.Nic(declare_network("lan", spec))]),
     kvm.CloudInit: lambda config: kvm.GuestSpec(cloud_init=config),
     kvm.User: lambda user: kvm.GuestSpec(cloud_init=kvm.CloudInit(users=[user])),
     kvm.File: lambda file: kvm.GuestSpec(cloud_init=kvm.CloudInit(files=[file])),
@@ -148,7 +161,7 @@ def _keys(cls, name, values, folder):
     """Return the keys of guests that differ in one field."""
 
     def made(value):
-        fields = NEEDED.get(cls, {}) | {name: value}
+        fields = NEEDED.get(cls, {}) | NEEDED_BY.get((cls, name), {}) | {name: value}
         fields.pop(INSTEAD.get((cls, name)), None)
         if name == "initrd":
             fields["kernel"] = "{folder}/kernel"
@@ -177,6 +190,19 @@ def test_every_class_of_specs_is_looked_at():
     classes = {each for each in values if dataclasses.is_dataclass(each) and ".spec." in each.__module__}
     # An ImageRef leads to an image, and that is an argument.
     assert classes == {*WITHIN, kvm.ImageRef}
+
+
+def test_what_a_card_on_a_segment_has_there_is_not_seen():
+    other = declare_network("other", kvm.NetworkSpec())
+    cards = [
+        kvm.Nic(LAN),
+        kvm.Nic(other),
+        kvm.Nic(LAN, mac="52:54:00:00:00:01"),
+        kvm.Nic(LAN, link="down"),
+        kvm.Nic(LAN, dhcp=True),
+    ]
+    assert len({key(kvm.GuestSpec(nics=[card])) for card in cards}) == 1
+    assert key(kvm.GuestSpec(nics=[kvm.Nic(LAN, model="e1000e")])) != key(kvm.GuestSpec(nics=cards[:1]))
 
 
 # ---------------------------------------------------------------- any spec

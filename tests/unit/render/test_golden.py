@@ -36,10 +36,10 @@ def test_domain_xml(case, golden):
     golden(f"{case}.xml", text)
 
 
-@pytest.mark.parametrize("case", ["plain", "nics", "cloud_init"])
+@pytest.mark.parametrize("case", ["plain", "nics", "segments", "cloud_init"])
 def test_cloud_init(case, golden):
     spec = CASES[case]
-    nics = plan_for(spec).nics
+    nics = plan_for(spec).all_nics
     golden(f"{case}.user-data.yaml", user_data(spec, IDENTITY, packages=spec.packages))
     golden(f"{case}.network-config.yaml", network_config(spec, control_mac=CONTROL_MAC, nics=nics))
 

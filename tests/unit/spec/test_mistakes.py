@@ -9,7 +9,11 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.sizes import parse_kib
+from pytest_kvm.spec.network import declare_network
 from pytest_kvm.spec.value import misfit
+
+LAN = declare_network("lan", kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None))
+JUMBO = declare_network("jumbo", kvm.NetworkSpec(mtu=9000))
 
 MISTAKES = {
     "unknown field": (
@@ -91,6 +95,79 @@ MISTAKES = {
         lambda: kvm.GuestSpec(nics=[kvm.Nic(mac="52:54:00:00:00:01")] * 2),
         "GuestSpec.nics: two have the MAC address",
         "",
+    ),
+    "queues of rtl8139": (
+        lambda: kvm.Nic("a", queues=2, model="rtl8139"),
+        "Nic.queues: rtl8139 has one queue",
+        'model="virtio"',
+    ),
+    "queues on a segment": (lambda: kvm.Nic(LAN, queues=2), "Nic.queues: QEMU connects a card", "libvirt"),
+    "no queue": (lambda: kvm.Nic("a", queues=0), "Nic.queues: 0 is not a number from 1 to 256", ""),
+    "address on no segment": (
+        lambda: kvm.Nic(address="10.1.0.5"),
+        "Nic.address: the card is on no segment",
+        "Nic(lan, …)",
+    ),
+    "address with dhcp": (
+        lambda: kvm.Nic(LAN, address="10.1.0.5", dhcp=True),
+        "Nic.address: given together with dhcp",
+        "choose one",
+    ),
+    "no address": (
+        lambda: kvm.Nic(LAN, address="10.1.0"),
+        "Nic.address: '10.1.0' is not an IP address",
+        'write "10.1.0.5"',
+    ),
+    "address of the wrong version": (
+        lambda: kvm.Nic(LAN, address="fd00::1"),
+        "Nic.address: fd00::1 is an IPv6 address",
+        "it goes into Nic.address6",
+    ),
+    "address6 of the wrong version": (
+        lambda: kvm.Nic(LAN, address6="10.1.0.5"),
+        "Nic.address6: 10.1.0.5 is an IPv4 address",
+        "it goes into Nic.address",
+    ),
+    "address elsewhere": (
+        lambda: kvm.Nic(LAN, address="10.2.0.5"),
+        "Nic.address: 10.2.0.5 is not in 10.1.0.0/24, the subnet of lan",
+        "",
+    ),
+    "broadcast address": (
+        lambda: kvm.Nic(LAN, address="10.1.0.255"),
+        "Nic.address: 10.1.0.255 is the address of 10.1.0.0/24 itself or its broadcast address",
+        "",
+    ),
+    "address where there are none": (
+        lambda: kvm.Nic(LAN, address6="fd00::5"),
+        "Nic.address6: lan has no IPv6 subnet",
+        "give lan one",
+    ),
+    "card that is too small": (
+        lambda: kvm.Nic(JUMBO, model="rtl8139"),
+        "Nic.model: rtl8139 carries packets of 1500 bytes, and jumbo has an MTU of 9000",
+        'use model="virtio"',
+    ),
+    "subnet": (
+        lambda: kvm.NetworkSpec(subnet="10.1.0.1/24"),
+        "NetworkSpec.subnet: '10.1.0.1/24' is not a subnet: 10.1.0.1/24 has host bits set",
+        'write "10.1.0.0/24"',
+    ),
+    "subnet of the wrong version": (
+        lambda: kvm.NetworkSpec(subnet6="10.1.0.0/24"),
+        "NetworkSpec.subnet6: 10.1.0.0/24 is an IPv4 subnet",
+        "it goes into NetworkSpec.subnet",
+    ),
+    "subnet of one": (
+        lambda: kvm.NetworkSpec(subnet="10.1.0.1/32"),
+        "NetworkSpec.subnet: 10.1.0.1/32 has one address",
+        "",
+    ),
+    "mtu": (lambda: kvm.NetworkSpec(mtu=70000), "NetworkSpec.mtu: 70000 is no number", "at most 65521"),
+    "mtu for IPv6": (
+        lambda: kvm.NetworkSpec(mtu=576),
+        "NetworkSpec.mtu: 576 is no number",
+        "at least 1280, as IPv6 needs (or subnet6=None)",
     ),
     "user": (lambda: kvm.User("A b"), "User.name: 'A b' is not a user name", ""),
     "root": (lambda: kvm.User("root"), "User.name: root exists already", "leave it out"),

@@ -37,7 +37,7 @@ Ask = Callable[[int, bytes, AnswerCallback], None]
 """Asks the test whether a fault (by number) drops a frame; calls back with the answer."""
 
 
-class Segment:
+class Bridge:
     """A learning switch.
 
     Args:
@@ -246,7 +246,7 @@ class Segment:
 
 
 def length_of_whole_frames(data: bytes) -> int:
-    """Return how many bytes at the beginning are whole frames; see :meth:`Segment.receive`."""
+    """Return how many bytes at the beginning are whole frames; see :meth:`Bridge.receive`."""
     return max((end for _, end in _frames(data)), default=0)
 
 

@@ -1,0 +1,151 @@
+"""``Segment``: the handle by which a test uses a segment, and ``GuestNic``, a guest's card on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.spec.network import Network, NetworkSpec
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.spec.network import Address
+    from pytest_kvm.switch.link import Direction
+
+IpVersion = Literal[4, 6]
+Counters = Mapping["Direction", Mapping[str, Any]]
+
+
+class Segment(Network):
+    """An Ethernet segment that guests are joined by; what a ``@kvm.network`` fixture returns.
+
+    Args:
+        name: The fixture's name.
+        spec: What the segment is made of.
+        subnet: Its IPv4 subnet; None if its cards get no IPv4 address.
+        subnet6: Its IPv6 subnet, likewise.
+        tag: Its name in the switch.
+        counters: Returns the counters of each link.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: NetworkSpec,
+        *,
+        subnet: IPv4Network | None,
+        subnet6: IPv6Network | None,
+        tag: str,
+        counters: Callable[[], Mapping[str, Counters]],
+    ) -> None:
+        super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
+        self.tag = tag
+        self.nics: list[GuestNic] = []
+        """The cards on the segment, in the order in which their guests were declared."""
+        self._counters = counters
+
+    def __repr__(self) -> str:
+        subnets = [str(subnet) for subnet in (self.subnet, self.subnet6) if subnet is not None]
+        return f"<Segment {self.name}: {', '.join(subnets) or 'no addresses'}>"
+
+    @property
+    def guests(self) -> list[Guest]:
+        """The guests on the segment, in the order in which they were declared."""
+        return list(dict.fromkeys(nic.guest for nic in self.nics))
+
+    def address_of(self, guest: Guest, *, version: IpVersion = 4) -> str:
+        """Return the fixed address of a guest on this segment.
+
+        Args:
+            guest: A guest that has a card here; of several cards the first counts.
+            version: Version of IP.
+
+        Raises:
+            SpecError: The guest has no card here, or no fixed address.
+        """
+        nic = next((nic for nic in self.nics if nic.guest is guest), None)
+        if nic is None:
+            here = ", ".join(each.name for each in self.guests) or "nobody"
+            raise SpecError(
+                f"{guest.name} has no card on the segment {self.name}; on it: {here}",
+                resolution=f"give its spec one: nics=[kvm.Nic({self.name})]",
+            )
+        address = nic.address if version == 4 else nic.address6
+        if address is None:
+            raise SpecError(f"{guest.name} has no fixed IPv{version} address on the segment {self.name}")
+        return str(address)
+
+    @property
+    def counters(self) -> Mapping[str, Counters]:
+        """Frames and bytes that passed each link, and frames that were dropped there, by reason.
+
+        A link is named after its guest. ``out`` is what came from the guest, ``in`` what went to it.
+        """
+        return self._counters()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuestNic:
+    """A guest's card on a segment, with the link that leads from it; both outlast resets and reboots."""
+
+    guest: Guest
+    segment: Segment
+    index: int
+    """Index of the card in the spec's ``nics``."""
+    link: str
+    """Name of the link on the segment."""
+    names: tuple[str, ...]
+    """Names by which other guests on the segment find this guest."""
+    mac: str
+    interface4: IPv4Interface | None
+    """IPv4 address with its prefix length; None if the card has no fixed one."""
+    interface6: IPv6Interface | None
+
+    def __repr__(self) -> str:
+        words = [self.mac, *self.addresses]
+        return f"<GuestNic {self.link} on {self.segment.name}: {' '.join(words)}>"
+
+    @property
+    def address(self) -> Address | None:
+        """The fixed IPv4 address."""
+        return None if self.interface4 is None else self.interface4.ip
+
+    @property
+    def address6(self) -> Address | None:
+        """The fixed IPv6 address."""
+        return None if self.interface6 is None else self.interface6.ip
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The fixed addresses with their prefix lengths."""
+        return tuple(str(each) for each in (self.interface4, self.interface6) if each is not None)
+
+    @property
+    def device(self) -> str:
+        """The guest's own name of the card, such as ``enp4s0``.
+
+        Raises:
+            CommandFailed: The guest has no card with this MAC address.
+        """
+        script = 'cd /sys/class/net && grep -lixF "$1" -- */address'
+        found = self.guest.run(["sh", "-c", script, "sh", self.mac]).stdout
+        return found.partition("/")[0]
+
+    @property
+    def counters(self) -> Counters:
+        """Frames and bytes that passed the link, and frames that were dropped there, by reason."""
+        return self.segment.counters[self.link]
+
+
+def host_lines(nics: Iterator[GuestNic]) -> list[str]:
+    """Return lines of hosts(5) for the fixed addresses of cards."""
+    lines = [
+        "\t".join([str(address), *nic.names])
+        for nic in nics
+        for address in (nic.address, nic.address6)
+        if address is not None
+    ]
+    return list(dict.fromkeys(lines))

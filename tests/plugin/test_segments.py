@@ -1,0 +1,56 @@
+"""Segments in runs of their own: with guests that boot cold, and with a switch that is killed."""
+
+from __future__ import annotations
+
+from pytest_kvm.plugin.session import settings_stashed
+
+SUITE = """
+import os
+import signal
+
+import pytest
+import pytest_kvm as kvm
+
+
+@kvm.network(scope="module")
+def lan():
+    return kvm.NetworkSpec(mtu=9000)
+
+
+@kvm.guest(scope="module")
+def left(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
+
+
+@kvm.guest(scope="module")
+def right(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
+
+
+@pytest.mark.kvm(reset="never")
+def test_guests_that_boot_cold(left, right):
+    left.run(["ping", "-c", "1", "-W", "20", "-M", "do", "-s", "8900", "right"])
+    right.run(["ping", "-6", "-c", "1", "-W", "20", "left.lan"])
+
+
+@pytest.mark.kvm(reset="never")
+def test_a_switch_that_is_killed(request, left):
+    from pytest_kvm.plugin.session import run_of
+
+    os.kill(run_of(request.config)._switch.get().pid, signal.SIGKILL)
+    left.run("true")
+"""
+
+
+def test_cold_boots_and_a_switch_that_is_killed(pytester, pytestconfig):
+    pytester.makepyfile(SUITE)
+    cache = settings_stashed(pytestconfig).cache_dir
+    result = pytester.runpytest_subprocess("-v", f"--kvm-cache-dir={cache}", "--kvm-cache=off", timeout=900)
+    result.stdout.fnmatch_lines(
+        [
+            "*::test_guests_that_boot_cold PASSED*",
+            "*::test_a_switch_that_is_killed FAILED*",
+            "E *SwitchFailed: the switch of this run has ended*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*CleanupFailed*")

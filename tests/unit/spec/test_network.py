@@ -1,0 +1,47 @@
+"""Subnets and the addresses that guests may have in them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from itertools import islice
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.spec.network import count_hosts, declare_network, hosts_in_order, is_host
+
+
+@pytest.mark.parametrize(
+    ("subnet", "first", "count"),
+    [
+        ("10.1.0.0/24", ["10.1.0.10", "10.1.0.11"], 254),
+        ("10.1.0.0/30", ["10.1.0.1", "10.1.0.2"], 2),
+        ("10.1.0.0/31", ["10.1.0.0", "10.1.0.1"], 2),
+        ("fd00:1::/64", ["fd00:1::a", "fd00:1::b"], 2**64 - 1),
+        ("fd00:1::/126", ["fd00:1::1", "fd00:1::2", "fd00:1::3"], 3),
+        ("fd00:1::/127", ["fd00:1::", "fd00:1::1"], 2),
+    ],
+)
+def test_addresses_of_a_subnet(subnet, first, count):
+    hosts = hosts_in_order(ip_network(subnet))
+    assert [str(each) for each in islice(hosts, len(first))] == first
+    assert count_hosts(ip_network(subnet)) == count
+
+
+@pytest.mark.parametrize("subnet", ["10.1.0.0/28", "10.1.0.0/31", "10.1.0.0/24", "fd00::/122", "fd00::/127"])
+def test_each_address_of_a_small_subnet_is_given_once(subnet):
+    network = ip_network(subnet)
+    hosts = list(hosts_in_order(network))
+    assert len(hosts) == len(set(hosts)) == count_hosts(network)
+    assert all(is_host(each, network) for each in hosts)
+
+
+def test_a_declared_network_knows_the_subnets_that_its_spec_gives():
+    network = declare_network("lan", kvm.NetworkSpec(subnet="10.1.0.0/24"))
+    assert (str(network.subnet), network.subnet6) == ("10.1.0.0/24", None)
+    assert repr(network) == "<Network lan>"
+
+
+def test_an_address_is_kept_in_its_usual_form():
+    network = declare_network("lan", kvm.NetworkSpec())
+    assert kvm.Nic(network, address6="FD00:0:0::5").address6 == "fd00::5"

@@ -46,7 +46,9 @@ def lan() -> kvm.NetworkSpec:
 
 @kvm.guest(scope="module")
 def alice(lan: kvm.Segment) -> kvm.GuestSpec:
-    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan, address="10.1.0.5")])
+    return kvm.GuestSpec(
+        memory="512MiB", vcpus=1, nics=[kvm.Nic(lan, address="10.1.0.5", address6="fd00:1::5")]
+    )
 
 
 @kvm.guest(scope="module")

@@ -35,6 +35,7 @@
         │   ├── CloudInitFailed
         │   ├── CloudInitTimeout
         │   ├── UnitNotActive
+        │   ├── NicWithoutDriver
         │   └── PrepareFailed
         ├── GuestGone             the domain ended while something waited for it
         ├── SshUnavailable        the connection to a guest that was ready is lost
@@ -219,6 +220,10 @@ class CloudInitTimeout(BootFailed):
 
 class UnitNotActive(BootFailed):
     """A unit that the spec wants active failed, or was not active in time."""
+
+
+class NicWithoutDriver(BootFailed):
+    """The guest's kernel has no driver for a network card of the spec."""
 
 
 class PrepareFailed(BootFailed):

@@ -24,11 +24,12 @@ from pytest_kvm.ssh.files import GET_LIMIT, Files
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.segment import GuestNic, IpVersion, Segment
+    from pytest_kvm.handles.segment import GuestNic, Segment
     from pytest_kvm.machine.console import Console
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.port_forwards import Forward
     from pytest_kvm.results import CommandResult
+    from pytest_kvm.spec.network import IpVersion
     from pytest_kvm.ssh.command_line import Command
     from pytest_kvm.ssh.process import Process
 

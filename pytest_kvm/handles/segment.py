@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.network import Network, NetworkSpec
+from pytest_kvm.errors import GuestGone, SpecError
+from pytest_kvm.spec.network import IpVersion, Network, NetworkSpec
+from pytest_kvm.spec.value import check_choice
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.spec.network import Address
     from pytest_kvm.switch.link import Direction
 
-IpVersion = Literal[4, 6]
+_FIND_DEVICE = """\
+for device in /sys/class/net/*/device; do
+    grep -lixF "$1" "${device%/device}/address" && exit
+done
+exit 1
+"""
+"""Prints the file with the address of a card; bridges and VLANs, which have it too, are no devices."""
 Counters = Mapping["Direction", Mapping[str, Any]]
 
 
@@ -43,8 +50,7 @@ class Segment(Network):
     ) -> None:
         super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
         self.tag = tag
-        self.nics: list[GuestNic] = []
-        """The cards on the segment, in the order in which their guests were declared."""
+        self._nics: list[GuestNic] = []
         self._counters = counters
 
     def __repr__(self) -> str:
@@ -52,28 +58,35 @@ class Segment(Network):
         return f"<Segment {self.name}: {', '.join(subnets) or 'no addresses'}>"
 
     @property
+    def nics(self) -> tuple[GuestNic, ...]:
+        """The cards on the segment, in the order in which their guests were started."""
+        return tuple(self._nics)
+
+    @property
     def guests(self) -> list[Guest]:
-        """The guests on the segment, in the order in which they were declared."""
+        """The guests on the segment, in the order in which they were started."""
         return list(dict.fromkeys(nic.guest for nic in self.nics))
 
     def address_of(self, guest: Guest, *, version: IpVersion = 4) -> str:
         """Return the fixed address of a guest on this segment.
 
         Args:
-            guest: A guest that has a card here; of several cards the first counts.
+            guest: A guest that has a card here; of several cards the first with such an address counts.
             version: Version of IP.
 
         Raises:
             SpecError: The guest has no card here, or no fixed address.
         """
-        nic = next((nic for nic in self.nics if nic.guest is guest), None)
-        if nic is None:
+        check_choice(version, IpVersion, field="version")
+        own = [nic for nic in guest.nics if nic.segment is self]
+        if not own:
             here = ", ".join(each.name for each in self.guests) or "nobody"
             raise SpecError(
                 f"{guest.name} has no card on the segment {self.name}; on it: {here}",
                 resolution=f"give its spec one: nics=[kvm.Nic({self.name})]",
             )
-        address = nic.address if version == 4 else nic.address6
+        addresses = (nic.address if version == 4 else nic.address6 for nic in own)
+        address = next((each for each in addresses if each is not None), None)
         if address is None:
             raise SpecError(f"{guest.name} has no fixed IPv{version} address on the segment {self.name}")
         return str(address)
@@ -83,8 +96,24 @@ class Segment(Network):
         """Frames and bytes that passed each link, and frames that were dropped there, by reason.
 
         A link is named after its guest. ``out`` is what came from the guest, ``in`` what went to it.
+
+        Raises:
+            SpecError: The segment was removed.
         """
         return self._counters()
+
+
+def add_nic(segment: Segment, nic: GuestNic) -> None:
+    """Put a card onto a segment; this is no method, because tests must not call it."""
+    segment._nics.append(nic)  # noqa: SLF001 - of the same module
+
+
+def discard_nic(segment: Segment, nic: GuestNic) -> bool:
+    """Take a card off a segment; say whether it was there."""
+    if nic not in segment._nics:  # noqa: SLF001 - as above
+        return False
+    segment._nics.remove(nic)  # noqa: SLF001 - as above
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +121,9 @@ class GuestNic:
     """A guest's card on a segment, with the link that leads from it; both outlast resets and reboots."""
 
     guest: Guest
+    """The guest that has the card."""
     segment: Segment
+    """The segment that the card is on."""
     index: int
     """Index of the card in the spec's ``nics``."""
     link: str
@@ -100,9 +131,11 @@ class GuestNic:
     names: tuple[str, ...]
     """Names by which other guests on the segment find this guest."""
     mac: str
+    """MAC address, in lower case."""
     interface4: IPv4Interface | None
     """IPv4 address with its prefix length; None if the card has no fixed one."""
     interface6: IPv6Interface | None
+    """IPv6 address, likewise."""
 
     def __repr__(self) -> str:
         words = [self.mac, *self.addresses]
@@ -125,27 +158,21 @@ class GuestNic:
 
     @property
     def device(self) -> str:
-        """The guest's own name of the card, such as ``enp4s0``.
+        """The guest's own name of the card, such as ``enp4s0``; asking runs a command in the guest.
 
         Raises:
             CommandFailed: The guest has no card with this MAC address.
         """
-        script = 'cd /sys/class/net && grep -lixF "$1" -- */address'
-        found = self.guest.run(["sh", "-c", script, "sh", self.mac]).stdout
-        return found.partition("/")[0]
+        found = self.guest.run(["sh", "-c", _FIND_DEVICE, "sh", self.mac]).stdout
+        return found.split("/")[-2]
 
     @property
     def counters(self) -> Counters:
-        """Frames and bytes that passed the link, and frames that were dropped there, by reason."""
+        """Frames and bytes that passed the link, and frames that were dropped there, by reason.
+
+        Raises:
+            GuestGone: The guest was removed.
+        """
+        if self not in self.segment.nics:
+            raise GuestGone(f"{self.guest.name} was removed, and its card on {self.segment.name} with it")
         return self.segment.counters[self.link]
-
-
-def host_lines(nics: Iterator[GuestNic]) -> list[str]:
-    """Return lines of hosts(5) for the fixed addresses of cards."""
-    lines = [
-        "\t".join([str(address), *nic.names])
-        for nic in nics
-        for address in (nic.address, nic.address6)
-        if address is not None
-    ]
-    return list(dict.fromkeys(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,21 @@ from pytest_kvm.machine.agent import GuestAgent
 
 if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
+    from pytest_kvm.results import CommandResult
 
 _BEGIN = "# pytest-kvm: guests on the same segments"
 _END = "# pytest-kvm: end of these guests"
+_OFFER_SHARE = 0.25
+"""Part of the agent's time-out that a guest gets which nobody uses at the moment."""
 _SCRIPT = """\
-umask 022
-{ sed -e "/^$1\\$/,/^$2\\$/d" -e '$a\\' /etc/hosts; cat; } >/etc/hosts.pytest-kvm &&
-mv -f /etc/hosts.pytest-kvm /etc/hosts
+set -e
+block=$(cat)
+others=$(sed "/^$1\\$/,/^$2\\$/d" /etc/hosts)
+printf '%s\\n' "$others" ${block:+"$block"} >/etc/hosts
+sync /etc/hosts
 """
-"""Replaces the block between two lines; whoever reads the file meanwhile sees it whole, old or new."""
+"""Replaces the block between two lines, in place: the file may be a link or a mount point."""
+_ARGV = ("sh", "-c", _SCRIPT, "sh", _BEGIN, _END)
 
 
 class HostsFile:
@@ -27,6 +34,8 @@ class HostsFile:
     def __init__(self) -> None:
         self._written: list[str] | None = []
         """The lines; None: not known."""
+        self._offered: list[str] = []
+        self._lock = threading.Lock()
 
     def has(self, lines: Sequence[str]) -> bool:
         """Say whether all these lines were written; lines of guests that are gone may be there, too."""
@@ -53,22 +62,44 @@ class HostsFile:
             GuestGone: The guest has ended.
             SshUnavailable: The guest has no agent, and SSH did not answer either.
         """
-        if self.has(lines):
-            return
-        # Noted first: a guest that cannot be told is not asked again for the same lines.
-        self._written = list(lines)
-        argv, text = ["sh", "-c", _SCRIPT, "sh", _BEGIN, _END], _block(lines)
-        try:
-            agent = GuestAgent(machine.domain, timeout=machine.timeouts.agent)
-            result = agent.exec(argv, input=text, check=False)
-        except AgentError as absent:
-            machine.log.info("%s: names are written over SSH: %s", machine.name, absent.brief)
-            result = machine.shell.run(argv, input=text, user="root", check=False)
-        if not result.ok:
-            raise GuestError(
-                f"{machine.name}: /etc/hosts cannot be written, so names of other guests do not resolve",
-                details=result.stderr,
-            )
+        with self._lock:
+            if self.has(lines):
+                return
+            # Noted first: a guest that cannot be told is not asked again for the same lines.
+            self._written = list(lines)
+            try:
+                result = _write_by_agent(machine, lines, timeout=machine.timeouts.agent)
+            except AgentError as absent:
+                machine.log.info("%s: names are written over SSH: %s", machine.name, absent.brief)
+                timeout = machine.timeouts.agent
+                result = machine.shell.run(
+                    _ARGV, input=_block(lines), user="root", timeout=timeout, check=False
+                )
+            if not result.ok:
+                raise GuestError(
+                    f"{machine.name}: /etc/hosts cannot be written, so names of other guests do not resolve",
+                    details=result.stderr,
+                )
+
+    def offer(self, machine: Machine, lines: Sequence[str]) -> None:
+        """Write lines as :meth:`update` does, if the guest's agent does it soon; each list is offered once.
+
+        For a guest that nobody uses at the moment, which may have panicked: whoever
+        uses it next calls :meth:`update`.
+        """
+        with self._lock:
+            if self.has(lines) or self._offered == list(lines):
+                return
+            self._offered = list(lines)
+            try:
+                if _write_by_agent(machine, lines, timeout=machine.timeouts.agent * _OFFER_SHARE).ok:
+                    self._written = list(lines)
+            except GuestError as failure:
+                machine.log.info("%s: new names are written when it is used: %s", machine.name, failure.brief)
+
+
+def _write_by_agent(machine: Machine, lines: Sequence[str], *, timeout: float) -> CommandResult:
+    return GuestAgent(machine.domain, timeout=timeout).exec(_ARGV, input=_block(lines), check=False)
 
 
 def _block(lines: Sequence[str]) -> str:

@@ -68,6 +68,7 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
         log=machine.log,
         clock=machine.domain.clock,
     )
+    machine.hosts_file.forget()  # cloud-init may have written it anew, or the disk lost the last writes
 
 
 def _ask_and_wait_until_down(boot: Boot, offset: int, *, timeout: float) -> None:

@@ -129,7 +129,7 @@ def renew(machine: Machine, renewal: Renewal | None = None, *, prestarted: Prest
         raise GuestError(
             f"{machine.name}: could not be made a guest of its own: {failed.splitlines()[-1]}",
             details=failed,
-            resolution='it needs python3; with identity="shared" only clock and random numbers change',
+            resolution="the guest needs python3; with --kvm-cache=off it is not cloned",
         )
 
 

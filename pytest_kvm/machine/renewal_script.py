@@ -115,7 +115,9 @@ def renamed_hosts(text: str, *, old: str, new: str) -> str:
 
 def append_hosts(lines: str) -> None:
     """Append lines to the hosts file: names of other guests."""
-    _write("/etc/hosts", _read("/etc/hosts") + _text(lines))
+    text = _read("/etc/hosts")
+    ended = "" if text.endswith("\n") or not text else "\n"
+    _write("/etc/hosts", text + ended + _text(lines))
 
 
 def set_machine_id(identifier: str) -> None:
@@ -167,29 +169,34 @@ def set_network(mac: str, mtu: str, *words: str) -> None:
     Args:
         mac: The card's MAC address.
         mtu: Bytes.
-        words: Addresses with prefix lengths; or ``dhcp``, which networkd asks for once it is
-            restarted; or nothing, which leaves the card down.
+        words: Addresses with prefix lengths; or ``dhcp``, which networkd asks for once it is restarted.
     """
     card = card_of(mac)
     addresses = [word for word in words if word != "dhcp"]
     _control(card, _SET_MTU, int(mtu).to_bytes(4, sys.byteorder))
     if addresses:
         _set_up(card, addresses)
-    if words and os.path.isdir(_NETWORKD):
-        lines = ["[Match]", "MACAddress=" + mac, "[Link]", "MTUBytes=" + mtu, "[Network]"]
-        lines += ["Address=" + each for each in addresses] or ["DHCP=ipv4", "[DHCPv4]", "UseRoutes=false"]
+    if os.path.isdir(_NETWORKD):
+        lines = ["[Match]", "MACAddress=" + mac, "[Link]", "MTUBytes=" + mtu, "RequiredForOnline=no"]
+        lines += ["[Network]", *("Address=" + each for each in addresses)]
+        lines += [] if addresses else ["DHCP=ipv4", "[DHCPv4]", "UseRoutes=false"]
         _write(_NETWORKD + "/05-pytest-kvm-" + mac.replace(":", "") + ".network", "\n".join(lines) + "\n")
 
 
 def _set_up(card: str, addresses: Iterable[str]) -> None:
-    if os.path.isdir("/proc/sys/net/ipv6"):
+    # A kernel without IPv6 has no settings for it; nor has a card whose MTU is too small for it.
+    settings6 = "/proc/sys/net/ipv6/conf/" + card
+    has_ipv6 = os.path.isdir(settings6) and _read(settings6 + "/disable_ipv6").strip() == "0"
+    if has_ipv6:
         # Each address is given once, and to look for another owner takes a second.
-        _write("/proc/sys/net/ipv6/conf/" + card + "/accept_dad", "0\n")
+        _write(settings6 + "/accept_dad", "0\n")
     flags = int.from_bytes(_control(card, _GET_FLAGS, b"")[16:18], sys.byteorder)
     _control(card, _SET_FLAGS, (flags | _IFF_UP).to_bytes(2, sys.byteorder))
     for each in addresses:
         address, _, prefix = each.partition("/")
         if ":" in address:
+            if not has_ipv6:
+                continue
             _set_address6(card, address, prefix=int(prefix))
         else:
             netmask = 0xFFFFFFFF << (32 - int(prefix)) & 0xFFFFFFFF
@@ -217,8 +224,10 @@ def _control(card: str, request: int, value: bytes) -> bytes:
 
 
 def card_of(address: str, folder: str = "/sys/class/net") -> str:
-    """Return the name of the network card that has an address."""
+    """Return the name of the network card that has an address; bridges and VLANs are no cards."""
     for card in os.listdir(folder):
+        if not os.path.exists(folder + "/" + card + "/device"):
+            continue
         if _read(folder + "/" + card + "/address").strip().lower() == address.lower():
             return card
     raise LookupError("no network card has the address " + address)

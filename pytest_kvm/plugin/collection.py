@@ -22,10 +22,17 @@ from pytest_kvm.plugin.declare import (
     SPEC_FUNCTION,
     checked_guest_spec,
     checked_network_spec,
+    overridden,
     overrides_of,
 )
 from pytest_kvm.plugin.hook_calls import modify_spec
-from pytest_kvm.plugin.session import check_connection, check_image, check_sources, settings_stashed
+from pytest_kvm.plugin.session import (
+    check_connection,
+    check_image,
+    check_sources,
+    reserve_addresses,
+    settings_stashed,
+)
 
 if TYPE_CHECKING:
     from pytest_kvm.spec.guest import GuestSpec
@@ -125,20 +132,24 @@ class _SpecChecker:
         self.mistakes: list[str] = []
         self._networks: dict[_Call, Network | None] = {}
         self._specs: dict[_Call, GuestSpec | None] = {}
-        self._labs: set[frozenset[_Call]] = set()
+        self._labs: set[tuple[frozenset[_Call], str]] = set()
+        """Guests of one test, and what its marker changes in them."""
 
     def check(self, item: pytest.Item) -> None:
         """Add the mistakes of a test that no test before it had."""
-        self.mistakes += _marker_mistakes(item)
+        mistakes = _marker_mistakes(item)
+        self.mistakes += mistakes
+        overrides = {} if mistakes else overrides_of(item)
         networks = {each.argname: self._network(each, item) for each in _definitions(item, NETWORK_FUNCTION)}
         guests: dict[_Call, GuestSpec] = {}
         for definition in _definitions(item, SPEC_FUNCTION):
             call = _Call.of(definition, SPEC_FUNCTION, item=item, networks=networks)
             spec = None if call is None else self._guest_spec(call, item)
             if call is not None and spec is not None:
-                guests[call] = spec
-        if frozenset(guests) not in self._labs:
-            self._labs.add(frozenset(guests))
+                guests[call] = spec if definition.scope != "function" else overridden(spec, overrides)
+        lab = frozenset(guests), repr(overrides)
+        if lab not in self._labs:
+            self._labs.add(lab)
             self._check_lab(guests)
 
     def _network(self, definition: Any, item: pytest.Item) -> Network | None:  # noqa: ANN401 - pytest's FixtureDef
@@ -161,7 +172,15 @@ class _SpecChecker:
                     check_image(spec, settings)
                     check_connection(spec, settings)
                     check_sources(spec)
+                    self._reserve_addresses(spec, item.config)
         return self._specs[call]
+
+    def _reserve_addresses(self, spec: GuestSpec, config: pytest.Config) -> None:
+        functions = {network: call.function for call, network in self._networks.items()}
+        for nic in spec.nics:
+            given = [address for address in (nic.address, nic.address6) if address is not None]
+            if given and nic.segment in functions:
+                reserve_addresses(config, given, function=functions[nic.segment])
 
     def _check_lab(self, guests: Mapping[_Call, GuestSpec]) -> None:
         """Check that the guests of one test can be on their segments together."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import pytest
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.plugin.session import run_of, start_guest
+from pytest_kvm.plugin.session import make_segment, run_of, start_guest
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
@@ -56,8 +56,9 @@ def guest(
     """Make a fixture out of a function that returns a :class:`~pytest_kvm.GuestSpec`.
 
     The function may ask for other fixtures. If it asks for none (or only for
-    ``request.param``), it is also called once during collection, so that a
-    mistake in the spec is reported there: it should do nothing but build the spec.
+    ``request.param`` and for networks), it is also called during collection, once
+    for each param and network, so that a mistake in the spec is reported there:
+    it should do nothing but build the spec.
     Any other exception is ignored during collection; raised again at set-up, it
     fails or skips the tests that use the guest.
 
@@ -127,17 +128,17 @@ def network(
         autouse: Whether every test in the fixture's reach uses the segment.
     """
 
-    def make(
-        make_spec: Callable[[], object], request: pytest.FixtureRequest, fixture: str
-    ) -> Iterator[Segment]:
-        segments = run_of(request.config).segments
-        segment = segments.make(fixture, checked_network_spec(make_spec(), fixture))
-        try:
-            yield segment
-        finally:
-            segments.remove(segment)
-
     def decorate(spec_function: NetworkFunction) -> Any:  # noqa: ANN401 - as above
+        def make(
+            make_spec: Callable[[], object], request: pytest.FixtureRequest, fixture: str
+        ) -> Iterator[Segment]:
+            spec = checked_network_spec(make_spec(), fixture)
+            segment = make_segment(spec, request.config, name=fixture, function=spec_function)
+            try:
+                yield segment
+            finally:
+                run_of(request.config).segments.remove(segment)
+
         fixture_function = _fixture_function(spec_function, make, name=name, mark=NETWORK_FUNCTION)
         return pytest.fixture(scope=scope, params=params, ids=ids, name=name, autouse=autouse)(
             fixture_function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,14 @@ from pytest_kvm.provision.events import EventListener, EventLog, ignore
 from pytest_kvm.provision.undo_log import ResetCoordinator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment import Segment
     from pytest_kvm.provision.run import Run
     from pytest_kvm.settings import Settings
     from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.spec.network import NetworkSpec
 
 _SETTINGS = pytest.StashKey["Settings"]()
 _RECORD = pytest.StashKey[Record]()
@@ -26,6 +31,8 @@ _COORDINATOR = pytest.StashKey[ResetCoordinator]()
 _OUTCOMES = pytest.StashKey[BootOutcomes]()
 _SCOPES = pytest.StashKey[Scopes]()
 _RUN = pytest.StashKey["Run"]()
+_RESERVED = pytest.StashKey[defaultdict[object, set[str]]]()
+"""Addresses that specs give to cards, by the function of the segment's fixture."""
 
 
 def begin_session(config: pytest.Config, settings: Settings) -> None:
@@ -35,6 +42,7 @@ def begin_session(config: pytest.Config, settings: Settings) -> None:
         pytest.UsageError: The file of events cannot be written.
     """
     config.stash[_SETTINGS] = settings
+    config.stash[_RESERVED] = defaultdict[object, set[str]](set)
     config.stash[_RECORD] = record = Record(_event_log(settings))
     config.stash[_COORDINATOR] = coordinator = ResetCoordinator(tell=record.tell)
     config.stash[_OUTCOMES] = outcomes = BootOutcomes(coordinator)
@@ -93,13 +101,47 @@ def start_guest(node: Node, spec: GuestSpec, *, name: str, resets: bool) -> Gues
         spec: What the guest is made of.
         name: The guest's name.
         resets: Whether the guest outlives a test, and is reset before the next test uses it.
+
+    Raises:
+        SpecError: The guest's cards are on networks that the connection does not have, or another guest
+            on a segment has an address or a name of the guest.
+        SwitchFailed: The switch has ended.
     """
+    spec = modify_spec(node, spec, name=name)
+    check_connection(spec, settings_stashed(node.config))
     return run_of(node.config).start(
-        modify_spec(node, spec, name=name),
+        spec,
         name=name,
         resets=resets,
         on_booted=partial(node.config.stash[_OUTCOMES].tell, node=node),
     )
+
+
+def reserve_addresses(config: pytest.Config, addresses: Iterable[str], *, function: object) -> None:
+    """Note that specs give these addresses to cards, so that no other guest on the segment gets one.
+
+    Args:
+        config: The session's configuration.
+        addresses: The addresses.
+        function: The function of the segment's fixture.
+    """
+    config.stash[_RESERVED][function].update(addresses)
+
+
+def make_segment(spec: NetworkSpec, config: pytest.Config, *, name: str, function: object) -> Segment:
+    """Make a segment of the session's run; addresses that specs give to cards on it are for these cards.
+
+    Args:
+        spec: What the segment is made of.
+        config: The session's configuration.
+        name: The segment's name.
+        function: The function of its fixture.
+
+    Raises:
+        SpecError: No automatic subnet is free.
+        SwitchFailed: The switch did not start.
+    """
+    return run_of(config).segments.make(name, spec, reserved=config.stash[_RESERVED][function])
 
 
 def existing_run(config: pytest.Config) -> Run | None:

@@ -1,13 +1,13 @@
 """Chooses the subnets of segments, and the MAC and IP addresses of the cards on them.
 
-All are the same in each run of a suite: subnets follow from the segment's name,
+All are the same in each run of the same tests: subnets follow from the segment's name,
 MAC addresses from the link's, and IP addresses from the order in which guests join.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,14 @@ def choose_subnet6(name: str, spec: NetworkSpec, *, others: Collection[Segment])
     raise _no_subnet_left(name, field="subnet6")
 
 
-def choose_mac(nic: Nic, segment: Segment, *, link: str) -> str:
+def choose_mac(nic: Nic, segment: Segment, *, link: str, reserved: Collection[str]) -> str:
     """Return the MAC address of a card: its own, or one that no other card on the segment has.
+
+    Args:
+        nic: The card's spec.
+        segment: The segment that it is on.
+        link: Name of its link.
+        reserved: MAC addresses of other cards of the guest.
 
     Raises:
         SpecError: Another card on the segment has the address that the spec gives.
@@ -67,49 +73,69 @@ def choose_mac(nic: Nic, segment: Segment, *, link: str) -> str:
                 resolution="give each card its own MAC address, or leave it out",
             )
         return nic.mac
-    return next(mac for mac in _macs(f"{segment.name}/{link}") if mac not in holders)
+    return next(mac for mac in _macs(f"{segment.name}/{link}") if mac not in holders and mac not in reserved)
 
 
-def choose_interface4(nic: Nic, segment: Segment) -> IPv4Interface | None:
+def choose_interface4(nic: Nic, segment: Segment, *, reserved: Collection[str]) -> IPv4Interface | None:
     """Return the IPv4 address of a card: its own, or the next free one; None if it has no fixed one.
+
+    Args:
+        nic: The card's spec.
+        segment: The segment that it is on.
+        reserved: Addresses that a card has only if its spec names it.
 
     Raises:
         SpecError: Another card has the address, or no address is free.
     """
     if segment.subnet is None or not nic.has_fixed_address:
         return None
-    taken = {other.address: other for other in segment.nics if other.address is not None}
-    address = _choose_address(segment, segment.subnet, nic.address, taken=taken, field="Nic.address")
+    holders = {other.address: other for other in segment.nics if other.address is not None}
+    address = _choose_address(
+        segment, segment.subnet, nic.address, holders=holders, reserved=reserved, field="Nic.address"
+    )
     return IPv4Interface(f"{address}/{segment.subnet.prefixlen}")
 
 
-def choose_interface6(nic: Nic, segment: Segment) -> IPv6Interface | None:
+def choose_interface6(nic: Nic, segment: Segment, *, reserved: Collection[str]) -> IPv6Interface | None:
     """Return the IPv6 address of a card; otherwise as :func:`choose_interface4`."""
     if segment.subnet6 is None or not nic.has_fixed_address:
         return None
-    taken = {other.address6: other for other in segment.nics if other.address6 is not None}
-    address = _choose_address(segment, segment.subnet6, nic.address6, taken=taken, field="Nic.address6")
+    holders = {other.address6: other for other in segment.nics if other.address6 is not None}
+    address = _choose_address(
+        segment, segment.subnet6, nic.address6, holders=holders, reserved=reserved, field="Nic.address6"
+    )
     return IPv6Interface(f"{address}/{segment.subnet6.prefixlen}")
 
 
 def _choose_address(
-    segment: Segment, subnet: Subnet, given: str | None, *, taken: dict[Address, GuestNic], field: str
+    segment: Segment,
+    subnet: Subnet,
+    given: str | None,
+    *,
+    holders: Mapping[Address, GuestNic],
+    reserved: Collection[str],
+    field: str,
 ) -> Address:
     if given is not None:
         address = ip_address(given)
-        if address in taken:
+        if address in holders:
             raise SpecError(
-                f"{field}: {given} is the address of {taken[address].link} on {segment.name}",
-                resolution="give each card its own address, or leave it out",
+                f"{field}: {given} is the address of {holders[address].link} on {segment.name}",
+                resolution="give each card its own address; what is left out is given from the tenth on",
             )
         return address
-    free = next((each for each in hosts_in_order(subnet) if each not in taken), None)
-    if free is None:
+
+    def free(avoid: Collection[str]) -> Address | None:
+        hosts = (each for each in hosts_in_order(subnet) if each not in holders)
+        return next((each for each in hosts if str(each) not in avoid), None)
+
+    chosen = free(reserved) or free(())
+    if chosen is None:
         raise SpecError(
             f"{field}: no address is free in {subnet}, the subnet of {segment.name}",
             resolution="give the segment a larger subnet, or let it choose one",
         )
-    return free
+    return chosen
 
 
 def _numbers(name: str) -> Iterator[int]:

@@ -15,7 +15,7 @@ In the key:
 - sizes of disks; for disks that show a host file, its path and the digest of
   the whole backing chain;
 - of each card that is on no segment, the link state and the MAC address that the
-  spec gives; of each that is on one, the model;
+  spec gives; of each that is on one, the model, and of an ``e1000e`` the MAC address;
 - the units that are waited for, and every prepare step: commands, scripts and
   host files by content;
 - the renewal script;
@@ -23,7 +23,7 @@ In the key:
 
 Not in the key, because no template depends on it: the guest's name and a host
 name made of it, ``identity``, ``reset``, ``boot_timeout``, the image's name,
-host ports, MAC addresses the run chooses, which segment a card is on with its
+host ports, other MAC addresses the run chooses, which segment a card is on with its
 addresses and its link state there, the run, its process and folders, time-outs
 and limits.
 """
@@ -33,7 +33,7 @@ from __future__ import annotations
 import hashlib
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,7 +86,9 @@ def machine_facts(facts: HostFacts, *, accel: Literal["kvm", "tcg"]) -> MachineF
     )
 
 
-def fingerprint(domain: DomainDraft, *, image: Image, machine: MachineFacts) -> str:
+def fingerprint(
+    domain: DomainDraft, *, image: Image, machine: MachineFacts, tied_macs: Mapping[int, str]
+) -> str:
     """Return the boot cache's key: SHA-256 in hexadecimal; the module says what is in it.
 
     If an ``xml`` hook returns a different domain each time (with a random number
@@ -96,6 +98,8 @@ def fingerprint(domain: DomainDraft, *, image: Image, machine: MachineFacts) -> 
         domain: The guest's domain, with placeholders.
         image: The image that the guest boots from.
         machine: Facts of the host.
+        tied_macs: MAC addresses of cards on segments that a template has to share with its clones, by
+            index in the spec's ``nics``.
 
     Raises:
         SpecError: The spec does not fit the image, or a host file cannot be read.
@@ -118,7 +122,11 @@ def fingerprint(domain: DomainDraft, *, image: Image, machine: MachineFacts) -> 
         ),
         "hostname": spec.hostname,
         "nics": [[nic.mac, nic.link] for nic in spec.nics if nic.segment is None],
-        "cards on segments": [nic.model for nic in spec.nics if nic.segment is not None],
+        "cards on segments": [
+            [nic.model, tied_macs.get(index)]
+            for index, nic in enumerate(spec.nics)
+            if nic.segment is not None
+        ],
         "disks": list(_disks(spec)),
         "units": spec.units,
         "renewal": Path(renewal_script.__file__).read_text(encoding="utf-8"),

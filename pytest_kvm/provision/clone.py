@@ -81,11 +81,7 @@ def start_paused(
     """
     facts = TemplateFacts.from_json(template.manifest.facts)
     folder = stack.enter_context(guest_folder(resources, request.place))
-    plan = replace(
-        plan_domain(resources, request, uuid=str(uuid4()), folder=folder),
-        control_mac=facts.control_mac,
-        is_clone=True,
-    )
+    plan = _of_clone(plan_domain(resources, request, uuid=str(uuid4()), folder=folder), facts)
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
     fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
     open_ports(resources.switch, plan, stack=stack)
@@ -98,6 +94,15 @@ def start_paused(
     )
     stack.callback(machine.shell.close)
     return Clone(machine=machine, tier=facts.tier, renewal=renewal, prestarted=facts.prestarted)
+
+
+def _of_clone(plan: DomainPlan, facts: TemplateFacts) -> DomainPlan:
+    """Return a machine's plan with the MAC addresses that the template's saved state names."""
+    lone = [
+        replace(planned, mac=mac) if planned.nic.is_tied_to_mac else planned
+        for planned, mac in zip(plan.nics, facts.macs, strict=False)  # the rest are on segments
+    ]
+    return replace(plan, control_mac=facts.control_mac, nics=lone, is_clone=True)
 
 
 def _from_ram_file(
@@ -161,6 +166,7 @@ def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -
         networks=[
             CardNetwork(mac=nic.mac, mtu=nic.mtu, addresses=nic.addresses, dhcp=nic.nic.uses_dhcp)
             for nic in plan.segment_nics
+            if nic.is_configured
         ],
-        renews_leases=bool(macs) and any(nic.uses_dhcp for nic in request.spec.nics),
+        renews_leases=any(nic.uses_dhcp and (macs or nic.segment is not None) for nic in request.spec.nics),
     )

@@ -122,7 +122,8 @@ def paused_domain(resources: RunResources, xml: str) -> AbstractContextManager[D
 
 def _write_seed(request: StartRequest, plan: DomainPlan, identity: Identity, *, into: Path) -> Path:
     # Before a template has its clones, nobody knows the addresses of its cards on segments.
-    nics = [*plan.nics, *(plan.segment_nics if request.nics else ())]
+    joined = [nic for nic in plan.segment_nics if nic.is_configured] if request.nics else []
+    nics = [*plan.nics, *joined]
     content = seed_bytes(
         request.spec, identity, control_mac=plan.control_mac, nics=nics, packages=request.packages_left
     )

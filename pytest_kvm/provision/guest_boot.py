@@ -151,6 +151,7 @@ class GuestBoot:
             packages_left=packages_left,
             resets=self._resets,
             nics=self._nics,
+            tied_macs={nic.index: nic.mac for nic in self._nics if self._spec.nics[nic.index].is_tied_to_mac},
             host_lines=self._host_lines,
             log=self._log,
             phases=Phases(self._log, listener=self._on_phase),

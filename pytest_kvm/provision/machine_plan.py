@@ -61,7 +61,7 @@ def plan_domain(resources: RunResources, request: StartRequest, *, uuid: str, fo
 
 
 def _plan_segment_nics(request: StartRequest, folder: Path) -> Iterator[SegmentNicPlan]:
-    """Yield the cards on segments; those of a template's machine have no addresses."""
+    """Yield the cards on segments; those of a template's machine have no IP addresses."""
     joined = {nic.index: nic for nic in request.nics}
     for index, nic in enumerate(request.spec.nics):
         if nic.segment is not None:
@@ -69,7 +69,7 @@ def _plan_segment_nics(request: StartRequest, folder: Path) -> Iterator[SegmentN
             yield SegmentNicPlan(
                 index=index,
                 nic=nic,
-                mac=own.mac if own else new_mac(),
+                mac=own.mac if own else request.tied_macs.get(index) or new_mac(),
                 port=port_path(folder, index),
                 mtu=nic.segment.spec.mtu,
                 addresses=own.addresses if own else (),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
+from pytest_kvm.machine.card_drivers import check_drivers
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.machine.watchdog import run_while_alive
@@ -39,6 +40,8 @@ def make_ready(machine: Machine, request: StartRequest) -> None:
     """
     spec = request.spec
     wait_until_ready(machine, phases=request.phases, units=spec.units, boot_timeout=spec.boot_timeout)
+    if spec.nics:
+        check_drivers(machine)
     run_steps(machine, spec.prepare, on_step=request.on_step)
     _run_step(machine, ["sync"], which="the last step, writing back")
 

@@ -156,7 +156,7 @@ class Run:
     def _before_use(self, guest: Guest) -> None:
         self._coordinator.before_use(guest)
         if guest.nics:
-            self.segments.tell_names(guest.nics)
+            self.segments.tell_names(guest)
 
     def _unused_name(self, base: str) -> str:
         taken = {guest.name for guest in self._boots}

@@ -43,7 +43,7 @@ class RunTemplates:
     def fingerprint(self, request: StartRequest) -> str:
         """Return the fingerprint that a request's keys are made from; reads the host files of the spec."""
         facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
-        return fingerprint(request.domain, image=request.image, machine=facts)
+        return fingerprint(request.domain, image=request.image, machine=facts, tied_macs=request.tied_macs)
 
     def get(self, request: StartRequest, tier: TemplateTier, *, key: str) -> tuple[Template, str]:
         """Return the template that a guest is cloned from, and why it had to be made; "" if it was found.
@@ -148,7 +148,7 @@ def key_of(fingerprint: str, tier: TemplateTier) -> str:
 
 
 def _tell_wait(request: StartRequest, holder: str) -> None:
-    request.on_step(f"waiting for {holder} to make the template")
+    request.on_step(f"waiting for its template ({holder})")
 
 
 def _tell_dropped(request: StartRequest, reason: str) -> None:

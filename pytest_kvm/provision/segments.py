@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import GuestError, GuestGone, SpecError, SwitchFailed
+from pytest_kvm.errors import GuestGone, SpecError, SwitchFailed
 from pytest_kvm.handles.guest import running_machine
-from pytest_kvm.handles.segment import GuestNic, Segment
+from pytest_kvm.handles.segment import Counters, GuestNic, Segment, add_nic, discard_nic
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision.addresses import (
     choose_interface4,
@@ -51,11 +52,17 @@ class Segments:
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
         """By the segment's name in the switch."""
+        self._reserved: dict[str, set[str]] = {}
+        """Addresses that guests on the segment have only if their specs name them."""
         self._numbers = itertools.count(1)
-        self._telling = threading.Lock()
 
-    def make(self, name: str, spec: NetworkSpec) -> Segment:
+    def make(self, name: str, spec: NetworkSpec, *, reserved: Collection[str] = ()) -> Segment:
         """Make a segment.
+
+        Args:
+            name: Its name in messages and in the names of its guests.
+            spec: What it is made of.
+            reserved: Addresses that specs name, and that no other guest is to be given.
 
         Raises:
             SpecError: No automatic subnet is free.
@@ -71,10 +78,11 @@ class Segments:
                 subnet=choose_subnet4(name, spec, others=others),
                 subnet6=choose_subnet6(name, spec, others=others),
                 tag=tag,
-                counters=partial(switch.counters, tag),
+                counters=partial(self._counters, name, tag),
             )
             switch.add_segment(tag)
             self._segments[tag] = segment
+            self._reserved[tag] = set(reserved)
         return segment
 
     def remove(self, segment: Segment) -> None:
@@ -96,84 +104,144 @@ class Segments:
             SpecError: An address or a name is another guest's, no address is free, or a segment is removed.
             SwitchFailed: The switch has ended.
         """
-        joined: list[GuestNic] = []
+        newcomer = _Newcomer(guest=guest, spec=spec, declared_name=declared_name)
         try:
             for index, nic in enumerate(spec.nics):
                 if isinstance(nic.network, Segment):
-                    joined.append(
-                        self._join(guest, spec, index, segment=nic.network, declared_name=declared_name)
-                    )
+                    self._join(newcomer, index, segment=nic.network)
         except BaseException:
-            self.leave(joined)
+            self.leave(newcomer.joined)
             raise
-        return tuple(joined)
+        return tuple(newcomer.joined)
 
     def leave(self, nics: Sequence[GuestNic]) -> None:
         """Take a guest's cards off their segments; a second call does nothing."""
         for nic in nics:
             with self._lock, suppress(SwitchFailed):  # the removal of the segment will raise it
-                if nic in nic.segment.nics:
-                    nic.segment.nics.remove(nic)
-                    if nic.segment.tag in self._segments:
-                        self._switch.get().remove_link(nic.segment.tag, nic.link)
+                if discard_nic(nic.segment, nic) and nic.segment.tag in self._segments:
+                    self._switch.get().remove_link(nic.segment.tag, nic.link)
 
-    def tell_names(self, nics: Sequence[GuestNic]) -> None:
+    def tell_names(self, guest: Guest) -> None:
         """Have the guests on a guest's segments know each other's names, also of those that joined late.
 
         Guests that boot are told when they are ready, and those that are paused when they run again.
 
         Raises:
+            GuestError: The guest itself cannot be told.
             SwitchFailed: The switch has ended, so the guests do not reach each other.
         """
         self._switch.get().check()
-        with self._telling:
-            for guest in dict.fromkeys(other.guest for nic in nics for other in nic.segment.nics):
-                machine, lines = running_machine(guest), self.host_lines(guest.nics)
-                if machine is None or machine.hosts_file.has(lines):
-                    continue
-                if machine.domain.state() is not DomainState.RUNNING:
-                    continue
-                try:
-                    machine.hosts_file.update(machine, lines)
-                except GuestError as failure:
-                    machine.log.warning("%s", failure)
+        for each in dict.fromkeys(other.guest for nic in guest.nics for other in nic.segment.nics):
+            machine, lines = running_machine(each), self.host_lines(each.nics)
+            if machine is None or machine.hosts_file.has(lines):
+                continue
+            if machine.domain.state() is not DomainState.RUNNING:
+                continue
+            if each is guest:
+                machine.hosts_file.update(machine, lines)
+            else:
+                machine.hosts_file.offer(machine, lines)
 
     def host_lines(self, nics: Sequence[GuestNic]) -> list[str]:
-        """Return lines of hosts(5) for a guest with these cards: the names of all guests on its segments."""
-        with self._lock:
-            met = [other for nic in nics for other in nic.segment.nics]
-        lines = [
-            "\t".join([str(address), *other.names])
-            for other in met
-            for address in (other.address, other.address6)
-            if address is not None
-        ]
-        return list(dict.fromkeys(lines))
+        """Return lines of hosts(5) for a guest with these cards: the names of all guests on its segments.
 
-    def _join(
-        self, guest: Guest, spec: GuestSpec, index: int, *, segment: Segment, declared_name: str
-    ) -> GuestNic:
-        nic = spec.nics[index]
+        Of several cards of a guest on one segment the first counts: a name leads to one of them.
+        """
+        with self._lock:
+            met = [other for segment in dict.fromkeys(nic.segment for nic in nics) for other in segment.nics]
+        lines: dict[tuple[Segment, Guest, int], str] = {}
+        for other in met:
+            for version, address in ((4, other.address), (6, other.address6)):
+                if address is not None:
+                    line = "\t".join([str(address), *other.names])
+                    lines.setdefault((other.segment, other.guest, version), line)
+        return list(lines.values())
+
+    def _join(self, newcomer: _Newcomer, index: int, *, segment: Segment) -> None:
+        nic = newcomer.spec.nics[index]
         with self._lock:
             if segment.tag not in self._segments:
                 raise SpecError(
                     f"Nic.network: the segment {segment.name} was removed",
-                    resolution=f"ask for its fixture: def {declared_name}({segment.name})",
+                    resolution=f"ask for its fixture: def {newcomer.declared_name}({segment.name})",
                 )
-            link = _link_name(segment, guest, declared_name)
+            link = newcomer.link_name(segment)
+            reserved = self._reserved[segment.tag] | newcomer.addresses()
             joined = GuestNic(
-                guest=guest,
+                guest=newcomer.guest,
                 segment=segment,
                 index=index,
                 link=link,
-                names=_names(guest, spec, segment, declared_name),
-                mac=choose_mac(nic, segment, link=link),
-                interface4=choose_interface4(nic, segment),
-                interface6=choose_interface6(nic, segment),
+                names=newcomer.names(segment),
+                mac=choose_mac(nic, segment, link=link, reserved=newcomer.macs(index)),
+                interface4=choose_interface4(nic, segment, reserved=reserved),
+                interface6=choose_interface6(nic, segment, reserved=reserved),
             )
             self._switch.get().add_link(segment.tag, link)
-            segment.nics.append(joined)
-        return joined
+            add_nic(segment, joined)
+            newcomer.joined.append(joined)
+
+    def _counters(self, name: str, tag: str) -> Mapping[str, Counters]:
+        with self._lock:
+            if tag not in self._segments:
+                raise SpecError(f"the segment {name} was removed, and its counters with it")
+            return self._switch.get().counters(tag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Newcomer:
+    """A guest that joins the segments of its spec."""
+
+    guest: Guest
+    spec: GuestSpec
+    declared_name: str
+    joined: list[GuestNic] = field(default_factory=list)
+
+    def addresses(self) -> set[str]:
+        """Return the IP addresses that the spec gives its cards."""
+        given = {address for nic in self.spec.nics for address in (nic.address, nic.address6)}
+        return {address for address in given if address is not None}
+
+    def macs(self, index: int) -> set[str]:
+        """Return the MAC addresses of the guest's cards but that at an index of the spec's ``nics``."""
+        given = {nic.mac for other, nic in enumerate(self.spec.nics) if other != index}
+        return {mac for mac in given if mac is not None} | {nic.mac for nic in self.joined}
+
+    def link_name(self, segment: Segment) -> str:
+        """Return a name that no other link on the segment has; a guest's second card there gets a number."""
+        base = self.guest.name if self._is_taken(segment) else self.declared_name
+        number = 1 + sum(nic.segment is segment for nic in self.joined)
+        taken = {nic.link for nic in segment.nics}
+        numbers = itertools.count(number)
+        names = (base if each == 1 else f"{base}.{each}" for each in numbers)
+        return next(name for name in names if name not in taken)
+
+    def names(self, segment: Segment) -> tuple[str, ...]:
+        """Return the names by which other guests on a segment find the guest.
+
+        Raises:
+            SpecError: Another guest on the segment has one of them.
+        """
+        names = dict.fromkeys(names_of(self.guest.name, self.spec))
+        if not self._is_taken(segment):
+            names |= dict.fromkeys(names_of(self.declared_name, self.spec))
+        for nic in segment.nics:
+            alike = [name for name in names if name.lower() in map(str.lower, nic.names)]
+            if alike and nic.guest is not self.guest:
+                raise SpecError(
+                    f"{self.guest.name} and {nic.guest.name} are both called {alike[0]!r} on {segment.name}",
+                    resolution="give each its own hostname=, or its fixture another name",
+                )
+        domain = hostname_from(segment.name)
+        return *names, *(f"{name}.{domain}" for name in names if "." not in name)
+
+    def _is_taken(self, segment: Segment) -> bool:
+        """Say whether another guest on a segment has the guest's declared name."""
+        hostname = hostname_from(self.declared_name)
+        return any(
+            nic.guest is not self.guest and (nic.link == self.declared_name or hostname in nic.names)
+            for nic in segment.nics
+        )
 
 
 def open_ports(switch: Lazy[Switch], plan: DomainPlan, *, stack: ExitStack) -> None:
@@ -201,37 +269,3 @@ def attach_links(switch: Lazy[Switch], nics: Sequence[GuestNic], *, machine: Mac
     for nic in nics:
         port = port_path(machine.folder, nic.index)
         switch.get().attach(nic.segment.tag, nic.link, port=port)
-
-
-def _link_name(segment: Segment, guest: Guest, declared_name: str) -> str:
-    """Return a name that no other link on the segment has; a guest's second card there gets a number."""
-    base = guest.name if _is_taken(segment, guest, declared_name) else declared_name
-    same = sum(nic.guest is guest for nic in segment.nics)
-    return f"{base}.{same + 1}" if same else base
-
-
-def _names(guest: Guest, spec: GuestSpec, segment: Segment, declared_name: str) -> tuple[str, ...]:
-    """Return the names by which other guests on a segment find a guest.
-
-    Raises:
-        SpecError: Another guest on the segment has one of them.
-    """
-    names = dict.fromkeys(names_of(guest.name, spec))
-    if not _is_taken(segment, guest, declared_name):
-        names |= dict.fromkeys(names_of(declared_name, spec))
-    for nic in segment.nics:
-        alike = [name for name in names if name in nic.names and nic.guest is not guest]
-        if alike:
-            raise SpecError(
-                f"{guest.name} and {nic.guest.name} are both called {alike[0]!r} on {segment.name}",
-                resolution="give each its own hostname=, or its fixture another name",
-            )
-    domain = hostname_from(segment.name)
-    return *names, *(f"{name}.{domain}" for name in names if "." not in name)
-
-
-def _is_taken(segment: Segment, guest: Guest, name: str) -> bool:
-    return any(
-        nic.guest is not guest and (nic.link == name or hostname_from(name) in nic.names)
-        for nic in segment.nics
-    )

@@ -78,8 +78,10 @@ class _Slot(NamedTuple):
     template: str
     name: str
     hostname: str
-    cards: tuple[tuple[int, str, tuple[str, ...]], ...]
-    """Index, MAC address and IP addresses of each card."""
+    identity: str
+    """The spec's ``identity``."""
+    cards: tuple[tuple[object, ...], ...]
+    """What a clone is told of its cards on segments, and what is done to them."""
 
 
 class SparePool:
@@ -205,5 +207,9 @@ def _remove(future: Future[Spare]) -> None:
 
 
 def _slot(request: StartRequest, template: Template) -> _Slot:
-    cards = tuple((nic.index, nic.mac, nic.addresses) for nic in request.nics)
-    return _Slot(template.key, request.name, request.hostname, cards)
+    spec = request.spec
+    joined = ((nic, spec.nics[nic.index]) for nic in request.nics)
+    cards = tuple(
+        (nic.mac, nic.addresses, nic.segment.spec.mtu, given.link, given.uses_dhcp) for nic, given in joined
+    )
+    return _Slot(template.key, request.name, request.hostname, spec.identity, cards)

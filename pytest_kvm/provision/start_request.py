@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -63,6 +63,9 @@ class StartRequest:
     """Whether the guest is reset between tests."""
     nics: tuple[GuestNic, ...]
     """The guest's cards on segments; empty for a template, which is on none."""
+    tied_macs: Mapping[int, str]
+    """MAC addresses that the template of these cards on segments has to have, too, by index in the spec's
+    ``nics`` (:attr:`~pytest_kvm.spec.nic.Nic.is_tied_to_mac`)."""
     host_lines: Callable[[], list[str]]
     """Returns the lines of hosts(5) that name the guests on the same segments."""
     log: logging.Logger

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from pytest_kvm.boot_cache.template import Template
-from pytest_kvm.errors import DomainFailed, KvmError, NoCapacity, SnapshotFailed, StateDamaged
+from pytest_kvm.errors import DomainFailed, GuestGone, KvmError, NoCapacity, SnapshotFailed, StateDamaged
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
@@ -95,6 +95,8 @@ class GuestStarter:
         """
         if self._settings.cache == "off":
             return self._boot_cold(request, why="the boot cache is off")
+        if any(nic.prevents_clones for nic in request.spec.nics):
+            return self._boot_cold(request, why="clones cannot have an e1000e card on a network of the host")
         problems: list[str] = []
         tiers = _TIERS[self._settings.clone]
         fingerprint = self._templates.fingerprint(request) if tiers else ""
@@ -203,6 +205,8 @@ class GuestStarter:
                 stack.callback(spare.undo.close)
             try:
                 return self._wake(request, spare.take()), spare.undo, "pool"
+            except GuestGone:
+                raise
             except KvmError as failure:
                 _log.warning("%s: a spare clone did not wake up: %s", request.name, failure)
                 spare.undo.close()
@@ -214,7 +218,8 @@ class GuestStarter:
             raise
 
     def _wake(self, request: StartRequest, clone: Clone) -> Clone:
-        attach_links(self._resources.switch, request.nics, machine=clone.machine)
+        with request.teardown.adding():  # once the guest is removed, its links and its ports are gone
+            attach_links(self._resources.switch, request.nics, machine=clone.machine)
         return clone.wake(host_lines=request.host_lines())
 
     def _start_paused(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:

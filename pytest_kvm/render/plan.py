@@ -42,6 +42,11 @@ class SegmentNicPlan(NicPlan):
     addresses: Sequence[str] = ()
     """Fixed addresses with their prefix lengths."""
 
+    @property
+    def is_configured(self) -> bool:
+        """Whether the card is set up in the guest; otherwise it is left to the test."""
+        return bool(self.addresses) or self.nic.uses_dhcp
+
 
 @dataclass(frozen=True, kw_only=True)
 class DirectBoot:

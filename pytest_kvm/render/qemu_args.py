@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.spec.nic import CONTROL_NETDEV
+from pytest_kvm.spec.nic import CONTROL_NETDEV, user_subnet
 
 if TYPE_CHECKING:
     from pytest_kvm.render.plan import NicPlan, RamFile, SegmentNicPlan
@@ -109,7 +109,7 @@ def _user_netdev(index: int, *, internet: bool) -> dict[str, Any]:
         "id": user_netdev(index),
         "restrict": not internet,
         "ipv6": False,
-        "net": f"10.0.{2 + index}.0/24",
+        "net": str(user_subnet(index)),
     }
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from types import NoneType
-from typing import Literal
+from typing import Literal, cast
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.cloudinit import CloudInit
 from pytest_kvm.spec.disk import Disk
 from pytest_kvm.spec.image import ImageRef
-from pytest_kvm.spec.nic import Nic
+from pytest_kvm.spec.nic import Nic, check_subnets
 from pytest_kvm.spec.prepare import HostFile, Script, checked_steps
 from pytest_kvm.spec.value import check_choice, check_sequence, put, spec_value
 
@@ -148,6 +148,7 @@ class GuestSpec:
             raise SpecError(f"GuestSpec.nics: {len(self.nics)} cards, at most {_MOST_NICS} fit")
         _check_unique([disk.serial for disk in self.disks], field="GuestSpec.disks", what="serial")
         _check_unique([nic.mac for nic in self.nics], field="GuestSpec.nics", what="MAC address")
+        check_subnets(self.nics, field="GuestSpec.nics")
 
     def _check_software(self) -> None:
         _check_text(self.hostname, _HOSTNAME, field="GuestSpec.hostname", what="a host name (RFC 1123)")
@@ -163,6 +164,14 @@ class GuestSpec:
             )
         if not isinstance(self.cloud_init, CloudInit):
             raise SpecError(f"GuestSpec.cloud_init: {self.cloud_init!r} is not a CloudInit")
+        on_segments = [f"kvm-nic{number}" for number, nic in enumerate(self.nics, start=1) if nic.segment]
+        named = [name for name in on_segments if _mentions(self.cloud_init.network_config, name)]
+        if named:
+            raise SpecError(
+                f"CloudInit.network_config: {named[0]} is on a segment, where clones of the guest are set up "
+                "without cloud-init",
+                resolution="configure the card in a fixture, with guest.run()",
+            )
 
     def _check_life(self) -> None:
         check_choice(self.identity, IdentityChoice, field="GuestSpec.identity")
@@ -214,6 +223,16 @@ class GuestSpec:
                 f"GuestSpec.{direct[0]}: means nothing with {chosen}",
                 resolution="the disk's boot loader chooses: leave it out, or boot directly under BIOS",
             )
+
+
+def _mentions(config: object, word: str) -> bool:
+    """Say whether a word is a key or a text in a tree of mappings and lists."""
+    if isinstance(config, Mapping):
+        pairs = cast("Mapping[object, object]", config).items()
+        return any(_mentions(each, word) for pair in pairs for each in pair)
+    if isinstance(config, (list, tuple)):
+        return any(_mentions(each, word) for each in cast("Sequence[object]", config))
+    return config == word
 
 
 def _check_text(value: object, pattern: re.Pattern[str], *, field: str, what: str) -> None:

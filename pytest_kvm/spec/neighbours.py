@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.spec.guest import GuestSpec
-from pytest_kvm.spec.network import Network, count_hosts
+from pytest_kvm.spec.network import Network, count_hosts, known_subnet
 from pytest_kvm.spec.nic import Nic
 
 _NOT_IN_HOSTNAMES = re.compile(r"[^a-zA-Z0-9-]+")
@@ -72,7 +72,8 @@ def _check_unlike(card: _Card, there: Sequence[_Card], *, field: str) -> None:
 
 
 def _check_names(card: _Card, names: Sequence[str], other: str, other_names: Sequence[str]) -> None:
-    alike = [name for name in names if name in other_names]
+    taken = {name.lower() for name in other_names}
+    alike = [name for name in names if name.lower() in taken]
     if alike:
         raise SpecError(
             f"{card.guest} and {other} are both called {alike[0]!r} on {card.segment.name}",
@@ -82,7 +83,8 @@ def _check_names(card: _Card, names: Sequence[str], other: str, other_names: Seq
 
 def _check_size(card: _Card, there: Sequence[_Card]) -> None:
     fixed = sum(each.nic.has_fixed_address for each in [*there, card])
-    for subnet in (card.segment.subnet, card.segment.subnet6):
+    for version in (4, 6):
+        subnet = known_subnet(card.segment, version)
         if subnet is not None and fixed > count_hosts(subnet):
             raise SpecError(
                 f"{card.guest}: {card.segment.name} has addresses for {count_hosts(subnet)} cards, "

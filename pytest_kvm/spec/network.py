@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Literal
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.spec.value import spec_value
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
+IpVersion = Literal[4, 6]
 
 _LEAST_MTU = 68
 _LEAST_MTU6 = 1280
@@ -22,6 +24,14 @@ _FIRST_HOST = 10
 _MOST_HOSTS = 1 << 16
 """Addresses of a subnet that are looked through for a free one."""
 
+_NOT_FOR_SEGMENTS: dict[Subnet, str] = {
+    IPv4Network("10.0.2.0/24"): "the network of each guest's control card",
+    IPv4Network("127.0.0.0/8"): "the addresses of the loopback device",
+    IPv4Network("224.0.0.0/3"): "which are no addresses of single machines",
+    IPv6Network("::1/128"): "the address of the loopback device",
+    IPv6Network("ff00::/8"): "which are no addresses of single machines",
+}
+
 
 @spec_value
 class NetworkSpec:
@@ -33,7 +43,7 @@ class NetworkSpec:
     subnet6: str | None = "auto"
     """IPv6 subnet, such as ``fd00:1::/64``; otherwise as ``subnet``."""
     mtu: int = 1500
-    """Largest packet in bytes, which is set on each card of the segment."""
+    """Largest packet in bytes, which is set on each card of the segment that is not left alone."""
 
     def __post_init__(self) -> None:
         """Check that the fields make a segment."""
@@ -67,11 +77,37 @@ class Network:
     ) -> None:
         self.name = name
         self.spec = spec
-        self.subnet = subnet
-        self.subnet6 = subnet6
+        self._subnet = subnet
+        self._subnet6 = subnet6
 
     def __repr__(self) -> str:
         return f"<Network {self.name}>"
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        """The IPv4 subnet; None if the cards on the segment get no IPv4 address.
+
+        Raises:
+            LookupError: The run has not chosen it yet; only during collection.
+        """
+        if self._subnet is None and self.spec.subnet is not None:
+            raise LookupError(f"the IPv4 subnet of {self.name} is chosen when the segment is made")
+        return self._subnet
+
+    @property
+    def subnet6(self) -> IPv6Network | None:
+        """The IPv6 subnet, likewise."""
+        if self._subnet6 is None and self.spec.subnet6 is not None:
+            raise LookupError(f"the IPv6 subnet of {self.name} is chosen when the segment is made")
+        return self._subnet6
+
+
+def known_subnet(network: Network, version: IpVersion) -> Subnet | None:
+    """Return a subnet of a network; None if it has none, or if it is not known yet."""
+    try:
+        return network.subnet if version == 4 else network.subnet6
+    except LookupError:
+        return None
 
 
 def declare_network(name: str, spec: NetworkSpec) -> Network:
@@ -96,18 +132,15 @@ def check_address(text: str, network: Network, *, field: str) -> str:
     Raises:
         SpecError: The text is no address, or the address lies elsewhere.
     """
-    version, subnet, given = (
-        (6, network.subnet6, network.spec.subnet6)
-        if field.endswith("6")
-        else (4, network.subnet, network.spec.subnet)
-    )
+    version: IpVersion = 6 if field.endswith("6") else 4
+    given = network.spec.subnet6 if version == 6 else network.spec.subnet
+    subnet = known_subnet(network, version)
     try:
         address = ip_address(text)
     except ValueError:
-        raise SpecError(
-            f"{field}: {text!r} is not an IP address",
-            resolution='write "10.1.0.5"' if version == 4 else 'write "fd00:1::5"',
-        ) from None
+        raise _not_an_address(text, field=field) from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise _not_an_address(text, field=field)
     if address.version != version:
         raise SpecError(
             f"{field}: {text} is an IPv{address.version} address", resolution=f"it goes into {_other(field)}"
@@ -122,6 +155,11 @@ def check_address(text: str, network: Network, *, field: str) -> str:
     if subnet is not None and not is_host(address, subnet):
         raise SpecError(f"{field}: {text} is the address of {subnet} itself or its broadcast address")
     return str(address)
+
+
+def _not_an_address(text: str, *, field: str) -> SpecError:
+    example = "fd00:1::5" if field.endswith("6") else "10.1.0.5"
+    return SpecError(f"{field}: {text!r} is not an IP address", resolution=f'write "{example}"')
 
 
 def is_host(address: Address, subnet: Subnet) -> bool:
@@ -154,8 +192,8 @@ def _other(field: str) -> str:
 
 
 def _check_subnet(text: str | None, *, version: int, field: str) -> None:
-    if text is None or text == "auto":
-        return
+    if not isinstance(text, str) or text == "auto":
+        return  # None, or refused because of its type
     example = "10.1.0.0/24" if version == 4 else "fd00:1::/64"
     try:
         subnet = ip_network(text)
@@ -167,6 +205,11 @@ def _check_subnet(text: str | None, *, version: int, field: str) -> None:
         raise SpecError(
             f"{field}: {text} is an IPv{subnet.version} subnet", resolution=f"it goes into {_other(field)}"
         )
+    for taken, what in _NOT_FOR_SEGMENTS.items():
+        if subnet.version == taken.version and subnet.overlaps(taken):
+            raise SpecError(
+                f"{field}: {text} overlaps {taken}, {what}", resolution=f'choose another, such as "{example}"'
+            )
     if subnet.num_addresses < _LEAST_HOSTS:
         raise SpecError(
             f"{field}: {text} has one address, and a segment joins guests", resolution=f'write "{example}"'

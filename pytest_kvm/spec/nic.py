@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import field
+from ipaddress import IPv4Network
 from typing import Literal
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.network import Network, check_address
+from pytest_kvm.spec.network import Network, Subnet, check_address, known_subnet
 from pytest_kvm.spec.value import check_choice, put, spec_value
 
 CONTROL_NETDEV = "kvmctl"
@@ -59,6 +61,11 @@ class Nic:
 
     def __post_init__(self) -> None:
         """Check that the fields make a network card."""
+        if self.network is not None and not isinstance(self.network, (str, Network)):
+            raise SpecError(
+                f"Nic.network: {self.network!r} is no segment and no name",
+                resolution="ask for the network's fixture: def web(lan): …, and then Nic(lan)",
+            )
         if self.network is not None and self.bridge is not None:
             raise SpecError(
                 "Nic: network and bridge are both given", resolution="a card has one plug: choose one"
@@ -99,6 +106,20 @@ class Nic:
         """Whether the card gets addresses of its segment's subnets."""
         return self.segment is not None and self.dhcp is None
 
+    @property
+    def is_tied_to_mac(self) -> bool:
+        """Whether a saved state of the card fits only a card with the same MAC address.
+
+        QEMU makes the PCIe serial number of an ``e1000e`` of its MAC address, and
+        compares it when it loads a state (``e1000e_gen_dsn`` in hw/net/e1000e.c).
+        """
+        return self.model == "e1000e"
+
+    @property
+    def prevents_clones(self) -> bool:
+        """Whether clones of a guest cannot have the card, as each needs another MAC address there."""
+        return self.is_tied_to_mac and self.is_on_host_network and self.mac is None
+
     def _check_queues(self) -> None:
         if not 1 <= self.queues <= _MOST_QUEUES:
             raise SpecError(f"Nic.queues: {self.queues!r} is not a number from 1 to {_MOST_QUEUES}")
@@ -132,6 +153,43 @@ class Nic:
             if self.dhcp is not None:
                 raise SpecError(f"Nic.{name}: given together with dhcp", resolution="choose one")
             put(self, name, check_address(text, segment, field=f"Nic.{name}"))
+
+
+def user_subnet(index: int) -> IPv4Network:
+    """Return the subnet of a user-mode network.
+
+    Args:
+        index: 1 for the first card of a guest that is on no other network, and so on; 0 for the control card.
+    """
+    return IPv4Network(f"10.0.{2 + index}.0/24")
+
+
+def check_subnets(nics: Sequence[Nic], *, field: str) -> None:
+    """Check that a guest can tell by an address which of its cards leads there.
+
+    Raises:
+        SpecError: Two networks of a guest have addresses in common.
+    """
+    lone = [nic for nic in nics if not nic.is_shared]
+    taken: list[tuple[str, Subnet]] = [
+        (f"the network of the card Nic() number {index}", user_subnet(index))
+        for index in range(1, len(lone) + 1)
+    ]
+    segments = dict.fromkeys(nic.segment for nic in nics if nic.segment is not None and nic.has_fixed_address)
+    for segment in segments:
+        own = [subnet for version in (4, 6) if (subnet := known_subnet(segment, version)) is not None]
+        for subnet in own:
+            other = next((name for name, each in taken if _overlap(subnet, each)), None)
+            if other is not None:
+                raise SpecError(
+                    f"{field}: {segment.name} is {subnet}, which overlaps {other}",
+                    resolution="a guest cannot tell where such an address is: choose another subnet",
+                )
+        taken += [(f"{segment.name}, which is {subnet}", subnet) for subnet in own]
+
+
+def _overlap(one: Subnet, other: Subnet) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 def _checked_mac(mac: str) -> str:

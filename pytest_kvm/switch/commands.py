@@ -98,10 +98,10 @@ class Commands:
         """Attach a link to a port; None only detaches the link."""
         where = self.segments[segment]
         cable = where.links[link]
+        card = None if port is None else self._ports[port]
         if cable.port is not None:
             self._detach(cable.port)
-        if port is not None:
-            card = self._ports[port]
+        if card is not None:
             self._detach(card)
             cable.port = card
             self.link_of[card] = cable

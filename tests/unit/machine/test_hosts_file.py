@@ -76,3 +76,20 @@ def test_without_an_agent_lines_are_written_over_ssh(machine, shell):
     assert failed.value.details == "Read-only file system"
     hosts.update(machine, LINES)
     assert len(shell.ran) == 1
+
+
+def test_lines_are_offered_once_to_a_guest_that_nobody_uses(machine, shell):
+    hosts = HostsFile()
+    for _ in range(2):
+        hosts.offer(machine, LINES)  # it has no agent, and is not asked over SSH
+    assert not hosts.has(LINES)
+    shell.expect("/etc/hosts", output(""))
+    hosts.update(machine, LINES)
+    assert hosts.has(LINES)
+
+
+def test_lines_that_were_taken_when_offered_are_not_written_again(machine, domain):
+    domain.agent_runs({f"sh -c {hosts_file._SCRIPT} sh {hosts_file._BEGIN} {hosts_file._END}": [""]})
+    hosts = HostsFile()
+    hosts.offer(machine, LINES)
+    hosts.update(machine, LINES)

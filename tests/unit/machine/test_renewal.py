@@ -170,12 +170,37 @@ def test_an_address_is_replaced_in_either_case_and_nowhere_else(tmp_path):
 
 
 def test_a_card_is_found_by_its_address(tmp_path):
-    for name, address in (("lo", "00:00:00:00:00:00"), ("ens3", "52:54:00:aa:bb:cc")):
+    for name, address in (("br0", "52:54:00:aa:bb:cc"), ("ens3", "52:54:00:aa:bb:cc")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "address").write_text(f"{address}\n")
+    (tmp_path / "ens3" / "device").mkdir()
     assert script.card_of("52:54:00:AA:BB:CC", str(tmp_path)) == "ens3"
     with pytest.raises(LookupError, match="52:54:00:00:00:09"):
         script.card_of("52:54:00:00:00:09", str(tmp_path))
+
+
+@pytest.mark.parametrize(("folder", "disabled"), [(False, "0"), (True, "1")])
+def test_a_card_without_ipv6_gets_its_other_addresses(monkeypatch, folder, disabled):
+    asked: list[int] = []
+    written: dict[str, str] = {}
+    monkeypatch.setattr(script, "card_of", lambda _: "ens3")
+    monkeypatch.setattr(script.os.path, "isdir", lambda path: folder or "ipv6" not in path)
+    monkeypatch.setattr(script, "_read", lambda _: disabled + "\n")
+    monkeypatch.setattr(script, "_write", written.__setitem__)
+    monkeypatch.setattr(script, "_control", lambda _, request, __: asked.append(request) or bytes(40))
+    script.set_network("52:54:00:00:00:01", "576", "10.1.0.5/24", "fd00::5/64")
+    assert asked.count(script._SET_ADDRESS) == 1
+    ((path, text),) = written.items()
+    assert path == "/etc/systemd/network/05-pytest-kvm-525400000001.network"
+    assert "Address=fd00::5/64" in text
+
+
+def test_lines_are_appended_to_a_hosts_file_without_a_last_newline(monkeypatch):
+    written: dict[str, str] = {}
+    monkeypatch.setattr(script, "_read", lambda _: "127.0.0.1 localhost")
+    monkeypatch.setattr(script, "_write", written.__setitem__)
+    script.append_hosts(base64.b64encode(b"10.1.0.5 web\n").decode())
+    assert written == {"/etc/hosts": "127.0.0.1 localhost\n10.1.0.5 web\n"}
 
 
 def test_orders_that_break_off_are_no_success(monkeypatch):

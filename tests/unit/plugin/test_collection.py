@@ -135,6 +135,24 @@ def test_a_lab_is_checked_for_each_param_of_its_network(collect):
     assert "Nic.address: 10.1.0.5 is not in 10.1.0.0/30, the subnet of lan" in report
 
 
+def test_a_lab_is_checked_with_what_a_tests_marker_changes(collect):
+    source = LAB.format(lan="", left="", right="", hostname=None)
+    marked = source.replace("def test(", "@pytest.mark.kvm(hostname='db')\ndef test(")
+    _, result = collect(marked)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*SpecError: right and left are both called 'db' on lan"])
+    clash = source.replace("hostname=None", "hostname='left'")
+    marked = clash.replace("def test(", "@pytest.mark.kvm(hostname=None)\ndef test(")
+    _, result = collect(marked)
+    assert result.ret == 0
+
+
+def test_a_function_that_asks_for_a_subnet_that_is_not_chosen_yet_is_left_to_set_up(collect):
+    source = LAB.format(lan="", left="address=str(lan.subnet[5])", right="", hostname=None)
+    _, result = collect(source)
+    assert result.ret == 0
+
+
 def test_a_good_lab_collects_and_starts_nothing(collect):
     _, result = collect(LAB.format(lan="", left="address='10.1.0.5'", right="", hostname=None))
     assert result.ret == 0

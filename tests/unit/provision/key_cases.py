@@ -70,11 +70,17 @@ RICH = kvm.GuestSpec(
 )
 
 
-def key(spec: kvm.GuestSpec, *, of: Image | None = None, machine: MachineFacts = MACHINE) -> str:
+def key(
+    spec: kvm.GuestSpec,
+    *,
+    of: Image | None = None,
+    machine: MachineFacts = MACHINE,
+    tied_macs: dict[int, str] | None = None,
+) -> str:
     """Return a spec's key."""
     of = of or image()
     domain = draft_domain(spec, accel=machine.accel, direct_boot=direct_boot(spec, of, accel=machine.accel))
-    return fingerprint(domain, image=of, machine=machine)
+    return fingerprint(domain, image=of, machine=machine, tied_macs=tied_macs or {})
 
 
 if __name__ == "__main__":

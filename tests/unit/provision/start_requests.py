@@ -24,6 +24,7 @@ START_REQUEST = StartRequest(
     packages_left=(),
     resets=True,
     nics=(),
+    tied_macs={},
     host_lines=list,
     log=_LOG,
     phases=Phases(_LOG),

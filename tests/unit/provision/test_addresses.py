@@ -8,6 +8,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import SpecError
+from pytest_kvm.handles.segment import add_nic, discard_nic
 from pytest_kvm.provision.addresses import (
     choose_interface4,
     choose_interface6,
@@ -25,7 +26,7 @@ def _segment(name, spec=AUTO, others=()):
     return kvm.Segment(name, spec, subnet=subnet, subnet6=subnet6, tag=name, counters=dict)
 
 
-def _join(segment, link, nic=None):
+def _join(segment, link, nic=None, reserved=()):
     nic = nic or kvm.Nic(segment)
     joined = kvm.GuestNic(
         guest=SimpleNamespace(name=link),
@@ -33,11 +34,11 @@ def _join(segment, link, nic=None):
         index=0,
         link=link,
         names=(link,),
-        mac=choose_mac(nic, segment, link=link),
-        interface4=choose_interface4(nic, segment),
-        interface6=choose_interface6(nic, segment),
+        mac=choose_mac(nic, segment, link=link, reserved=()),
+        interface4=choose_interface4(nic, segment, reserved=reserved),
+        interface6=choose_interface6(nic, segment, reserved=reserved),
     )
-    segment.nics.append(joined)
+    add_nic(segment, joined)
     return joined
 
 
@@ -69,7 +70,7 @@ def test_addresses_are_given_in_order_and_again_when_they_are_free():
         ("10.1.0.11/24", "fd00::b/64"),
     )
     assert first.mac != second.mac
-    lan.nics.remove(first)
+    assert discard_nic(lan, first)
     again = _join(lan, "a")
     assert (again.mac, again.addresses) == (first.mac, first.addresses)
 
@@ -83,6 +84,17 @@ def test_addresses_that_are_given():
         _join(lan, "c", kvm.Nic(lan, address="10.1.0.10"))
     with pytest.raises(SpecError, match="Nic.mac: 52:54:00:00:00:01 is the address of a on lan"):
         _join(lan, "c", kvm.Nic(lan, mac="52:54:00:00:00:01"))
+
+
+def test_an_address_that_specs_name_is_kept_for_them():
+    lan = _segment("lan", kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6="fd00::/120"))
+    reserved = {"10.1.0.10", "fd00::a", "fd00::b"}
+    assert _join(lan, "a", reserved=reserved).addresses == ("10.1.0.11/24", "fd00::c/120")
+    given = _join(lan, "b", kvm.Nic(lan, address="10.1.0.10"), reserved=reserved)
+    assert given.addresses == ("10.1.0.10/24", "fd00::d/120")
+    small = _segment("small", kvm.NetworkSpec(subnet="10.2.0.0/30", subnet6=None))
+    for _ in range(2):  # rather than none at all, an address that nobody has
+        _join(small, "a", reserved={"10.2.0.1", "10.2.0.2"})
 
 
 def test_a_card_that_is_left_to_dhcp_has_no_address():
@@ -100,5 +112,9 @@ def test_a_full_subnet():
 
 def test_a_mac_address_that_follows_from_two_links():
     lan = _segment("lan")
-    taken = _join(lan, "a", kvm.Nic(lan, mac=choose_mac(kvm.Nic(lan), lan, link="b")))
-    assert _join(lan, "b").mac != taken.mac
+    taken = _join(lan, "a", kvm.Nic(lan, mac=choose_mac(kvm.Nic(lan), lan, link="b", reserved=())))
+    other = _join(lan, "b")
+    assert other.mac != taken.mac
+    assert choose_mac(kvm.Nic(lan), lan, link="c", reserved=()) != choose_mac(
+        kvm.Nic(lan), lan, link="c", reserved={choose_mac(kvm.Nic(lan), lan, link="c", reserved=())}
+    )

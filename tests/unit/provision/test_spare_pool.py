@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import pytest_kvm as kvm
 from pytest_kvm.errors import DomainFailed, WaitTimeout
 from pytest_kvm.provision import spare_pool as pool_module
 from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.start_request import Place
+from pytest_kvm.spec.network import declare_network
 from tests.unit.provision.start_requests import START_REQUEST
 
 TEMPLATE = SimpleNamespace(key="c0ffee")
@@ -156,7 +158,11 @@ def test_who_takes_a_clone_early_has_it_as_it_was_frozen(maker, new_pool, monkey
     assert clone.done == []
 
 
-@pytest.mark.parametrize("other", [{"name": "database"}, {"hostname": "other"}], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "database"}, {"hostname": "other"}, {"spec": kvm.GuestSpec(identity="unique")}],
+    ids=str,
+)
 def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
     pool = new_pool(size=1)
     pool.note_start(START_REQUEST, TEMPLATE)
@@ -164,6 +170,24 @@ def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
     assert pool.take(replace(START_REQUEST, **other), TEMPLATE) is None
     assert pool.take(START_REQUEST, SimpleNamespace(key="0ddba11")) is None
     assert pool.take(START_REQUEST, TEMPLATE) is not None
+
+
+def _with_card(*, mac="52:54:00:00:00:01", mtu=1500, **fields):
+    lan = declare_network("lan", kvm.NetworkSpec(mtu=mtu))
+    spec = kvm.GuestSpec(nics=[kvm.Nic(lan, **fields)])
+    card = SimpleNamespace(index=0, mac=mac, addresses=("10.1.0.5/24",), segment=lan)
+    return replace(START_REQUEST, spec=spec, nics=(card,))
+
+
+@pytest.mark.parametrize(
+    "other", [{"mac": "52:54:00:00:00:02"}, {"mtu": 9000}, {"link": "down"}, {"dhcp": True}], ids=str
+)
+def test_clones_are_for_guests_with_the_same_cards_on_segments(maker, new_pool, other):
+    pool = new_pool(size=1)
+    pool.note_start(_with_card(), TEMPLATE)
+    maker.make()
+    assert pool.take(_with_card(**other), TEMPLATE) is None
+    assert pool.take(_with_card(), TEMPLATE) is not None
 
 
 @pytest.mark.parametrize(("mib", "parks"), [(1024, False), (1025, True)])

@@ -13,6 +13,8 @@ from pytest_kvm.spec.network import declare_network
 from pytest_kvm.spec.value import misfit
 
 LAN = declare_network("lan", kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None))
+WIDE = declare_network("wide", kvm.NetworkSpec(subnet="10.1.0.0/16"))
+NEAR = declare_network("near", kvm.NetworkSpec(subnet="10.0.3.0/24"))
 JUMBO = declare_network("jumbo", kvm.NetworkSpec(mtu=9000))
 
 MISTAKES = {
@@ -162,6 +164,49 @@ MISTAKES = {
         lambda: kvm.NetworkSpec(subnet="10.1.0.1/32"),
         "NetworkSpec.subnet: 10.1.0.1/32 has one address",
         "",
+    ),
+    "the control network": (
+        lambda: kvm.NetworkSpec(subnet="10.0.0.0/8"),
+        "NetworkSpec.subnet: 10.0.0.0/8 overlaps 10.0.2.0/24, the network of each guest's control card",
+        "choose another",
+    ),
+    "loopback": (
+        lambda: kvm.NetworkSpec(subnet6="::/64"),
+        "NetworkSpec.subnet6: ::/64 overlaps ::1/128, the address of the loopback device",
+        "",
+    ),
+    "a number for a subnet": (
+        lambda: kvm.NetworkSpec(subnet=5),
+        "NetworkSpec.subnet: 5 is not a string or None",
+        "",
+    ),
+    "an address with a scope": (
+        lambda: kvm.Nic(JUMBO, address6="fd00::5%eth0"),
+        "Nic.address6: 'fd00::5%eth0' is not an IP address",
+        "",
+    ),
+    "a fixture in place of what it returns": (
+        lambda: kvm.Nic(kvm.network(kvm.NetworkSpec)),
+        "Nic.network: <pytest_fixture",
+        "ask for the network's fixture: def web(lan)",
+    ),
+    "overlapping segments": (
+        lambda: kvm.GuestSpec(nics=[kvm.Nic(LAN), kvm.Nic(WIDE)]),
+        "GuestSpec.nics: wide is 10.1.0.0/16, which overlaps lan, which is 10.1.0.0/24",
+        "choose another subnet",
+    ),
+    "a segment and a network of a card's own": (
+        lambda: kvm.GuestSpec(nics=[kvm.Nic(), kvm.Nic(NEAR)]),
+        "GuestSpec.nics: near is 10.0.3.0/24, which overlaps the network of the card Nic() number 1",
+        "choose another subnet",
+    ),
+    "network config of a card on a segment": (
+        lambda: kvm.GuestSpec(
+            nics=[kvm.Nic(), kvm.Nic(LAN)],
+            cloud_init=kvm.CloudInit(network_config={"vlans": {"v": {"id": 5, "link": "kvm-nic2"}}}),
+        ),
+        "CloudInit.network_config: kvm-nic2 is on a segment",
+        "configure the card in a fixture",
     ),
     "mtu": (lambda: kvm.NetworkSpec(mtu=70000), "NetworkSpec.mtu: 70000 is no number", "at most 65521"),
     "mtu for IPv6": (

@@ -152,6 +152,14 @@ def test_frames_to_a_guest_that_has_ended_are_not_delivered(lab):
     assert lab.switch.counters("lan")["b"]["in"]["frames"] == before
 
 
+def test_a_cable_stays_where_it_is_if_it_cannot_be_moved(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    with pytest.raises(SwitchFailed, match=r"gone\.sock"):
+        lab.switch.attach("lan", "a", port=lab.folder / "gone.sock")
+    a.send(frame(EVERYBODY, mac(1)))
+    assert b.receive() == frame(EVERYBODY, mac(1))
+
+
 def test_a_cable_moves_to_another_card(lab):
     former, b = lab.plug("a"), lab.plug("b")
     former.send(frame(EVERYBODY, mac(1)))

@@ -47,8 +47,9 @@ class HostsFile:
         return _block(lines)
 
     def forget(self) -> None:
-        """Note that the guest was taken back to a state with other lines."""
+        """Note that the file may have changed: the guest was taken back, or rebooted."""
         self._written = None
+        self._offered = []
 
     def update(self, machine: Machine, lines: Sequence[str]) -> None:
         """Write lines in place of those written before; do nothing if the file has them all.

@@ -61,6 +61,17 @@ def test_a_guest_that_was_taken_back_is_told_again():
     assert not hosts.has([])
 
 
+def test_a_guest_that_was_taken_back_is_offered_the_lines_again(machine, domain):
+    script = f"sh -c {hosts_file._SCRIPT} sh {hosts_file._BEGIN} {hosts_file._END}"
+    hosts = HostsFile()
+    domain.agent_runs({script: [""]})
+    hosts.offer(machine, LINES)
+    hosts.forget()
+    domain.agent_runs({script: [""]})
+    hosts.offer(machine, LINES)
+    assert hosts.has(LINES)
+
+
 def test_lines_are_written_by_the_agent_once(machine, domain):
     domain.agent_runs({f"sh -c {hosts_file._SCRIPT} sh {hosts_file._BEGIN} {hosts_file._END}": [""]})
     hosts = HostsFile()

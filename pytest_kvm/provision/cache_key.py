@@ -15,7 +15,8 @@ In the key:
 - sizes of disks; for disks that show a host file, its path and the digest of
   the whole backing chain;
 - of each card that is on no segment, the link state and the MAC address that the
-  spec gives; of each that is on one, the model, and of an ``e1000e`` the MAC address;
+  spec gives; of each that is on one, the model, and if that is not virtio the MAC
+  address (:attr:`pytest_kvm.spec.nic.Nic.is_tied_to_mac`);
 - the units that are waited for, and every prepare step: commands, scripts and
   host files by content;
 - the renewal script;

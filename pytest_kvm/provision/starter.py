@@ -95,8 +95,9 @@ class GuestStarter:
         """
         if self._settings.cache == "off":
             return self._boot_cold(request, why="the boot cache is off")
-        if any(nic.prevents_clones for nic in request.spec.nics):
-            return self._boot_cold(request, why="clones cannot have an e1000e card on a network of the host")
+        if tied := [nic.model for nic in request.spec.nics if nic.prevents_clones]:
+            why = f"the {tied[0]} cards of clones would all have one MAC address"
+            return self._boot_cold(request, why=why)
         problems: list[str] = []
         tiers = _TIERS[self._settings.clone]
         fingerprint = self._templates.fingerprint(request) if tiers else ""

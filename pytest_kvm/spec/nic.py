@@ -111,9 +111,11 @@ class Nic:
         """Whether a saved state of the card fits only a card with the same MAC address.
 
         QEMU makes the PCIe serial number of an ``e1000e`` of its MAC address, and
-        compares it when it loads a state (``e1000e_gen_dsn`` in hw/net/e1000e.c).
+        compares it when it loads a state (``e1000e_gen_dsn`` in hw/net/e1000e.c). The
+        EEPROM of an ``rtl8139`` is part of its state, and after a reboot the guest reads
+        the MAC address from there (hw/net/rtl8139.c).
         """
-        return self.model == "e1000e"
+        return self.model in ("e1000e", "rtl8139")
 
     @property
     def prevents_clones(self) -> bool:

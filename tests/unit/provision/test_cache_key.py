@@ -205,6 +205,13 @@ def test_what_a_card_on_a_segment_has_there_is_not_seen():
     assert key(kvm.GuestSpec(nics=[kvm.Nic(LAN, model="e1000e")])) != key(kvm.GuestSpec(nics=cards[:1]))
 
 
+def test_templates_are_kept_apart_by_the_mac_addresses_that_a_saved_state_holds():
+    spec = kvm.GuestSpec(nics=[kvm.Nic(), kvm.Nic(LAN, model="e1000e")])
+    one, other = ({1: f"52:54:00:00:00:0{number}"} for number in (1, 2))
+    assert key(spec, tied_macs=one) == key(spec, tied_macs=dict(one))
+    assert key(spec, tied_macs=one) != key(spec, tied_macs=other)
+
+
 # ---------------------------------------------------------------- any spec
 
 sizes = st.integers(64, 4096).map("{}MiB".format)

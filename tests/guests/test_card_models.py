@@ -1,0 +1,47 @@
+"""Cards that are not virtio, and a kernel with drivers for them; saved states hold their MAC addresses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest_kvm as kvm
+from tests.guest_specs import SMALL
+
+
+@kvm.network(scope="module")
+def lan():
+    return kvm.NetworkSpec()
+
+
+@kvm.guest(scope="module")
+def mixed(lan):
+    nics = [kvm.Nic(lan, model="e1000e"), kvm.Nic(lan, model="rtl8139"), kvm.Nic(model="e1000e")]
+    return replace(SMALL, packages=["linux-image-amd64"], nics=nics)
+
+
+@kvm.guest(scope="module")
+def neighbour(lan):
+    return replace(SMALL, nics=[kvm.Nic(lan)])
+
+
+def check_cards(mixed, neighbour):
+    drivers = [
+        mixed.run(["readlink", f"/sys/class/net/{nic.device}/device/driver"]).stdout for nic in mixed.nics
+    ]
+    assert [each.strip().rpartition("/")[2] for each in drivers] == ["e1000e", "8139cp"]
+    show = ["ip", "-oneline", "-6", "address", "show", "scope", "link", "dev", neighbour.nics[0].device]
+    address = neighbour.run(show).stdout.split()[3].partition("/")[0]
+    for nic in mixed.nics:
+        mixed.run(["ping", "-c", "1", "-W", "20", f"{address}%{nic.device}"])
+
+
+def test_each_card_of_a_clone_sends_and_receives(mixed, neighbour):
+    assert mixed.kernel.endswith("+deb13-amd64")
+    assert "banner" not in mixed.boot_phases, "it was cloned, and did not boot"
+    check_cards(mixed, neighbour)
+
+
+def test_another_clone_does_so_through_a_reboot(mixed, neighbour):
+    assert "banner" not in mixed.boot_phases
+    mixed.reboot()
+    check_cards(mixed, neighbour)

@@ -35,7 +35,7 @@ class Segment(Network):
         subnet: Its IPv4 subnet; None if its cards get no IPv4 address.
         subnet6: Its IPv6 subnet, likewise.
         tag: Its name in the switch.
-        counters: Returns the counters of each link.
+        counters: Returns the counters of each link of a segment.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Segment(Network):
         subnet: IPv4Network | None,
         subnet6: IPv6Network | None,
         tag: str,
-        counters: Callable[[], Mapping[str, Counters]],
+        counters: Callable[[Segment], Mapping[str, Counters]],
     ) -> None:
         super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
         self.tag = tag
@@ -100,7 +100,7 @@ class Segment(Network):
         Raises:
             SpecError: The segment was removed.
         """
-        return self._counters()
+        return self._counters(self)
 
 
 def add_nic(segment: Segment, nic: GuestNic) -> None:

@@ -7,17 +7,19 @@ MAC addresses from the link's, and IP addresses from the order in which guests j
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Sequence
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.spec.network import hosts_in_order
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.segment import GuestNic, Segment
-    from pytest_kvm.spec.network import Address, NetworkSpec, Subnet
+    from pytest_kvm.handles.segment import Segment
+    from pytest_kvm.spec.network import NetworkSpec, Subnet
     from pytest_kvm.spec.nic import Nic
+
+N = TypeVar("N", IPv4Network, IPv6Network)
 
 _MOST_SUBNETS = 256
 _QEMU_MAC = "52:54:00"
@@ -30,27 +32,32 @@ def choose_subnet4(name: str, spec: NetworkSpec, *, others: Collection[Segment])
     Raises:
         SpecError: The other segments have every subnet that the run can choose.
     """
-    if spec.subnet is None or spec.subnet != "auto":
+    if spec.subnet != "auto":
         return None if spec.subnet is None else IPv4Network(spec.subnet)
-    taken = [other.subnet for other in others if other.subnet is not None]
-    for number in _numbers(name):
-        subnet = IPv4Network(f"10.90.{number}.0/24")
-        if not any(map(subnet.overlaps, taken)):
-            return subnet
-    raise _no_subnet_left(name, field="subnet")
+    candidates = (IPv4Network(f"10.90.{number}.0/24") for number in _numbers(name))
+    taken = [other.subnet for other in others]
+    return _first_clear(candidates, taken, field=f"NetworkSpec.subnet of {name}")
 
 
 def choose_subnet6(name: str, spec: NetworkSpec, *, others: Collection[Segment]) -> IPv6Network | None:
     """Return the IPv6 subnet of a segment; otherwise as :func:`choose_subnet4`."""
-    if spec.subnet6 is None or spec.subnet6 != "auto":
+    if spec.subnet6 != "auto":
         return None if spec.subnet6 is None else IPv6Network(spec.subnet6)
-    taken = [other.subnet6 for other in others if other.subnet6 is not None]
-    for number in _numbers(name):
-        # A unique local address (RFC 4193); 6b766d is "kvm" in hexadecimal.
-        subnet = IPv6Network(f"fd6b:766d:0:{number:x}::/64")
-        if not any(map(subnet.overlaps, taken)):
+    # Unique local addresses (RFC 4193); 6b766d is "kvm" in hexadecimal.
+    candidates = (IPv6Network(f"fd6b:766d:0:{number:x}::/64") for number in _numbers(name))
+    taken = [other.subnet6 for other in others]
+    return _first_clear(candidates, taken, field=f"NetworkSpec.subnet6 of {name}")
+
+
+def _first_clear(candidates: Iterator[N], taken: Sequence[N | None], *, field: str) -> N:
+    """Return the first subnet that overlaps none of those taken."""
+    for subnet in candidates:
+        if not any(subnet.overlaps(other) for other in taken if other is not None):
             return subnet
-    raise _no_subnet_left(name, field="subnet6")
+    raise SpecError(
+        f"{field}: all {_MOST_SUBNETS} subnets that a run can choose are in use",
+        resolution="give the segment a subnet of its own",
+    )
 
 
 def choose_mac(nic: Nic, segment: Segment, *, link: str, reserved: Collection[str]) -> str:
@@ -87,68 +94,51 @@ def choose_interface4(nic: Nic, segment: Segment, *, reserved: Collection[str]) 
     Raises:
         SpecError: Another card has the address, or no address is free.
     """
-    if segment.subnet is None or not nic.has_fixed_address:
-        return None
-    holders = {other.address: other for other in segment.nics if other.address is not None}
-    address = _choose_address(
-        segment, segment.subnet, nic.address, holders=holders, reserved=reserved, field="Nic.address"
-    )
-    return IPv4Interface(f"{address}/{segment.subnet.prefixlen}")
+    chosen = _choose_address(nic, segment, segment.subnet, reserved=reserved, field="address")
+    return None if chosen is None else IPv4Interface(chosen)
 
 
 def choose_interface6(nic: Nic, segment: Segment, *, reserved: Collection[str]) -> IPv6Interface | None:
     """Return the IPv6 address of a card; otherwise as :func:`choose_interface4`."""
-    if segment.subnet6 is None or not nic.has_fixed_address:
-        return None
-    holders = {other.address6: other for other in segment.nics if other.address6 is not None}
-    address = _choose_address(
-        segment, segment.subnet6, nic.address6, holders=holders, reserved=reserved, field="Nic.address6"
-    )
-    return IPv6Interface(f"{address}/{segment.subnet6.prefixlen}")
+    chosen = _choose_address(nic, segment, segment.subnet6, reserved=reserved, field="address6")
+    return None if chosen is None else IPv6Interface(chosen)
 
 
 def _choose_address(
+    nic: Nic,
     segment: Segment,
-    subnet: Subnet,
-    given: str | None,
+    subnet: Subnet | None,
     *,
-    holders: Mapping[Address, GuestNic],
     reserved: Collection[str],
-    field: str,
-) -> Address:
-    if given is not None:
-        address = ip_address(given)
-        if address in holders:
-            raise SpecError(
-                f"{field}: {given} is the address of {holders[address].link} on {segment.name}",
-                resolution="give each card its own address; what is left out is given from the tenth on",
-            )
-        return address
-
-    def free(avoid: Collection[str]) -> Address | None:
-        hosts = (each for each in hosts_in_order(subnet) if each not in holders)
-        return next((each for each in hosts if str(each) not in avoid), None)
-
-    chosen = free(reserved) or free(())
+    field: Literal["address", "address6"],
+) -> str | None:
+    """Return an address with its prefix length."""
+    if subnet is None or not nic.has_fixed_address:
+        return None
+    given: str | None = getattr(nic, field)
+    holders = {str(getattr(other, field)): other for other in segment.nics}
+    if given in holders:
+        raise SpecError(
+            f"Nic.{field}: {given} is the address of {holders[given].link} on {segment.name}",
+            resolution="give each card its own address; what is left out is given from the tenth on",
+        )
+    chosen = given or _first_free(subnet, {*holders, *reserved}) or _first_free(subnet, holders)
     if chosen is None:
         raise SpecError(
-            f"{field}: no address is free in {subnet}, the subnet of {segment.name}",
+            f"Nic.{field}: no address is free in {subnet}, the subnet of {segment.name}",
             resolution="give the segment a larger subnet, or let it choose one",
         )
-    return chosen
+    return f"{chosen}/{subnet.prefixlen}"
+
+
+def _first_free(subnet: Subnet, taken: Collection[str]) -> str | None:
+    return next((host for host in map(str, hosts_in_order(subnet)) if host not in taken), None)
 
 
 def _numbers(name: str) -> Iterator[int]:
     """Yield the numbers of subnets, beginning with one that follows from the segment's name."""
     first = hashlib.sha256(name.encode()).digest()[0]
     return ((first + offset) % _MOST_SUBNETS for offset in range(_MOST_SUBNETS))
-
-
-def _no_subnet_left(name: str, *, field: str) -> SpecError:
-    return SpecError(
-        f"NetworkSpec.{field} of {name}: all {_MOST_SUBNETS} subnets that a run can choose are in use",
-        resolution="give the segment a subnet of its own",
-    )
 
 
 def _macs(name: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +49,8 @@ class Segments:
     def __init__(self, switch: Lazy[Switch]) -> None:
         self._switch = switch
         self._lock = threading.Lock()
-        self._segments: dict[str, Segment] = {}
-        """By the segment's name in the switch."""
-        self._reserved: dict[str, set[str]] = {}
-        """Addresses that guests on the segment have only if their specs name them."""
+        self._segments: dict[Segment, frozenset[str]] = {}
+        """Each with the addresses that guests on it have only if their specs name them."""
         self._numbers = itertools.count(1)
 
     def make(self, name: str, spec: NetworkSpec, *, reserved: Collection[str] = ()) -> Segment:
@@ -70,25 +67,23 @@ class Segments:
         """
         switch = self._switch.get()
         with self._lock:
-            others = self._segments.values()
             tag = f"{name}-{next(self._numbers)}"
             segment = Segment(
                 name,
                 spec,
-                subnet=choose_subnet4(name, spec, others=others),
-                subnet6=choose_subnet6(name, spec, others=others),
+                subnet=choose_subnet4(name, spec, others=self._segments),
+                subnet6=choose_subnet6(name, spec, others=self._segments),
                 tag=tag,
-                counters=partial(self._counters, name, tag),
+                counters=self._counters,
             )
             switch.add_segment(tag)
-            self._segments[tag] = segment
-            self._reserved[tag] = set(reserved)
+            self._segments[segment] = frozenset(reserved)
         return segment
 
     def remove(self, segment: Segment) -> None:
         """Remove a segment; guests that are still on it are cut off."""
         with self._lock:
-            if self._segments.pop(segment.tag, None) is not None:
+            if self._segments.pop(segment, None) is not None:
                 self._switch.get().remove_segment(segment.tag)
 
     def join(self, guest: Guest, spec: GuestSpec, *, declared_name: str) -> tuple[GuestNic, ...]:
@@ -118,7 +113,7 @@ class Segments:
         """Take a guest's cards off their segments; a second call does nothing."""
         for nic in nics:
             with self._lock, suppress(SwitchFailed):  # the removal of the segment will raise it
-                if discard_nic(nic.segment, nic) and nic.segment.tag in self._segments:
+                if discard_nic(nic.segment, nic) and nic.segment in self._segments:
                     self._switch.get().remove_link(nic.segment.tag, nic.link)
 
     def tell_names(self, guest: Guest) -> None:
@@ -160,13 +155,13 @@ class Segments:
     def _join(self, newcomer: _Newcomer, index: int, *, segment: Segment) -> None:
         nic = newcomer.spec.nics[index]
         with self._lock:
-            if segment.tag not in self._segments:
+            if segment not in self._segments:
                 raise SpecError(
                     f"Nic.network: the segment {segment.name} was removed",
                     resolution=f"ask for its fixture: def {newcomer.declared_name}({segment.name})",
                 )
             link = newcomer.link_name(segment)
-            reserved = self._reserved[segment.tag] | newcomer.addresses()
+            reserved = self._segments[segment] | newcomer.addresses()
             joined = GuestNic(
                 guest=newcomer.guest,
                 segment=segment,
@@ -181,11 +176,11 @@ class Segments:
             add_nic(segment, joined)
             newcomer.joined.append(joined)
 
-    def _counters(self, name: str, tag: str) -> Mapping[str, Counters]:
+    def _counters(self, segment: Segment) -> Mapping[str, Counters]:
         with self._lock:
-            if tag not in self._segments:
-                raise SpecError(f"the segment {name} was removed, and its counters with it")
-            return self._switch.get().counters(tag)
+            if segment not in self._segments:
+                raise SpecError(f"the segment {segment.name} was removed, and its counters with it")
+            return self._switch.get().counters(segment.tag)
 
 
 @dataclass(frozen=True, kw_only=True)

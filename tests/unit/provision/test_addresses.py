@@ -23,7 +23,7 @@ AUTO = kvm.NetworkSpec()
 def _segment(name, spec=AUTO, others=()):
     subnet = choose_subnet4(name, spec, others=others)
     subnet6 = choose_subnet6(name, spec, others=others)
-    return kvm.Segment(name, spec, subnet=subnet, subnet6=subnet6, tag=name, counters=dict)
+    return kvm.Segment(name, spec, subnet=subnet, subnet6=subnet6, tag=name, counters=lambda _: {})
 
 
 def _join(segment, link, nic=None, reserved=()):

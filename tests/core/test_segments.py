@@ -56,6 +56,7 @@ def test_a_guest_that_joins_late_is_known_to_all(lan, pair, kvm_guests):
 
 def test_what_a_test_does_to_a_card(pair):
     left, right = pair
+    _ping(right, "left")
     left.run(["ip", "address", "flush", "dev", left.nics[0].device])
     assert not right.run(["ping", "-c", "1", "-W", "2", "left"], check=False).ok
 

@@ -1,4 +1,4 @@
-"""The other connections: a session daemon of the user's own, and a system daemon."""
+"""The other connections: the user's own session daemon, and a system daemon; two guests on a segment each."""
 
 from __future__ import annotations
 
@@ -22,12 +22,23 @@ import signal
 import pytest_kvm as kvm
 
 
+@kvm.network
+def lan():
+    return kvm.NetworkSpec()
+
+
 @kvm.guest
-def machine():
-    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+def machine(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
 
 
-def test(machine):
+@kvm.guest
+def neighbour(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
+
+
+def test(machine, neighbour):
+    machine.run(["ping", "-c", "1", "-W", "20", "neighbour"])
     assert machine.run(["echo", "hello"]).stdout == "hello\\n"
     assert machine.agent.ping() is None
     assert machine.screenshot().startswith(b"\\x89PNG")

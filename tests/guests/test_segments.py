@@ -48,6 +48,11 @@ def addresses(nic):
     return [line.split()[3] for line in shown.splitlines()]
 
 
+def link_local(nic):
+    argv = ["ip", "-oneline", "-6", "address", "show", "scope", "link", "dev", nic.device]
+    return nic.guest.run(argv).stdout.split()[3].partition("/")[0]
+
+
 def state(nic):
     return nic.guest.read_text(f"/sys/class/net/{nic.device}/operstate").strip()
 
@@ -67,10 +72,11 @@ def check_cards(pair):
 def test_each_card_has_its_own_link_and_address(lan, pair):
     assert [nic.link for nic in lan.nics] == ["left", "left.2", "left.3", "right", "right.2", "right.3"]
     check_cards(pair)
-    third = pair[0].nics[2]
-    before = third.counters["out"]["frames"]
-    ping(third.guest, "10.1.0.11", "-I", third.device)
-    assert third.counters["out"]["frames"] > before
+    # Unlike IPv4 addresses, those of a link are answered for by one card, and from that card.
+    mine, its = (guest.nics[2] for guest in pair)
+    before = mine.counters["in"]["frames"]
+    ping(mine.guest, f"{link_local(its)}%{mine.device}")
+    assert mine.counters["in"]["frames"] > before
     ping_by_name(pair)
 
 
@@ -98,6 +104,36 @@ def test_reboots(pair):
     right.reboot(hard=True)
     check_cards(pair)
     ping_by_name(pair)
+
+
+DHCP_SERVER = """
+import socket, sys
+server, leased = map(socket.inet_aton, ("10.1.0.12", "10.1.0.100"))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
+    door.bind(("", 67))
+    print("listening", flush=True)
+    while True:
+        asked = door.recv(1500)
+        kind = {1: 2, 3: 5}[asked[asked.index(b"\\x35\\x01", 240) + 2]]  # to offer, to acknowledge
+        told = {53: bytes([kind]), 54: server, 51: bytes([0, 0, 14, 16]), 1: bytes([255, 255, 255, 0])}
+        options = b"".join(bytes([code, len(value)]) + value for code, value in told.items())
+        head = b"\\2" + asked[1:16] + leased + server + bytes(4) + asked[28:240]
+        door.sendto(head + options + b"\\xff", ("255.255.255.255", 68))
+"""
+"""A server of one lease (RFC 2131)."""
+
+
+def test_a_card_that_asks_another_guest_for_its_address(lan, pair, kvm_guests):
+    server, _ = pair
+    with server.start(["python3", "-c", DHCP_SERVER, server.nics[0].device]) as process:
+        assert next(process.lines()) == "listening"
+        client = kvm_guests.boot(replace(SMALL, nics=[kvm.Nic(lan, dhcp=True)]), name="client")
+        client.wait_until(["sh", "-c", f"ip address show dev {client.nics[0].device} | grep 10.1.0.100/24"])
+        ping(client, "10.1.0.12")
+    with pytest.raises(kvm.SpecError, match="client has no fixed IPv4 address on the segment lan"):
+        lan.address_of(client)
 
 
 def test_small_packets(kvm_networks, kvm_guests):

@@ -35,8 +35,8 @@ from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
 from pytest_kvm.images.qemu_img import create_overlay
 from pytest_kvm.options import from_environment, settings_from
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
-from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.seed import seed_bytes
 from pytest_kvm.render.seed_iso import iso_bytes

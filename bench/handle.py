@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pytest_kvm.options import from_environment, settings_from
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
-from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.settings import TCG_FACTOR, Timeouts
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.ssh.access import Access

@@ -10,8 +10,9 @@ from dataclasses import replace
 from bench.boot import Quiet
 from bench.processes import wait_parked
 from pytest_kvm.handles.guest import Guest
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
-from pytest_kvm.provision.undo_log import Owner, ResetCoordinator
+from pytest_kvm.provision.undo_log import Owner
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 
@@ -74,7 +75,7 @@ def _by_clone(settings: Settings, spec: GuestSpec, *, rounds: int, prepare: Call
                     prepare(guest)
                 with _test(coordinator, f"test {number} finds nothing"):
                     began = time.perf_counter()
-                    coordinator.settle(guest)
+                    coordinator.settle([guest])
                     use(guest)
                     times[what].append(time.perf_counter() - began)
                     _check_undone(guest)
@@ -88,6 +89,7 @@ def _test(coordinator: ResetCoordinator, name: str) -> Iterator[None]:
     with coordinator.at_work(owner):
         yield
     owner.ended = True
+    coordinator.cut_off(owner)
 
 
 def _change(guest: Guest) -> None:

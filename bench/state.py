@@ -39,8 +39,8 @@ from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.options import from_environment, settings_from
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
-from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.settings import RamPlace, Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.image import ImageRef

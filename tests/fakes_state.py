@@ -8,7 +8,7 @@ from pytest_kvm.errors import SnapshotFailed
 
 if TYPE_CHECKING:
     from pytest_kvm.provision.events import Tier
-    from pytest_kvm.provision.undo_log import Point, RestorableState
+    from pytest_kvm.provision.restorable_state import Point, RestorableState
 
 
 class FakeState:
@@ -22,6 +22,9 @@ class FakeState:
         """Why no savepoint can be taken, empty while it can."""
         self.is_lost = False
         """Whether all points but the base are gone."""
+        self.frames = 0
+        """How many have come from other guests."""
+        self.is_detached = False
         self._base = object()
         self._points: dict[Point, list[str]] = {self._base: []}
 
@@ -46,6 +49,7 @@ class FakeState:
         if not self.reaches(point):
             raise SnapshotFailed("it is lost")
         self.done.append("restore")
+        self.is_detached = False
         self.content = list(self._points[point])
         return "load"
 
@@ -57,12 +61,33 @@ class FakeState:
         self.done.append("drop")
         del self._points[point]
 
+    @property
+    def is_ready(self) -> bool:
+        return True
+
+    def reached(self) -> int:
+        return self.frames
+
+    def detach(self) -> None:
+        self.is_detached = True
+
+
+class FakeSegment:
+    """Joins guests, and is their card on it as well."""
+
+    def __init__(self, *guests: FakeGuest) -> None:
+        self.guests = list(guests)
+        self.segment = self
+        for each in guests:
+            each.nics += (self,)
+
 
 class FakeGuest:
-    """A handle whose only verbs are to change it and to look at it."""
+    """A handle whose only verbs are to change it, to look at it, and to talk to another guest."""
 
     def __init__(self, name: str, coordinator) -> None:
         self.name = name
+        self.nics: tuple[FakeSegment, ...] = ()
         self.state = FakeState()
         self._coordinator = coordinator
         real_state: RestorableState = self.state  # the type checker compares fake and protocol here
@@ -75,6 +100,16 @@ class FakeGuest:
     def look(self) -> list[str]:
         self._coordinator.before_use(self)
         return list(self.state.content)
+
+    def talk_to(self, other: FakeGuest, text: str) -> list[str]:
+        """Change another guest by a frame; return what that guest held before."""
+        self._coordinator.before_use(self)
+        before = list(other.state.content)
+        assert not self.state.is_detached
+        assert not other.state.is_detached
+        other.state.frames += 1
+        other.state.content.append(text)
+        return before
 
     def wait_ready(self) -> None:
         """It always is."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.provision.undo_log import ResetCoordinator
+    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
     from pytest_kvm.spec.guest import GuestSpec
 
 Node: TypeAlias = "pytest.Item | pytest.Collector"
@@ -91,6 +91,7 @@ class BootOutcomes:
             guest = self._changed.pop(owner, None)
             if guest is not None:
                 owner.ended = True
+                self._coordinator.cut_off(owner)
                 self._told.pop(guest, None)
 
     def _call(self, guest: Guest, error: BaseException | None, *, node: Node) -> None:

@@ -66,14 +66,15 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Wait until every guest of the test is ready and reset, before the test's call phase.
 
     It is the outermost of all wrappers, so it waits after all fixtures have run:
-    guests of one test boot at the same time. A guest that cannot boot, or cannot
+    guests of one test boot, and are reset, at the same time. A guest that cannot boot, or cannot
     be reset, is an error of set-up.
     """
     scopes_of(item.config).begin(item)
     yield
-    for guest in guests_of(item):
+    guests = guests_of(item)
+    for guest in guests:
         guest.wait_ready()
-        coordinator_of(item.config).settle(guest)
+    coordinator_of(item.config).settle(guests)
 
 
 @pytest.hookimpl(wrapper=True)

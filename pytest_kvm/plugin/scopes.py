@@ -22,7 +22,7 @@ from pytest_kvm.provision.undo_log import Owner
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_kvm.provision.undo_log import ResetCoordinator
+    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,10 @@ class Scopes:
     def _end(self, owner: Owner) -> None:
         """Mark an owner's changes as to be undone, and finish the fixtures that lose theirs with them."""
         owner.ended = True
-        self._finish_losers(owner)
+        try:
+            self._finish_losers(owner)  # for their teardown they may need the guests' segments
+        finally:
+            self._coordinator.cut_off(owner)
 
     def _finish_losers(self, owner: Owner) -> None:
         """Finish the fixtures whose changes are lost when the owner's are undone."""

@@ -13,7 +13,7 @@ from pytest_kvm.plugin.hook_calls import BootOutcomes, Node, modify_spec
 from pytest_kvm.plugin.record import Record
 from pytest_kvm.plugin.scopes import Scopes
 from pytest_kvm.provision.events import EventListener, EventLog, ignore
-from pytest_kvm.provision.undo_log import ResetCoordinator
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

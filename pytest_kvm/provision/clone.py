@@ -21,9 +21,9 @@ from pytest_kvm.provision.cold_boot import (
     paused_domain,
 )
 from pytest_kvm.provision.disks import FrozenDisk, copies_of, overlays_of
+from pytest_kvm.provision.guest_links import open_ports
 from pytest_kvm.provision.machine_plan import is_unique, new_machine_id, plan_domain
 from pytest_kvm.provision.run_resources import RunResources
-from pytest_kvm.provision.segments import open_ports
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import (
     CONSOLE,

@@ -15,9 +15,9 @@ from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import new_disks
+from pytest_kvm.provision.guest_links import attach_links, open_ports
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
 from pytest_kvm.provision.run_resources import RunResources
-from pytest_kvm.provision.segments import attach_links, open_ports
 from pytest_kvm.provision.start_request import Place, StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile

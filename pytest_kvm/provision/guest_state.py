@@ -11,12 +11,13 @@ from pytest_kvm.errors import GuestError, SnapshotFailed
 from pytest_kvm.handles.guest import replace_machine
 from pytest_kvm.machine import savepoints
 from pytest_kvm.provision.events import Tier
-from pytest_kvm.provision.undo_log import Point
+from pytest_kvm.provision.restorable_state import Point
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.guest_boot import GuestBoot
+    from pytest_kvm.provision.guest_links import GuestLinks
     from pytest_kvm.provision.run_resources import Lazy
     from pytest_kvm.provision.starter import GuestStarter, Started
 
@@ -30,7 +31,7 @@ class _TakenPoint:
 
 
 class GuestState:
-    """Implements :class:`pytest_kvm.provision.undo_log.RestorableState`.
+    """Implements :class:`pytest_kvm.provision.restorable_state.RestorableState`.
 
     The state in which a guest became ready (``base``) needs no savepoint if the
     guest is a clone: another clone of the same template takes its place behind
@@ -40,10 +41,14 @@ class GuestState:
         guest: The handle.
         boot: Starts the guest's first machine.
         starter: Starts the machines that follow the first.
+        links: The guest's links to its segments.
     """
 
-    def __init__(self, guest: Guest, boot: GuestBoot, starter: Lazy[GuestStarter]) -> None:
+    def __init__(
+        self, guest: Guest, boot: GuestBoot, starter: Lazy[GuestStarter], *, links: GuestLinks
+    ) -> None:
         self._guest = guest
+        self._links = links
         self._boot = boot
         self._starter = starter
         self._base = object()
@@ -68,7 +73,7 @@ class GuestState:
             return self._restore_base()
         if not isinstance(point, _TakenPoint) or point.machine is not self._get_started().machine:
             raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
-        savepoints.restore(point.machine, point.name)
+        self._load(point.machine, point.name)
         return "load"
 
     def reaches(self, point: Point) -> bool:
@@ -82,6 +87,23 @@ class GuestState:
         if isinstance(point, _TakenPoint) and point.machine is self._get_started().machine:
             savepoints.drop(point.machine, point.name)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the guest has become ready."""
+        return self._boot.started.done()
+
+    def reached(self) -> int:
+        """Return how many frames have come from other guests that can have changed this one."""
+        return self._links.reached()
+
+    def detach(self) -> None:
+        """Let the guest and its neighbours exchange no frames until it is restored."""
+        self._links.detach()
+
+    def _load(self, machine: Machine, name: str) -> None:
+        with self._links.attaching(machine):
+            savepoints.restore(machine, name)
+
     def _get_started(self) -> Started:
         if self._current is None:
             self._current = self._boot.started.result()
@@ -92,7 +114,7 @@ class GuestState:
         if current.base is None or not current.machine.domain.alive():
             return self._replace_machine()
         try:
-            savepoints.restore(current.machine, current.base)
+            self._load(current.machine, current.base)
         except (SnapshotFailed, GuestError) as failure:
             # The next reset would fail as well, so the machine cannot be used any more.
             current.request.log.warning(

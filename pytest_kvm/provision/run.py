@@ -14,12 +14,13 @@ from pytest_kvm.errors import CleanupFailed
 from pytest_kvm.handles.guest import Guest, untold
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
+from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.guest_state import GuestState
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
 from pytest_kvm.provision.segments import Segments
 from pytest_kvm.provision.start_request import Place
 from pytest_kvm.provision.starter import GuestStarter
-from pytest_kvm.provision.undo_log import ResetCoordinator
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.switch.client import Switch
@@ -67,7 +68,9 @@ class Run:
         resets: bool = True,
         on_booted: Callable[[Guest, BaseException | None], None] = untold,
     ) -> Guest:
-        """Start a guest and return its handle at once; its verbs wait for it.
+        """Start a guest and return its handle; its verbs wait for it.
+
+        This waits only if guests on its segments have to be put back first.
 
         Args:
             spec: What the guest is made of.
@@ -105,8 +108,12 @@ class Run:
             )
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
+        if guest.nics:  # its boot needs its neighbours, and may change them
+            self._coordinator.before_use(guest)
         if resets:
-            self._coordinator.watch(guest, GuestState(guest, boot, self._starter), reset=spec.reset)
+            links = GuestLinks(self._switch, guest.nics, spec=spec)
+            state = GuestState(guest, boot, self._starter, links=links)
+            self._coordinator.watch(guest, state, reset=spec.reset)
         boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         return guest
 

@@ -1,8 +1,7 @@
 """The segments of a run: makes and removes them, gives guests their cards on them, and names the guests.
 
-A guest's card has a *link* on its segment, which the guest keeps. Each machine
-of the guest has a *port* for the card, which QEMU connects to. The link is
-attached to the port of the machine that runs.
+A guest's card has a *link* on its segment, which the guest keeps;
+:mod:`~pytest_kvm.provision.guest_links` attaches it to the machine that runs.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import GuestGone, SpecError, SwitchFailed
+from pytest_kvm.errors import SpecError, SwitchFailed
 from pytest_kvm.handles.guest import running_machine
 from pytest_kvm.handles.segment import Counters, GuestNic, Segment, add_nic, discard_nic
 from pytest_kvm.hypervisor.protocol import DomainState
@@ -26,14 +24,11 @@ from pytest_kvm.provision.addresses import (
     choose_subnet4,
     choose_subnet6,
 )
-from pytest_kvm.provision.machine_plan import port_path
 from pytest_kvm.spec.neighbours import hostname_from, names_of
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.run_resources import Lazy
-    from pytest_kvm.render.plan import DomainPlan
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.network import NetworkSpec
     from pytest_kvm.switch.client import Switch
@@ -237,30 +232,3 @@ class _Newcomer:
             nic.guest is not self.guest and (nic.link == self.declared_name or hostname in nic.names)
             for nic in segment.nics
         )
-
-
-def open_ports(switch: Lazy[Switch], plan: DomainPlan, *, stack: ExitStack) -> None:
-    """Have the switch listen for the cards of a machine before it is started; the stack closes the ports.
-
-    Raises:
-        SwitchFailed: The switch did not start, or has ended.
-    """
-    for planned in plan.segment_nics:
-        switch.get().open_port(planned.port)
-        stack.callback(_close_port, switch, planned.port)
-
-
-def _close_port(switch: Lazy[Switch], port: Path) -> None:
-    with suppress(SwitchFailed, GuestGone):  # the switch has ended, and its ports with it
-        switch.get().close_port(port)
-
-
-def attach_links(switch: Lazy[Switch], nics: Sequence[GuestNic], *, machine: Machine) -> None:
-    """Attach a guest's links to a machine that is about to run; the links of its former machine are moved.
-
-    Raises:
-        SwitchFailed: The switch has ended.
-    """
-    for nic in nics:
-        port = port_path(machine.folder, nic.index)
-        switch.get().attach(nic.segment.tag, nic.link, port=port)

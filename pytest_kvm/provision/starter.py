@@ -16,11 +16,11 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.cold_boot import power_on
 from pytest_kvm.provision.events import Event, Tier
+from pytest_kvm.provision.guest_links import attach_links
 from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.run_templates import RunTemplates, key_of
-from pytest_kvm.provision.segments import attach_links
 from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import TemplateTier

@@ -4,6 +4,10 @@ Each owner (a test, or a fixture of a wider scope) gets an entry when it first
 uses the guest. The entry holds the point that the guest stood at before. When
 an owner has ended and another owner is about to use the guest, the guest is
 restored to that point. A guest that is not used again is not restored.
+
+Guests on a segment change each other. So an owner that uses one of them gets an
+entry on the others, too; it goes again if no frame has come that can have changed
+the guest.
 """
 
 from __future__ import annotations
@@ -11,61 +15,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-from pytest_kvm.errors import SnapshotFailed
-from pytest_kvm.provision.events import Event, EventListener, Kind, Tier, ignore
+from pytest_kvm.errors import KvmError, SnapshotFailed, SwitchFailed
+from pytest_kvm.provision.events import Event, EventListener, Kind, Tier
+from pytest_kvm.provision.restorable_state import Point, RestorableState
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.guest import Guest
     from pytest_kvm.spec.guest import Reset
 
 _log = logging.getLogger("pytest_kvm.provision")
-
-Point = object
-"""A state that a guest can be restored to, made by :class:`RestorableState`; compared by identity."""
-
-
-class RestorableState(Protocol):
-    """One guest's state on the hypervisor: memory and all writable disks together.
-
-    Every method blocks until it is done, and waits for a guest that still boots.
-    No method may use the guest's verbs, because they use the undo log.
-    """
-
-    @property
-    def base(self) -> Point:
-        """The state in which the guest became ready; asking for it waits for nothing."""
-        ...
-
-    def take(self) -> Point:
-        """Take a savepoint.
-
-        Raises:
-            SnapshotFailed: No savepoint can be taken in this state; the message says why.
-        """
-        ...
-
-    def restore(self, point: Point) -> Tier:
-        """Restore a point, as often as wanted, and return how it was done.
-
-        Points taken after this one cannot be restored any more.
-
-        Raises:
-            SnapshotFailed: The point cannot be reached any more.
-        """
-        ...
-
-    def reaches(self, point: Point) -> bool:
-        """Say whether a point can still be restored: ``base`` always can, others end with their machine."""
-        ...
-
-    def drop(self, point: Point) -> None:
-        """Forget a point that was taken; never called for ``base``."""
-        ...
 
 
 class Owner:
@@ -86,12 +47,16 @@ class Owner:
         return f"<Owner {self.name}{', ended' if self.ended else ''}>"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Entry:
     """One owner's changes, and the point before them."""
 
     owner: Owner
     before: Point
+    is_used: bool
+    """Whether the owner has used the guest; else neighbours may have changed it on the owner's behalf."""
+    reached: int
+    """How many frames had reached the guest before."""
 
 
 class UndoLog:
@@ -111,8 +76,13 @@ class UndoLog:
         self._tell = tell
         self._entries: list[_Entry] = []
         self._here: Point | None = state.base
-        """The point that the guest stands at; None if the guest was used since."""
+        """The point that the guest stands at, unless frames have come since; None if it was used since."""
+        self._reached_here: int | None = None
+        """How many frames had reached the guest at that point; None while it becomes ready."""
         self._taken: list[Point] = []
+        self._given_up: WeakSet[Owner] = WeakSet()
+        """Owners that use neighbours, and whose changes by way of them cannot be kept apart."""
+        self._is_detached = False
         self._lock = threading.Lock()
 
     def use(self, owner: Owner) -> None:
@@ -123,8 +93,45 @@ class UndoLog:
         """
         with self._lock:
             self._undo_above(owner)
-            self._push_entry(owner)
+            self._push_entry(owner, is_used=True)
             self._here = None
+
+    def expose(self, owner: Owner) -> None:
+        """Note that ``owner`` is about to use a neighbour, which may change the guest.
+
+        A guest that cannot be saved now keeps what its neighbours do to it:
+        a fixture's process, for instance, is at work in it for all tests. One
+        that cannot be put back stays cut off. The owner's next steps are no
+        reason to try again, and only a use of the guest itself is an error.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        with self._lock:
+            self._note_here()
+            if owner not in self._given_up and self._try_to_undo(owner):
+                try:
+                    self._push_entry(owner, is_used=False)
+                except SwitchFailed:
+                    raise
+                except KvmError as failure:
+                    self._given_up.add(owner)
+                    _log.info("%s keeps what its neighbours do to it: %s", self._guest, failure)
+
+    def is_settled(self, owner: Owner) -> bool:
+        """Say whether there is nothing to undo before ``owner`` uses the guest."""
+        with self._lock:
+            return self._first_to_undo(owner) is None
+
+    def undo_ended(self, owner: Owner) -> None:
+        """Undo the changes of owners that have ended, for an owner that will probably use a neighbour.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        with self._lock:
+            if owner not in self._given_up:
+                self._try_to_undo(owner)
 
     def settle(self, owner: Owner) -> None:
         """Do the slow part of :meth:`use` in advance, for an owner that will probably use the guest.
@@ -135,20 +142,50 @@ class UndoLog:
         with self._lock:
             self._undo_above(owner)
             if self._reset_for(owner) == "always":
-                self._push_entry(owner)
+                self._push_entry(owner, is_used=True)
                 self._here = None
             elif self._needs_entry(owner):
-                self._here = self._point(owner)
+                self._look_at_top()
+                self._stand(owner)
 
     def touch(self) -> None:
         """Note a use without an owner; it is undone with the newest entry."""
         with self._lock:
             self._here = None
 
+    def cut_off_if_changed(self, owner: Owner) -> bool:
+        """Cut the guest off until it is put back, if it has changes of an owner; say whether that was done.
+
+        It is not done as long as others, who changed the guest later, are still
+        at work: they may need the network, and cut the guest off themselves.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        with self._lock:
+            owners = self._owners()
+            if self._is_detached or owner not in owners:
+                return False
+            if not all(each.ended for each in owners[owners.index(owner) :]):
+                return False
+            self._state.detach()
+            self._is_detached = True
+            return True
+
+    def drop_unreached(self, owner: Owner) -> None:
+        """Drop the newest entry if it is an owner's and nothing was changed on the owner's behalf.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        with self._lock:
+            if self._is_on_top(owner):
+                self._look_at_top()
+
     def has_changes_of(self, owner: Owner) -> bool:
         """Say whether the guest has changes of an owner that can be undone."""
         with self._lock:
-            return any(entry.owner is owner for entry in self._entries)
+            return owner in self._owners()
 
     def losers(self, owner: Owner) -> list[Owner]:
         """Return the owners that have not ended and lose their changes when ``owner``'s are undone.
@@ -159,7 +196,7 @@ class UndoLog:
         comes first.
         """
         with self._lock:
-            owners = [entry.owner for entry in self._entries]
+            owners = self._owners()
             if owner not in owners:
                 return []
             own = owners.index(owner)
@@ -178,30 +215,97 @@ class UndoLog:
         """Say whether the owner's next change needs a new entry."""
         return self._reset_for(owner) != "never" and not self._is_on_top(owner)
 
-    def _push_entry(self, owner: Owner) -> None:
-        if self._needs_entry(owner):
-            self._entries.append(_Entry(owner=owner, before=self._point(owner)))
+    def _owners(self) -> list[Owner]:
+        """Return the owners that have changed the guest, the oldest first."""
+        entries = self._entries[:-1] if self._is_top_unreached() else self._entries
+        return [entry.owner for entry in entries]
 
-    def _point(self, owner: Owner) -> Point:
-        """Return the point that the guest stands at; take a savepoint if it has changed since the last."""
-        return self._take(owner) if self._here is None else self._here
+    def _push_entry(self, owner: Owner, *, is_used: bool) -> None:
+        if self._needs_entry(owner):
+            self._look_at_top()
+            before, reached = self._stand(owner)
+            self._entries.append(_Entry(owner=owner, before=before, is_used=is_used, reached=reached))
+        elif is_used and self._is_on_top(owner):
+            self._entries[-1].is_used = True
+
+    def _is_top_unreached(self) -> bool:
+        """Say whether nobody has changed the guest since the newest entry; of the others this is known."""
+        if not self._entries or self._entries[-1].is_used:
+            return False
+        try:
+            return self._state.reached() <= self._entries[-1].reached
+        except SwitchFailed:
+            return False  # nobody knows, so it counts as changed
+
+    def _look_at_top(self) -> None:
+        """See whether neighbours have changed the guest since the newest entry; drop the entry if not."""
+        if self._is_top_unreached():
+            self._entries.pop()
+        elif self._entries and not self._entries[-1].is_used:
+            self._entries[-1].is_used = True
+            self._here = None
+
+    def _stand(self, owner: Owner) -> tuple[Point, int]:
+        """Return the point that the guest stands at; take a savepoint if it has changed since the last.
+
+        The number is that of the frames before, so that those which come
+        meanwhile count. What came while no owner was at work is lost with the
+        next reset if no savepoint can be taken.
+        """
+        reached = self._state.reached()
+        if self._here is None or self._has_left_here(reached):
+            try:
+                self._here, self._reached_here = self._take(owner), reached
+            except SnapshotFailed as failure:
+                if self._here is None:
+                    raise
+                _log.info("%s", failure)
+        return self._here, reached
+
+    def _note_here(self) -> None:
+        """Once the guest is ready, note how many frames had reached it by then."""
+        if self._reached_here is None and self._state.is_ready:
+            self._reached_here = self._state.reached()
+
+    def _has_left_here(self, reached: int) -> bool:
+        """Say whether frames have come since the guest was put to the point where it stands."""
+        self._note_here()
+        return self._reached_here is not None and reached > self._reached_here
+
+    def _try_to_undo(self, owner: Owner) -> bool:
+        """Undo as :meth:`_undo_above` does, for an owner that uses a neighbour; say whether it is done."""
+        try:
+            self._undo_above(owner)
+        except SwitchFailed:
+            raise
+        except KvmError as failure:
+            self._given_up.add(owner)
+            _log.warning("%s stays cut off from %s: %s", self._guest, owner.name, failure)
+            return False
+        return True
 
     def _undo_above(self, owner: Owner) -> None:
         """Of the entries newer than the owner's, undo the oldest whose owner has ended, and all after it."""
+        if self._entries and self._entries[-1].owner.ended:
+            self._look_at_top()
+        index = self._first_to_undo(owner)
+        if index is not None:
+            self._undo_down_to(index)
+
+    def _first_to_undo(self, owner: Owner) -> int | None:
         owners = [entry.owner for entry in self._entries]
         own = len(owners) - owners[::-1].index(owner) if owner in owners else 0
-        for index, each in enumerate(owners[own:], start=own):
-            if each.ended:
-                self._undo_down_to(index)
-                return
+        return next((index for index, each in enumerate(owners[own:], start=own) if each.ended), None)
 
     def _undo_down_to(self, index: int) -> None:
         undone = self._entries[index:]
         if lost := [entry.owner.name for entry in undone if not entry.owner.ended]:
             _log.warning("%s: what %s did is undone early", self._guest, " and ".join(lost))
         begun = time.monotonic()
+        reached = self._state.reached()
         tier = self._state.restore(undone[0].before)
-        self._here = undone[0].before
+        self._here, self._reached_here = undone[0].before, reached
+        self._is_detached = False
         del self._entries[index:]
         owners = dict.fromkeys(entry.owner.name for entry in undone)
         self._note("reset", since=begun, tier=tier, why="after " + ", ".join(owners))
@@ -239,101 +343,3 @@ class UndoLog:
     def _note(self, kind: Kind, *, since: float, why: str, tier: Tier | None = None) -> None:
         seconds = time.monotonic() - since
         self._tell(Event(guest=self._guest, kind=kind, tier=tier, seconds=seconds, why=why))
-
-
-class ResetCoordinator:
-    """Passes each use of a guest to the guest's undo log, with the owner that is at work.
-
-    Owners are a stack: a fixture is set up on behalf of a test, and the test goes
-    on when the fixture is done. All threads share the stack: what a thread of a
-    test does counts as done by the test.
-
-    Args:
-        tell: Gets an event for each savepoint and each reset.
-    """
-
-    def __init__(self, *, tell: EventListener = ignore) -> None:
-        self._tell = tell
-        self._lock = threading.Lock()
-        self._undo_logs: dict[Guest, UndoLog] = {}
-        self._at_work: list[Owner] = []
-
-    # ------------------------------------------------------------ guests
-
-    def watch(self, guest: Guest, state: RestorableState, *, reset: Reset) -> None:
-        """Keep an undo log for a guest from now on.
-
-        Args:
-            guest: The guest; it may still boot.
-            state: Takes and restores its savepoints.
-            reset: The ``reset`` of its spec.
-        """
-        with self._lock:
-            self._undo_logs[guest] = UndoLog(guest.name, state, reset=reset, tell=self._tell)
-
-    def forget(self, guest: Guest) -> None:
-        """Drop a guest's undo log: the guest is about to be removed."""
-        with self._lock:
-            self._undo_logs.pop(guest, None)
-
-    def before_use(self, guest: Guest) -> None:
-        """Undo changes of owners that have ended; called before each verb of the guest.
-
-        Raises:
-            SnapshotFailed: As in :meth:`UndoLog.use`.
-        """
-        undo_log = self._undo_logs.get(guest)
-        if undo_log is None:
-            return
-        owner = self.owner
-        if owner is None:
-            undo_log.touch()
-        else:
-            undo_log.use(owner)
-
-    def settle(self, guest: Guest) -> None:
-        """Do the slow part of :meth:`before_use` in advance.
-
-        Raises:
-            SnapshotFailed: As in :meth:`before_use`.
-        """
-        undo_log, owner = self._undo_logs.get(guest), self.owner
-        if undo_log is not None and owner is not None:
-            undo_log.settle(owner)
-
-    # ------------------------------------------------------------ owners
-
-    @property
-    def owner(self) -> Owner | None:
-        """The owner that is at work; None between tests."""
-        return self._at_work[-1] if self._at_work else None
-
-    def enter(self, owner: Owner) -> None:
-        """Put an owner on top of the stack."""
-        self._at_work.append(owner)
-
-    def leave(self, owner: Owner) -> None:
-        """Take an owner and all owners above it off the stack."""
-        if owner in self._at_work:
-            del self._at_work[self._at_work.index(owner) :]
-
-    @contextmanager
-    def at_work(self, owner: Owner) -> Generator[None]:
-        """Have an owner on top of the stack during a block."""
-        self.enter(owner)
-        try:
-            yield
-        finally:
-            self.leave(owner)
-
-    def has_changes_of(self, owner: Owner) -> bool:
-        """Say whether any guest has changes of an owner that can be undone."""
-        with self._lock:
-            return any(undo_log.has_changes_of(owner) for undo_log in self._undo_logs.values())
-
-    def losers(self, owner: Owner) -> list[Owner]:
-        """Return the owners that lose their changes when ``owner``'s are undone, the newest first."""
-        with self._lock:
-            undo_logs = list(self._undo_logs.values())
-        losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]
-        return list(dict.fromkeys(reversed(losing)))

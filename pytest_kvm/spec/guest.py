@@ -71,8 +71,8 @@ class GuestSpec:
     the host name is its own."""
     reset: Reset = "auto"
     """What becomes of a test's changes: ``auto`` undoes them before the next test
-    if the guest was used, ``always`` undoes them whether it was used or not,
-    ``never`` keeps them for the tests that follow."""
+    if the guest was used, or reached by frames of another guest that was; ``always``
+    undoes them in any case; ``never`` keeps them for the tests that follow."""
     hostname: str | None = None
     """Host name; None: made of the guest's name."""
     timezone: str | None = None

@@ -12,8 +12,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.switch.faults import Faults
-from pytest_kvm.switch.frames import HEADER, LONGEST, PREFIX, BrokenStreamError, is_group, station
-from pytest_kvm.switch.link import Link
+from pytest_kvm.switch.frames import (
+    HEADER,
+    LONGEST,
+    PREFIX,
+    BrokenStreamError,
+    is_discovery,
+    is_group,
+    station,
+)
+from pytest_kvm.switch.link import Link, Port
 
 if TYPE_CHECKING:
     from pytest_kvm.switch.pcap import Capture
@@ -55,6 +63,8 @@ class Bridge:
         self._link_of: dict[bytes, Link] = {}
         self._cuts: dict[int, list[frozenset[Link]]] = {}
         self._in_flight = 0
+        self._moves = 0
+        """How often links were moved; a frame keeps the number at which it was sent."""
 
     # ------------------------------------------------------------ set-up
 
@@ -65,10 +75,17 @@ class Bridge:
     def leave(self, link: Link) -> None:
         """Remove a link and forget the addresses behind it."""
         del self.links[link.name]
-        self.forget(link)
+        self._forget(link)
 
-    def forget(self, link: Link) -> None:
-        """Forget which addresses are behind a link; called when another card is plugged into it."""
+    def move(self, link: Link, port: Port | None) -> None:
+        """Have a link lead to another port, or to none; no frame that was sent before passes the link."""
+        link.port = port
+        self._moves += 1
+        link.moved = self._moves
+        self._forget(link)
+
+    def _forget(self, link: Link) -> None:
+        """Forget which addresses are behind a link."""
         self._link_of = {key: each for key, each in self._link_of.items() if each is not link}
 
     def cut(self, number: int, groups: list[frozenset[Link]]) -> None:
@@ -119,7 +136,7 @@ class Bridge:
                         target.deliver(view[begin:at], frames=frames)
                     begin, frames, target = at, 0, way
             if target is None:
-                self._switch(source, data[begins:ends])
+                self._switch(source, self._moves, data[begins:ends])
                 begin, last = ends, b""
             else:
                 frames += 1
@@ -132,14 +149,14 @@ class Bridge:
         return at
 
     def _target_of(self, source: Link, frame: bytes) -> Link | None:
-        """Return the one link that a frame goes to; None if there are more or none, or it is not clear."""
+        """Return the one link that a frame goes to; None if it takes a closer look."""
         if len(frame) < HEADER:
             return None
         self._learn(source, frame)
         target = self._link_of.get(station(frame, 0))
         if target is None or target is source or not target.is_clear or not self.are_joined(source, target):
             return None
-        return target
+        return None if is_discovery(frame) else target
 
     def _learn(self, source: Link, frame: bytes) -> None:
         """Note which link a frame's sender is behind."""
@@ -161,19 +178,30 @@ class Bridge:
         source.sent.bytes += len(frame)
         for capture in source.captures:
             capture.take(frame)
-        self._apply_faults(source.out, source, frame, then=partial(self._apply_own_faults, source))
+        then = partial(self._apply_own_faults, source, self._moves)
+        self._apply_faults(source.out, source, frame, then=then)
 
-    def _apply_own_faults(self, source: Link, frame: bytes) -> None:
-        self._apply_faults(self.faults, source, frame, then=partial(self._switch, source))
+    def _apply_own_faults(self, source: Link, sent: int, frame: bytes) -> None:
+        self._apply_faults(self.faults, source, frame, then=partial(self._switch, source, sent))
 
-    def _switch(self, source: Link, frame: bytes) -> None:
-        """Send a frame to the link that its receiver is behind, or to all links if that link is not known."""
+    def _switch(self, source: Link, sent: int, frame: bytes) -> None:
+        """Send a frame to the link that its receiver is behind, or to all links if that link is not known.
+
+        Args:
+            source: The link that it came from.
+            sent: How often links had been moved when it came.
+            frame: The frame.
+        """
         if len(frame) < HEADER:
             source.sent.dropped["malformed"] += 1
+            return
+        if source.moved > sent:
+            source.sent.dropped["unplugged"] += 1
             return
         self._learn(source, frame)
         known = self._link_of.get(station(frame, 0))
         targets = self.links.values() if known is None else (known,)
+        discovery = is_discovery(frame)
         crossed = False
         for target in targets:
             if target is source:
@@ -182,20 +210,25 @@ class Bridge:
                 target.got.dropped["partition"] += 1
                 continue
             crossed = True
-            if target.is_clear:
-                target.hand_one(frame)
+            if target.moved > sent:
+                target.got.dropped["unplugged"] += 1
+            elif target.is_clear:
+                target.hand_one(frame, is_discovery=discovery)
             else:
-                self._apply_faults(target.into, target, frame, then=partial(self._to_guest, source, target))
+                then = partial(self._to_guest, source, target, sent)
+                self._apply_faults(target.into, target, frame, then=then)
         if crossed:
             for capture in self.captures:
                 capture.take(frame)
 
-    def _to_guest(self, source: Link, target: Link, frame: bytes) -> None:
-        """Hand a frame to a guest, unless a cut was made while the frame was delayed."""
-        if self.are_joined(source, target):
-            target.hand_one(frame)
-        else:
+    def _to_guest(self, source: Link, target: Link, sent: int, frame: bytes) -> None:
+        """Hand a frame to a guest, unless a cut was made or a link was moved while it was on its way."""
+        if not self.are_joined(source, target):
             target.got.dropped["partition"] += 1
+        elif max(source.moved, target.moved) > sent:
+            target.got.dropped["unplugged"] += 1
+        else:
+            target.hand_one(frame, is_discovery=is_discovery(frame))
 
     def _apply_faults(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]

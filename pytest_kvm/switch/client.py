@@ -127,12 +127,29 @@ class Switch:
         self._order("close_port", port=str(path))
 
     def attach(self, segment: str, link: str, *, port: Path | None) -> None:
-        """Attach a link to a port in place of its former one; None only detaches it from that one."""
+        """Attach a link to a port in place of its former one; None only detaches it from that one.
+
+        Frames that are on their way from or to the link are lost, and so are those that the card at
+        the port has sent before.
+        """
         self._order("attach", segment=segment, link=link, port=None if port is None else str(port))
 
     def set_link(self, segment: str, link: str, *, up: bool) -> None:
         """Plug a link in, or unplug it, so that no frames pass."""
         self._order("set_link", segment=segment, link=link, up=up)
+
+    def is_drained(self, path: Path) -> bool:
+        """Say whether the card at a port has taken all that was sent to it."""
+        drained: bool = self._order("is_drained", port=str(path))
+        return drained
+
+    def reached(self, segment: str, link: str) -> int:
+        """Return how many frames came by which others can have changed the guest behind a link.
+
+        These are all frames but those by which machines find each other (:func:`frames.is_discovery`).
+        """
+        frames: int = self._order("reached", segment=segment, link=link)
+        return frames
 
     def counters(self, segment: str) -> dict[str, dict[Direction, dict[str, Any]]]:
         """Return what passed each link in each direction, and what was dropped there, by reason."""

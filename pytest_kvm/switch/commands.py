@@ -8,11 +8,15 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from pytest_kvm.switch.bridge import Ask, Bridge
+from pytest_kvm.switch.bridge import Ask, Bridge, length_of_whole_frames
 from pytest_kvm.switch.faults import KINDS, Faults
+from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Direction, Link, Port
 from pytest_kvm.switch.pcap import Capture
 from pytest_kvm.switch.schedule import Schedule
+
+_READS = 64
+"""More than a socket holds, so that a card which sends without end does not stop the switch."""
 
 
 class Cards(Protocol):
@@ -95,7 +99,7 @@ class Commands:
             closed.close()
 
     def do_attach(self, *, segment: str, link: str, port: str | None) -> None:
-        """Attach a link to a port; None only detaches the link."""
+        """Attach a link to a port; None only detaches the link. Frames that the card sent before are lost."""
         where = self.segments[segment]
         cable = where.links[link]
         card = None if port is None else self._ports[port]
@@ -103,12 +107,21 @@ class Commands:
             self._detach(cable.port)
         if card is not None:
             self._detach(card)
-            cable.port = card
+            self._skip(card)
+            where.move(cable, card)
             self.link_of[card] = cable
 
     def do_set_link(self, *, segment: str, link: str, up: bool) -> None:
         """Plug a link in, or unplug it."""
         self.segments[segment].links[link].up = up
+
+    def do_is_drained(self, *, port: str) -> bool:
+        """Say whether the card at a port has taken all that was sent to it."""
+        return self._ports[port].is_drained
+
+    def do_reached(self, *, segment: str, link: str) -> int:
+        """Return how many frames have come to a guest by which others can have changed it."""
+        return self.segments[segment].links[link].reached
 
     def do_counters(self, *, segment: str) -> dict[str, Any]:
         """Return the counters of each link."""
@@ -180,8 +193,20 @@ class Commands:
     def _detach(self, port: Port) -> None:
         link = self.link_of.pop(port, None)
         if link is not None:
-            link.port = None
-            link.segment.forget(link)
+            link.segment.move(link, None)
+
+    def _skip(self, port: Port) -> None:
+        """Drop the frames that a card has sent and nobody has read, also one that is not complete yet."""
+        for _ in range(_READS if port.connected else 0):
+            data = port.read()
+            if not data:
+                break
+            try:
+                port.keep(data[length_of_whole_frames(data) :])
+            except BrokenStreamError:  # the next read finds it, too
+                port.keep(data)
+                return
+        port.drop_rest()
 
     def _faults(self, segment: str, link: str | None, direction: Direction | None) -> Faults:
         where = self.segments[segment]

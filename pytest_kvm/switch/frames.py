@@ -13,6 +13,8 @@ HEADER = 14
 """Bytes of the Ethernet header, which is two addresses and a type: no frame is shorter."""
 LONGEST = 69632
 """Bytes of the longest frame QEMU takes (``NET_BUFSIZE`` in ``include/net/net.h``)."""
+_ADDRESSES = 12
+"""Bytes of the two addresses."""
 _VLAN = b"\x81\x00"
 _VLAN_ID = 0x0FFF
 """Of a tag; the rest is priority and drop eligibility (IEEE 802.1Q)."""
@@ -47,3 +49,38 @@ def station(frame: bytes, at: int) -> bytes:
         return address
     tag = int.from_bytes(frame[14:16], "big")
     return address + (tag & _VLAN_ID).to_bytes(2, "big")
+
+
+_ARP, _RARP, _IPV4, _IPV6 = b"\x08\x06", b"\x80\x35", b"\x08\x00", b"\x86\xdd"
+_UDP = b"\x11"
+_NAMES = frozenset(port.to_bytes(2, "big") for port in (5353, 5355))
+"""Ports of mDNS (RFC 6762) and of LLMNR (RFC 4795)."""
+_IGMP = b"\x02"
+_HOP_BY_HOP, _ICMPV6 = b"\x00", b"\x3a"
+_DISCOVERY = frozenset(bytes([each]) for each in (130, 131, 132, 143, 133, 135, 136))
+"""Types of ICMPv6 messages: multicast listeners (RFC 3810), router solicitations, neighbours (RFC 4861).
+Router advertisements and redirects are not among them: they change a guest's addresses and routes."""
+
+
+def is_discovery(frame: bytes) -> bool:
+    """Say whether a frame only asks or tells who is there, as each machine does that begins to run.
+
+    Kernels do by ARP, IGMP and ICMPv6, and resolvers (systemd-resolved, Avahi)
+    by LLMNR and mDNS. A clone's QEMU announces its cards by RARP
+    (``net/announce.c``).
+    """
+    at, kind = HEADER, frame[_ADDRESSES:HEADER]
+    if kind == _VLAN:
+        at, kind = HEADER + 4, frame[HEADER + 2 : HEADER + 4]
+    if kind == _IPV4:
+        protocol = frame[at + 9 : at + 10]
+        at += 4 * (int.from_bytes(frame[at : at + 1], "big") & 0xF)
+    elif kind == _IPV6:
+        protocol, at = frame[at + 6 : at + 7], at + 40
+        if protocol == _HOP_BY_HOP:  # its length is in units of 8 bytes, the first not counted
+            protocol, at = frame[at : at + 1], at + 8 * (1 + int.from_bytes(frame[at + 1 : at + 2], "big"))
+    else:
+        return kind in (_ARP, _RARP)
+    if protocol == _UDP:
+        return is_group(frame) and frame[at + 2 : at + 4] in _NAMES
+    return protocol == _IGMP or (protocol == _ICMPV6 and frame[at : at + 1] in _DISCOVERY)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
+import sys
+import termios
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvm.switch.faults import Faults
-from pytest_kvm.switch.frames import to_wire
+from pytest_kvm.switch.frames import PREFIX, to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +36,11 @@ class Link:
         self.name = name
         self.segment = segment
         self.port: Port | None = None
-        """The port of the card that the link is attached to; None while one machine replaces another."""
+        """The port of the card that the link is attached to; None between two tests, for instance."""
+        self.moved = 0
+        """The segment's count of moves at this link's last one."""
+        self.reached = 0
+        """Frames to the guest by which others can have changed it: all but discovery."""
         self.up = True
         self.out = Faults()
         """Faults of frames that come from the guest."""
@@ -51,7 +58,7 @@ class Link:
         """Whether frames to the guest pass without faults and captures."""
         return self.into.is_clear and not self.captures
 
-    def deliver(self, data: memoryview, *, frames: int) -> None:
+    def deliver(self, data: memoryview, *, frames: int, are_discovery: bool = False) -> None:
         """Queue frames, each preceded by its length, for the card; count them, dropped ones too."""
         if not self.up or self.port is None or not self.port.connected:
             self.got.dropped["unplugged"] += frames
@@ -60,12 +67,13 @@ class Link:
         else:
             self.got.frames += frames
             self.got.bytes += len(data) - 4 * frames
+            self.reached += 0 if are_discovery else frames
             self._wake(self.port)
 
-    def hand_one(self, frame: bytes) -> None:
+    def hand_one(self, frame: bytes, *, is_discovery: bool) -> None:
         """Queue one frame for the card, and capture it unless it was dropped."""
         before = self.got.frames
-        self.deliver(memoryview(to_wire(frame)), frames=1)
+        self.deliver(memoryview(to_wire(frame)), frames=1, are_discovery=is_discovery)
         if self.got.frames > before:
             for capture in self.captures:
                 capture.take(frame)
@@ -96,6 +104,8 @@ class Port:
         self._queue: deque[memoryview] = deque()
         self._queued = 0
         self._rest = b""
+        self._unwanted = 0
+        """Bytes that are still to come of a frame that is dropped."""
         self.connected = False
 
     def fileno(self) -> int:
@@ -122,11 +132,32 @@ class Port:
             data = b""
         if not data:
             return b""
+        if self._unwanted:
+            dropped = min(self._unwanted, len(data))
+            self._unwanted -= dropped
+            data = data[dropped:]
+            if not data:
+                return None
         return self._rest + data if self._rest else data
 
     def keep(self, rest: bytes) -> None:
         """Keep the beginning of a frame until the rest of the frame comes."""
         self._rest = rest
+
+    def drop_rest(self) -> None:
+        """Drop the frame whose beginning is kept, also what comes of it later."""
+        if len(self._rest) >= PREFIX.size:
+            (length,) = PREFIX.unpack_from(self._rest)
+            self._unwanted = PREFIX.size + length - len(self._rest)
+            self._rest = b""
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the card has taken all that was sent to it (``SIOCOUTQ`` of ``unix(7)`` and ``tcp(7)``)."""
+        if not self.connected:
+            return True
+        unread = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
+        return not self._queued and not int.from_bytes(unread, sys.byteorder)
 
     def offer(self, data: memoryview) -> bool:
         """Queue whole frames for the card; say whether they fit."""

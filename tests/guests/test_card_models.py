@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 import pytest_kvm as kvm
 from tests.guest_specs import SMALL
 
@@ -45,3 +47,22 @@ def test_another_clone_does_so_through_a_reboot(mixed, neighbour):
     assert "banner" not in mixed.boot_phases
     mixed.reboot()
     check_cards(mixed, neighbour)
+
+
+@pytest.fixture(scope="module")
+def prepared(mixed):
+    mixed.write_text("/root/prepared", "")
+    return mixed
+
+
+def test_cards_that_are_taken_down(prepared, neighbour):
+    check_cards(prepared, neighbour)
+    for nic in prepared.nics:
+        prepared.run(["ip", "link", "set", nic.device, "down"])
+
+
+def test_a_savepoint_that_is_loaded_brings_them_back(prepared, neighbour):
+    assert prepared.read_text("/root/prepared") == ""
+    for nic in prepared.nics:
+        assert prepared.read_text(f"/sys/class/net/{nic.device}/carrier") == "1\n"
+    check_cards(prepared, neighbour)

@@ -10,7 +10,8 @@ import pytest
 
 from pytest_kvm.errors import BootFailed, SpecError
 from pytest_kvm.plugin.hook_calls import BootOutcomes, modify_spec
-from pytest_kvm.provision.undo_log import Owner, ResetCoordinator
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
+from pytest_kvm.provision.undo_log import Owner
 from pytest_kvm.spec.guest import GuestSpec
 from tests.fakes_state import FakeGuest
 

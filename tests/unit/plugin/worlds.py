@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pytest_kvm.plugin.session import coordinator_of
-from tests.fakes_state import FakeGuest
+from tests.fakes_state import FakeGuest, FakeSegment
 
 GUESTS = ("web", "database")
 SCOPES = ("session", "package", "module", "class")
@@ -39,6 +39,8 @@ class Fixture:
     scope: str
     needs: tuple[str, ...]
     changes: tuple[str, ...]
+    talks: bool
+    """Whether the first guest that it changes changes the other one by a frame."""
     params: int
     """How many it has for all tests; -1: a test may choose one."""
     fails: bool
@@ -53,6 +55,7 @@ class Test:
     asks: tuple[str, ...]
     """Fixtures it sets up in its midst."""
     changes: tuple[str, ...]
+    talks: bool
 
 
 @st.composite
@@ -68,6 +71,7 @@ def suites(draw):
                 scope=scope,
                 needs=tuple(draw(st.permutations(known))[: draw(st.integers(0, min(1, len(known))))]),
                 changes=draw(some_guests()),
+                talks=draw(st.booleans()),
                 params=draw(st.sampled_from([0, 0, -1, 2])),
                 fails=draw(st.integers(0, 9)) == 0,
             )
@@ -99,6 +103,7 @@ def one_test(draw, fixtures):
         chosen=tuple(chosen.items()),
         asks=tuple(free[: draw(st.integers(0, 1))]),
         changes=draw(some_guests()),
+        talks=draw(st.booleans()),
     )
 
 
@@ -122,12 +127,12 @@ def _fixture_source(fixture):
         @pytest.fixture(scope="{fixture.scope}"{params})
         def {fixture.name}({", ".join(["world", *fixture.needs])}):
             me = world.begin("{fixture.name}")
-            world.act(me, {fixture.changes})
+            world.act(me, {fixture.changes}, talks={fixture.talks})
             if {fixture.fails}:
                 world.end(me)
                 raise RuntimeError
             yield me
-            world.act(me, {fixture.changes}, is_ending=True)
+            world.act(me, {fixture.changes}, talks={fixture.talks}, is_ending=True)
             world.end(me)
     """)
 
@@ -141,9 +146,9 @@ def _class_source(index, tests):
                 for name, value in test.chosen
             ),
             f"    def test_{number}(self, request, world, me, {', '.join(test.wants)}):",
-            f"        world.act(me, {test.changes})",
+            f"        world.act(me, {test.changes}, talks={test.talks})",
             *(f"        world.ask(request, '{name}')" for name in test.asks),
-            f"        world.act(me, {test.changes})",
+            f"        world.act(me, {test.changes}, talks={test.talks})",
             f"        world.expect({', '.join(test.wants)})",
             "",
         ]
@@ -170,18 +175,24 @@ class World:
         self.begun += 1
         return f"{name}#{self.begun}"
 
-    def act(self, owner, guests, *, is_ending=False):
-        """Look at guests and change them."""
+    def act(self, owner, guests, *, talks=False, is_ending=False):
+        """Look at guests and change them; the first may change the other guest, too."""
         for name in guests:
-            expected = list(self.changes[name])
-            left = [each for each in expected if each in self.ended]
-            if left and not is_ending:
-                self.wrong.append(f"{owner}: the model itself has {left} in {name}")
-            found = self.guests[name].look()
-            if found != expected:
-                self.wrong.append(f"{owner}: {name} holds {found}, not {expected}")
+            self._expect(owner, name, self.guests[name].look(), is_ending=is_ending)
             self.guests[name].change(owner)
             self.changes[name].append(owner)
+        for other in set(GUESTS).difference(guests) if talks and guests else ():
+            found = self.guests[guests[0]].talk_to(self.guests[other], owner)
+            self._expect(owner, other, found, is_ending=is_ending)
+            self.changes[other].append(owner)
+
+    def _expect(self, owner, name, found, *, is_ending):
+        expected = list(self.changes[name])
+        left = [each for each in expected if each in self.ended]
+        if left and not is_ending:
+            self.wrong.append(f"{owner}: the model itself has {left} in {name}")
+        if found != expected:
+            self.wrong.append(f"{owner}: {name} holds {found}, not {expected}")
 
     def expect(self, *owners):
         """Look at whether what a test was given is still there."""
@@ -212,4 +223,5 @@ class WorldPlugin:
     def pytest_sessionstart(self, session):
         coordinator = coordinator_of(session.config)
         self.world.guests = {name: FakeGuest(name, coordinator) for name in GUESTS}
+        FakeSegment(*self.world.guests.values())
         session.config.stash[WORLD] = self.world

@@ -13,6 +13,7 @@ from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.provision import guest_state as state_module
 from pytest_kvm.provision.events import Event
+from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.starter import Started
 from tests.unit.provision.start_requests import START_REQUEST
@@ -42,7 +43,9 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, request: fresh))
     monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())
-    state = GuestState(guest, boot, starter)
+    switch: Any = None  # a guest without cards on segments asks nothing of it
+    links = GuestLinks(switch, [], spec=START_REQUEST.spec)
+    state = GuestState(guest, boot, starter, links=links)
     assert state.restore(state.base) == "cold"
     assert guest.machine is fresh.machine
     assert removed == ["former"]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
+import threading
 
 import psutil
 import pytest
@@ -132,7 +134,7 @@ def test_a_card_without_a_cable_sends_in_vain_and_is_in_step_when_it_gets_one(la
     while lab.switch.counters("lan")["b"]["out"]["frames"] < 1:
         pass
     lab.switch.attach("lan", "early", port=path)
-    early.socket.sendall(whole[10:])
+    early.socket.sendall(whole[10:] + whole)
     assert b.drain() == [frame(EVERYBODY, mac(1))]
 
 
@@ -229,3 +231,107 @@ def test_ports_that_come_and_go_at_once_are_not_taken_for_each_other(lab):
     assert lab.plug("a").drain(timeout=0.05) == []
     b.send(frame(EVERYBODY, mac(2)))
     assert lab.cards[-1].receive() == frame(EVERYBODY, mac(2))
+
+
+def test_what_cannot_be_frames_does_not_end_the_switch_when_its_card_gets_a_cable(lab):
+    path = lab.port("broken")
+    broken, b, c = Card(path), lab.plug("b"), lab.plug("c")
+    lab.cards.append(broken)
+    lab.switch.add_link("lan", "broken")
+    os.kill(lab.switch.pid, signal.SIGSTOP)
+    broken.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    threading.Timer(0.01, os.kill, [lab.switch.pid, signal.SIGCONT]).start()
+    lab.switch.attach("lan", "broken", port=path)
+    with pytest.raises(EOFError):
+        broken.receive()
+    b.send(frame(EVERYBODY, mac(2)))
+    assert c.receive() == frame(EVERYBODY, mac(2))
+
+
+def test_the_switch_knows_when_a_card_has_taken_everything(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    path = lab.folder / "b.sock"
+    sent = 0
+    for count in (1, 1000):  # the second time more than the socket holds
+        a.send(*[frame(EVERYBODY, mac(1), bytes(1000))] * count)
+        sent += count
+        while lab.switch.counters("lan")["a"]["out"]["frames"] < sent:
+            pass
+        assert not lab.switch.is_drained(path)
+        b.drain()
+        assert lab.switch.is_drained(path)
+    assert lab.switch.is_drained(lab.port("nobody"))
+
+
+def ipv6(header, payload):
+    return b"\x86\xdd" + bytes(6) + bytes([header, 255]) + bytes(32) + payload
+
+
+LISTENER_REPORT = ipv6(0, bytes([58, 0, 5, 2, 0, 0, 1, 0]) + bytes([143]) + bytes(7))
+ASKS_WHO_IS_THERE = {
+    "rarp": b"\x80\x35" + bytes(46),
+    "arp": b"\x08\x06" + bytes(28),
+    "igmp": b"\x08\x00" + bytes([0x46, *bytes(8), 2]) + bytes(22),
+    "neighbour": ipv6(58, bytes([135]) + bytes(23)),
+    "listener": LISTENER_REPORT,
+    "tagged": b"\x81\x00\x00\x05" + LISTENER_REPORT,
+}
+CHANGES = {
+    "ping": b"\x08\x00" + bytes([0x45, *bytes(8), 1]) + bytes(22),
+    "ping6": ipv6(58, bytes([128]) + bytes(7)),
+    "router": ipv6(58, bytes([134]) + bytes(15)),
+    "udp6": ipv6(17, bytes([135]) + bytes(23)),
+    "tagged": b"\x81\x00\x00\x05" + ipv6(17, bytes(8)),
+    "short": ipv6(58, b""),
+    "other": b"\x88\xb5",
+}
+
+
+@pytest.mark.parametrize("to", [mac(2), EVERYBODY])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [*((each, 0) for each in ASKS_WHO_IS_THERE.values()), *((each, 1) for each in CHANGES.values())],
+    ids=[*ASKS_WHO_IS_THERE, *CHANGES],
+)
+def test_frames_that_can_have_changed_a_guest_are_counted(lab, to, kind, count):
+    a, b = lab.plug("a"), lab.plug("b")
+    for vlan in (None, 5):
+        b.send(frame(EVERYBODY, mac(2), b"here", vlan=vlan))
+        a.receive()
+    lab.plug("c")
+    for _ in range(2):
+        a.send(to + mac(1) + kind)
+        assert b.receive() == to + mac(1) + kind
+    assert lab.switch.reached("lan", "b") == 2 * count
+    assert lab.switch.reached("lan", "a") == 2
+    assert lab.switch.reached("lan", "c") == (2 * count if to == EVERYBODY else 0)
+
+
+def udp(port):
+    return bytes(2) + port.to_bytes(2, "big") + bytes(4)
+
+
+NAME_OF = {
+    "mdns": b"\x08\x00" + bytes([0x45, *bytes(8), 17]) + bytes(10) + udp(5353),
+    "mdns, options": b"\x08\x00" + bytes([0x46, *bytes(8), 17]) + bytes(14) + udp(5353),
+    "mdns6": ipv6(17, udp(5353)),
+    "llmnr6": ipv6(17, udp(5355)),
+}
+A_GROUP = b"\x01\x00\x5e\x00\x00\xfb"
+
+
+@pytest.mark.parametrize("to", [A_GROUP, mac(2)])
+@pytest.mark.parametrize("kind", NAME_OF.values(), ids=NAME_OF)
+def test_names_that_everybody_is_asked_for_change_nobody(lab, to, kind):
+    a, b = lab.plug("a"), lab.plug("b")
+    a.send(to + mac(1) + kind)
+    assert b.receive() == to + mac(1) + kind
+    assert lab.switch.reached("lan", "b") == (0 if to == A_GROUP else 1)
+
+
+def test_other_messages_to_the_same_group_change_guests(lab):
+    a, b = lab.plug("a"), lab.plug("b")
+    sent = A_GROUP + mac(1) + ipv6(17, udp(5000))
+    a.send(sent)
+    assert b.receive() == sent
+    assert lab.switch.reached("lan", "b") == 1

@@ -8,6 +8,9 @@ import inspect
 from pytest_kvm.switch import client
 from pytest_kvm.switch.client import Switch
 from pytest_kvm.switch.commands import Commands
+from pytest_kvm.switch.frames import to_wire
+from pytest_kvm.switch.schedule import Schedule
+from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
 
 OF_THE_SERVER = {"wait_capture"}
 """Answered later than at once, so no method of the commands."""
@@ -35,3 +38,35 @@ def test_orders_name_the_arguments_of_their_commands():
         if name not in OF_THE_SERVER:
             command = inspect.signature(getattr(Commands, f"do_{name}"))
             assert arguments <= set(command.parameters), name
+
+
+class _NoCards:
+    """An event loop for which nothing happens: each test reads the ports itself."""
+
+    def watch(self, port):
+        pass
+
+    def wake(self, port):
+        pass
+
+    def forget(self, port):
+        pass
+
+
+def test_what_a_card_sent_before_it_gets_a_cable_reaches_nobody(tmp_path):
+    commands = Commands(Schedule(), ask=lambda fault, frame, answer: None, cards=_NoCards())
+    commands.do_add_segment(segment="lan")
+    commands.do_add_link(segment="lan", link="a")
+    path = tmp_path / "a.sock"
+    commands.do_open_port(port=str(path))
+    card = Card(path)
+    (port,) = commands._ports.values()
+    port.accept()
+    whole = to_wire(frame(EVERYBODY, mac(1), b"before"))
+    card.socket.sendall(whole + whole[:10])
+    commands.do_attach(segment="lan", link="a", port=str(path))
+    assert port.read() is None
+    card.socket.sendall(whole[10:] + whole)
+    assert port.read() == whole, "the frame that was begun before is lost, and the next one is not"
+    card.close()
+    commands.do_close_port(port=str(path))

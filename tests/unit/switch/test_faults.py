@@ -261,3 +261,20 @@ def test_faults_that_are_removed_let_go_of_nothing_twice(lab, pair):
         lab.switch.undo(number)
     a.send(numbered(1)[0])
     assert len(b.drain()) == 1
+
+
+@pytest.mark.parametrize("place", [{"link": "a", "direction": "out"}, {}, {"link": "b", "direction": "in"}])
+@pytest.mark.parametrize("moved", ["a", "b"])
+def test_no_frame_outlasts_the_machine_that_sent_it_or_that_it_was_meant_for(lab, pair, place, moved):
+    a, b = pair
+    lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 0.3, "jitter": 0.0}, **place)
+    a.send(frame(mac(2), mac(1), b"late"))
+    while lab.switch.counters("lan")["a"]["out"]["frames"] < 2:
+        pass
+    lab.switch.attach("lan", moved, port=None)
+    lab.switch.attach("lan", moved, port=lab.folder / f"{moved}.sock")
+    a.send(frame(mac(2), mac(1), b"next"))
+    assert b.receive() == frame(mac(2), mac(1), b"next")
+    assert b.drain() == []
+    dropped = [lab.dropped("a", "out"), lab.dropped("b", "in")]
+    assert sum(each.get("unplugged", 0) for each in dropped) == 1

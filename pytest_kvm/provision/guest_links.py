@@ -1,0 +1,159 @@
+"""A guest's links to its segments: attached to the machine that runs, and detached between two tests.
+
+Each machine of a guest has a port of the switch for each card on a segment. The
+guest's links outlast its machines, and are attached to the ports of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import DomainFailed, GuestGone, SavepointRefused, SnapshotFailed, SwitchFailed
+from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.provision.machine_plan import port_path
+from pytest_kvm.render.qemu_args import segment_netdev
+from pytest_kvm.waiting import NotYet, wait_until
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.segment import GuestNic
+    from pytest_kvm.hypervisor.protocol import Domain
+    from pytest_kvm.machine.machine import Machine
+    from pytest_kvm.provision.run_resources import Lazy
+    from pytest_kvm.render.plan import DomainPlan
+    from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.switch.client import Switch
+
+_TAKEN_WITHIN = 10.0
+"""Seconds for QEMU to read what the switch has sent it, which takes milliseconds."""
+_LOOK_EVERY = 0.002
+
+
+class GuestLinks:
+    """All links of one guest.
+
+    Args:
+        switch: The run's switch.
+        nics: The guest's cards on segments.
+        spec: What the guest is made of.
+    """
+
+    def __init__(self, switch: Lazy[Switch], nics: Sequence[GuestNic], *, spec: GuestSpec) -> None:
+        self._switch = switch
+        self._nics = tuple(nics)
+        self._plugged_in = {
+            segment_netdev(number): nic
+            for number, nic in enumerate(nics, start=1)
+            if spec.nics[nic.index].link == "up"
+        }
+        """By QEMU's id of its back end; the other cards take no frames."""
+
+    def reached(self) -> int:
+        """Return how many frames have come by which other guests can have changed this one.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        return sum(self._switch.get().reached(nic.segment.tag, nic.link) for nic in self._nics)
+
+    def detach(self) -> None:
+        """Let no frame from or to the guest pass; those that are on their way are lost.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        for nic in self._nics:
+            self._switch.get().attach(nic.segment.tag, nic.link, port=None)
+
+    @contextmanager
+    def attaching(self, machine: Machine) -> Generator[None]:
+        """Attach the links to a machine that a savepoint is loaded into during a block.
+
+        QEMU reads no frames while a guest is paused, and hands those that wait
+        to the guest when it goes on. So whatever was sent to the machine so far
+        is thrown away first: while the link of a card's back end is down, QEMU
+        reads all frames and drops them (``qemu_send_packet_async_with_flags()``
+        in its ``net/net.c``). The guest does not notice, because the card's own
+        link state is loaded with the savepoint.
+
+        Raises:
+            SnapshotFailed: QEMU cannot be made to drop the frames.
+            SwitchFailed: The switch has ended.
+        """
+        if not self._nics:
+            yield
+            return
+        ran = machine.domain.state() is DomainState.RUNNING
+        try:
+            self._drop_frames(machine)
+            attach_links(self._switch, self._nics, machine=machine)
+        except DomainFailed as failure:
+            raise SnapshotFailed(
+                f"the frames for {machine.name} cannot be dropped: {failure.brief}", details=failure.details
+            ) from failure
+        try:
+            yield
+        except SavepointRefused:  # it was not loaded
+            self.detach()
+            if ran:
+                machine.domain.resume()
+            raise
+
+    def _drop_frames(self, machine: Machine) -> None:
+        """Have QEMU drop all frames for a machine; it is paused afterwards."""
+        self.detach()
+        self._set_links(machine.domain, up=False)
+        if machine.domain.state() is DomainState.PAUSED:
+            machine.domain.resume()  # each card of a paused guest holds back one frame until it runs
+        machine.domain.suspend()
+        for nic in self._plugged_in.values():
+            self._wait_drained(nic, machine)
+        self._set_links(machine.domain, up=True)
+
+    def _set_links(self, domain: Domain, *, up: bool) -> None:
+        for netdev in self._plugged_in:
+            domain.qmp("set_link", {"name": netdev, "up": up})
+
+    def _wait_drained(self, nic: GuestNic, machine: Machine) -> None:
+        port = port_path(machine.folder, nic.index)
+
+        def look() -> None:
+            if not self._switch.get().is_drained(port):
+                raise NotYet("frames wait")
+
+        wait_until(
+            look,
+            describe=f"QEMU of {machine.name} to drop the frames for its card on {nic.segment.name}",
+            timeout=_TAKEN_WITHIN,
+            every=_LOOK_EVERY,
+            error=SnapshotFailed,
+        )
+
+
+def open_ports(switch: Lazy[Switch], plan: DomainPlan, *, stack: ExitStack) -> None:
+    """Have the switch listen for the cards of a machine before it is started; the stack closes the ports.
+
+    Raises:
+        SwitchFailed: The switch did not start, or has ended.
+    """
+    for planned in plan.segment_nics:
+        switch.get().open_port(planned.port)
+        stack.callback(_close_port, switch, planned.port)
+
+
+def _close_port(switch: Lazy[Switch], port: Path) -> None:
+    with suppress(SwitchFailed, GuestGone):  # the switch has ended, and its ports with it
+        switch.get().close_port(port)
+
+
+def attach_links(switch: Lazy[Switch], nics: Sequence[GuestNic], *, machine: Machine) -> None:
+    """Attach a guest's links to a machine that is about to run; the links of its former machine are moved.
+
+    Raises:
+        SwitchFailed: The switch has ended.
+    """
+    for nic in nics:
+        port = port_path(machine.folder, nic.index)
+        switch.get().attach(nic.segment.tag, nic.link, port=port)

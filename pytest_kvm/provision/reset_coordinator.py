@@ -1,0 +1,214 @@
+"""Passes each use of a guest to the undo logs of the guests that it may change, with the owner at work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import GuestGone, SwitchFailed
+from pytest_kvm.provision.events import EventListener, ignore
+from pytest_kvm.provision.restorable_state import RestorableState
+from pytest_kvm.provision.undo_log import Owner, UndoLog
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.spec.guest import Reset
+
+_log = logging.getLogger("pytest_kvm.provision")
+
+
+class ResetCoordinator:
+    """Passes each use of a guest to the guest's undo log, with the owner that is at work.
+
+    Owners are a stack: a fixture is set up on behalf of a test, and the test goes
+    on when the fixture is done. All threads share the stack: what a thread of a
+    test does counts as done by the test.
+
+    Args:
+        tell: Gets an event for each savepoint and each reset.
+    """
+
+    def __init__(self, *, tell: EventListener = ignore) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._undo_logs: dict[Guest, UndoLog] = {}
+        self._at_work: list[Owner] = []
+
+    # ------------------------------------------------------------ guests
+
+    def watch(self, guest: Guest, state: RestorableState, *, reset: Reset) -> None:
+        """Keep an undo log for a guest from now on.
+
+        Args:
+            guest: The guest; it may still boot.
+            state: Takes and restores its savepoints.
+            reset: The ``reset`` of its spec.
+        """
+        with self._lock:
+            self._undo_logs[guest] = UndoLog(guest.name, state, reset=reset, tell=self._tell)
+
+    def forget(self, guest: Guest) -> None:
+        """Drop a guest's undo log: the guest is about to be removed."""
+        with self._lock:
+            self._undo_logs.pop(guest, None)
+
+    def before_use(self, guest: Guest) -> None:
+        """Undo changes of owners that have ended; called before each verb of the guest.
+
+        The guest can change its neighbours, so this is done for them as well.
+
+        Raises:
+            SnapshotFailed: As in :meth:`UndoLog.use`.
+            SwitchFailed: The guest is on a segment, and the switch has ended.
+        """
+        undo_log, owner = self._undo_logs.get(guest), self.owner
+        if owner is None:
+            if undo_log is not None:
+                undo_log.touch()
+            return
+        used = [] if undo_log is None else [undo_log]
+        exposed = self._neighbours(guest)
+        actions = [partial(each.use, owner) for each in used]
+        actions += [partial(each.expose, owner) for each in exposed]
+        if sum(not each.is_settled(owner) for each in [*used, *exposed]) > 1:
+            self._do_at_once(actions)
+        else:
+            for action in actions:
+                action()
+
+    def settle(self, guests: Collection[Guest]) -> None:
+        """Do the slow part of :meth:`before_use` in advance, for all guests at the same time.
+
+        Raises:
+            SnapshotFailed: As in :meth:`before_use`; the errors of all but one guest are logged.
+            SwitchFailed: As in :meth:`before_use`.
+        """
+        owner = self.owner
+        if owner is None:
+            return
+        held = (self._undo_logs.get(guest) for guest in guests)
+        undo_logs = list(dict.fromkeys(each for each in held if each is not None))
+        neighbours = {neighbour for guest in guests for neighbour in self._neighbours(guest)}
+        actions = [partial(each.settle, owner) for each in undo_logs]
+        actions += [partial(each.undo_ended, owner) for each in neighbours.difference(undo_logs)]
+        self._do_at_once(actions)
+
+    def _do_at_once(self, actions: Sequence[Callable[[], None]]) -> None:
+        """Do all at the same time; after Ctrl-C no guest is reset any more.
+
+        A reset that is under way holds its guest's undo log, and ends when the
+        guest is removed. So nobody may ask that undo log before.
+        """
+        try:
+            _do_at_once(actions)
+        except KeyboardInterrupt:
+            with self._lock:
+                self._undo_logs.clear()
+            raise
+
+    def _neighbours(self, guest: Guest) -> list[UndoLog]:
+        """Return the undo logs of all guests that frames of a guest can reach, also by way of others."""
+        met = {guest: None}
+        segments = [nic.segment for nic in guest.nics]
+        for segment in segments:  # grows
+            for other in segment.guests:
+                if other not in met:
+                    met[other] = None
+                    segments += [nic.segment for nic in other.nics if nic.segment not in segments]
+        del met[guest]
+        watched = ((other, self._undo_logs.get(other)) for other in met)
+        return [each for other, each in watched if each is not None and other.state != "failed"]
+
+    # ------------------------------------------------------------ owners
+
+    @property
+    def owner(self) -> Owner | None:
+        """The owner that is at work; None between tests."""
+        return self._at_work[-1] if self._at_work else None
+
+    def enter(self, owner: Owner) -> None:
+        """Put an owner on top of the stack."""
+        self._at_work.append(owner)
+
+    def leave(self, owner: Owner) -> None:
+        """Take an owner and all owners above it off the stack."""
+        if owner in self._at_work:
+            del self._at_work[self._at_work.index(owner) :]
+
+    def cut_off(self, owner: Owner) -> None:
+        """Cut guests that have changes of an owner, which has ended, off their segments until they are reset.
+
+        So no frame of one test reaches the next. Guests are looked at again until
+        no other is found: what was not cut off yet may have changed a neighbour.
+        """
+        with self._lock:
+            undo_logs = list(self._undo_logs.values())
+        try:
+            while sum(undo_log.cut_off_if_changed(owner) for undo_log in undo_logs):
+                pass
+            for undo_log in undo_logs:
+                undo_log.drop_unreached(owner)
+        except (SwitchFailed, GuestGone) as failure:  # the next use of a guest on a segment raises it
+            _log.info("no guest is cut off after %s: %s", owner.name, failure)
+
+    @contextmanager
+    def at_work(self, owner: Owner) -> Generator[None]:
+        """Have an owner on top of the stack during a block."""
+        self.enter(owner)
+        try:
+            yield
+        finally:
+            self.leave(owner)
+
+    def has_changes_of(self, owner: Owner) -> bool:
+        """Say whether any guest has changes of an owner that can be undone."""
+        with self._lock:
+            return any(undo_log.has_changes_of(owner) for undo_log in self._undo_logs.values())
+
+    def losers(self, owner: Owner) -> list[Owner]:
+        """Return the owners that lose their changes when ``owner``'s are undone, the newest first."""
+        with self._lock:
+            undo_logs = list(self._undo_logs.values())
+        losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]
+        return list(dict.fromkeys(reversed(losing)))
+
+
+def _do_at_once(actions: Sequence[Callable[[], None]]) -> None:
+    """Do all at the same time; raise the first failure, and log the others.
+
+    The threads are daemons, so that the process can end before they do.
+
+    Raises:
+        Exception: Whatever an action raises.
+    """
+    if len(actions) < 2:
+        for action in actions:
+            action()
+        return
+    futures = [_begin(action) for action in actions]
+    wait(futures)
+    failures = [failure for future in futures if (failure := future.exception()) is not None]
+    for failure in failures[1:]:
+        _log.warning("another guest could not be made ready for the test either: %s", failure)
+    if failures:
+        raise failures[0]
+
+
+def _begin(action: Callable[[], None]) -> Future[None]:
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            action()
+        except BaseException as failure:  # noqa: BLE001 - raised where the future is waited for
+            future.set_exception(failure)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=work, name="pytest-kvm-reset", daemon=True).start()
+    return future

@@ -1,0 +1,159 @@
+"""Links of guests whose QEMU is a socket, on a real switch."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
+from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.provision import guest_links
+from pytest_kvm.provision.guest_links import GuestLinks
+from pytest_kvm.provision.machine_plan import port_path
+from pytest_kvm.provision.run_resources import Lazy
+from pytest_kvm.provision.segments import Segments
+from pytest_kvm.switch.client import Switch
+from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
+
+
+class FakeDomain:
+    """Does as QEMU does: reads while it runs or its link is down, and drops frames then."""
+
+    def __init__(self, card: Card | None = None) -> None:
+        self.running = True
+        self.done: list[str] = []
+        self.fails = ""
+        """The step at which the monitor fails."""
+        self._card = card
+
+    def state(self) -> DomainState:
+        return DomainState.RUNNING if self.running else DomainState.PAUSED
+
+    def qmp(self, command: str, arguments: dict[str, Any]) -> None:
+        self._do(f"{command} {arguments['name']} {'up' if arguments['up'] else 'down'}")
+
+    def suspend(self) -> None:
+        self._do("suspend")
+        self.running = False
+        if self._card is not None:
+            self._card.drain(timeout=0.05)
+
+    def resume(self) -> None:
+        self._do("resume")
+        self.running = True
+
+    def _do(self, step: str) -> None:
+        self.done.append(step)
+        if step == self.fails:
+            raise DomainFailed(f"{step} failed")
+
+
+@pytest.fixture
+def switch():
+    switch = Lazy(lambda: closing(Switch()))
+    yield switch
+    switch.close()
+
+
+@pytest.fixture
+def segments(switch):
+    return Segments(switch)
+
+
+@pytest.fixture
+def join(switch, segments, tmp_path):
+    """Return a function that makes a guest on a segment, with its links and what QEMU is to the switch."""
+    lan = segments.make("lan", kvm.NetworkSpec(subnet="10.1.0.0/24"))
+    cards: list[Card] = []
+
+    def join(name, *links):
+        spec = kvm.GuestSpec(nics=[kvm.Nic(lan, link=each) for each in links])
+        guest: Any = SimpleNamespace(name=name)
+        nics = segments.join(guest, spec, declared_name=name)
+        machine: Any = SimpleNamespace(name=name, folder=tmp_path / name)
+        machine.folder.mkdir()
+        own: list[Card] = []
+        for index, _ in enumerate(links):
+            switch.get().open_port(port_path(machine.folder, index))
+            own.append(Card(port_path(machine.folder, index)))
+        cards.extend(own)
+        machine.domain = FakeDomain(own[0])
+        guest_links.attach_links(switch, nics, machine=machine)
+        return GuestLinks(switch, nics, spec=spec), machine, own
+
+    yield join
+    for card in cards:
+        card.close()
+
+
+def test_no_frame_passes_while_links_are_detached(join):
+    links, machine, (card,) = join("web", "up")
+    _, _, (other,) = join("db", "up")
+    links.detach()
+    other.send(frame(EVERYBODY, mac(2), b"lost"))
+    card.send(frame(EVERYBODY, mac(1), b"lost"))
+    with links.attaching(machine):
+        machine.domain.resume()
+    other.send(frame(EVERYBODY, mac(2), b"next"))
+    card.send(frame(EVERYBODY, mac(1), b"next"))
+    assert card.receive() == frame(EVERYBODY, mac(2), b"next")
+    assert other.receive() == frame(EVERYBODY, mac(1), b"next")
+    assert links.reached() == 1
+
+
+@pytest.mark.parametrize(("runs", "first"), [(True, []), (False, ["resume"])])
+def test_frames_for_a_machine_are_dropped_before_it_is_loaded(join, runs, first):
+    links, machine, (card, _, second) = join("web", "up", "down", "up")
+    machine.domain.running = runs
+    links.detach()
+    second.drain(timeout=0.05)
+    down, up = ([f"set_link kvmsegment{number} {to}" for number in (1, 3)] for to in ("down", "up"))
+    with links.attaching(machine):
+        assert machine.domain.done == [*down, *first, "suspend", *up]
+        assert not machine.domain.running
+    assert card.drain(timeout=0.05) == []
+
+
+def test_frames_that_qemu_does_not_read_are_an_error(join, monkeypatch):
+    monkeypatch.setattr(guest_links, "_TAKEN_WITHIN", 0.05)
+    links, machine, _ = join("web", "up")
+    _, _, (other,) = join("db", "up")
+    machine.domain = FakeDomain()
+    other.send(frame(EVERYBODY, mac(2), b"stays"))
+    while not links.reached():
+        pass
+    with pytest.raises(SnapshotFailed, match="QEMU of web to drop the frames for its card on lan"):
+        links.attaching(machine).__enter__()
+
+
+@pytest.mark.parametrize("step", ["set_link kvmsegment1 down", "suspend", "set_link kvmsegment1 up"])
+def test_a_monitor_that_fails_is_an_error_of_the_savepoint(join, step):
+    links, machine, _ = join("web", "up")
+    machine.domain.fails = step
+    with pytest.raises(SnapshotFailed, match=f"the frames for web cannot be dropped: {step} failed"):
+        links.attaching(machine).__enter__()
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_guest_that_is_not_loaded_goes_on_as_it_was_and_stays_detached(join, runs):
+    links, machine, (card,) = join("web", "up")
+    _, _, (other,) = join("db", "up")
+    machine.domain.running = runs
+    with pytest.raises(SavepointRefused), links.attaching(machine):
+        raise SavepointRefused("web: cannot go back")
+    assert machine.domain.running == runs
+    other.send(frame(EVERYBODY, mac(2), b"lost"))
+    assert card.drain(timeout=0.05) == []
+
+
+def test_a_guest_without_cards_on_segments_needs_no_switch():
+    switch: Any = None
+    links = GuestLinks(switch, [], spec=kvm.GuestSpec())
+    machine: Any = None
+    links.detach()
+    with links.attaching(machine):
+        assert links.reached() == 0

@@ -92,17 +92,19 @@ class Scopes:
             self._end(test)
 
     def _finish_outdated(self, item: pytest.Item) -> None:
-        """Finish fixtures that changed guests and that this test needs with other parameters.
+        """Finish fixtures that this test needs with other parameters, if guests were changed since.
 
-        pytest finishes them too, but only when it sets them up anew. By then the
-        test may already have a fixture that has to be finished together with them.
+        pytest finishes them too, with all that depends on them, but only when it
+        sets them up anew. By then the test may already have a fixture that has to
+        be finished together with them.
         """
         wanted = getattr(item, "fixturenames", ())
         params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-        for owner, fixture in reversed(list(self._fixtures.items())):
+        fixtures = list(self._fixtures.items())
+        for index, (owner, fixture) in reversed(list(enumerate(fixtures))):
             name = fixture.definition.argname
             is_outdated = name in wanted and not _is_same(params.get(name), fixture.param)
-            if is_outdated and self._coordinator.has_changes_of(owner):
+            if is_outdated and any(self._coordinator.has_changes_of(each) for each, _ in fixtures[index:]):
                 self._finish(owner)
 
     # ------------------------------------------------------------ fixtures

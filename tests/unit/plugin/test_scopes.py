@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from pytest_kvm.plugin import session
 from tests.fakes_state import FakeGuest
+from tests.unit.plugin import worlds
 from tests.unit.plugin.worlds import WorldPlugin, suites, written
 
 SUITE = """
@@ -44,6 +46,21 @@ def test_everybody_finds_the_changes_of_those_who_have_not_ended_and_no_others(r
     world = run(suite)
     assert world.begun > 0
     assert world.wrong == []
+
+
+def test_a_fixture_ends_with_one_that_depends_on_an_outdated_one(run):
+    """Then the test's own fixture has nothing below it that ends under the test."""
+    nothing = {"changes": (), "talks": False}
+    first = worlds.Fixture(
+        name="f0", scope="session", needs=(), params=0, fails=False, changes=("web",), talks=False
+    )
+    outdated = worlds.Fixture(name="f1", scope="session", needs=(), params=-1, fails=False, **nothing)
+    built_on_it = replace(first, name="f2", needs=("f1",))
+    tests = [
+        worlds.Test(wants=("f2",), chosen=(), asks=(), **nothing),
+        worlds.Test(wants=("f0", "f1"), chosen=(("f1", 7),), asks=(), **nothing),
+    ]
+    assert run(([first, outdated, built_on_it], [[tests]])).wrong == []
 
 
 # ---------------------------------------------------------------- one by one

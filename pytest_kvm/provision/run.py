@@ -83,6 +83,29 @@ class Run:
             SpecError: Another guest on a segment has an address or a name of this guest.
             SwitchFailed: The switch has ended.
         """
+        guest, boot = self._join(spec, name, resets=resets, on_booted=on_booted)
+        try:
+            if guest.nics:  # its boot needs its neighbours, and may change them
+                self._coordinator.before_use(guest)
+        except BaseException:
+            self.remove(guest)
+            raise
+        if resets:
+            links = GuestLinks(self._switch, guest.nics, spec=spec)
+            state = GuestState(guest, boot, self._starter, links=links)
+            self._coordinator.watch(guest, state, reset=spec.reset)
+        boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
+        return guest
+
+    def _join(
+        self,
+        spec: GuestSpec,
+        name: str,
+        *,
+        resets: bool,
+        on_booted: Callable[[Guest, BaseException | None], None],
+    ) -> tuple[Guest, GuestBoot]:
+        """Make a guest's handle, under a name that is free, and give it its cards on segments."""
         with self._lock:
             declared_name = _clean(name)
             name = self._unused_name(declared_name)
@@ -108,14 +131,7 @@ class Run:
             )
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
-        if guest.nics:  # its boot needs its neighbours, and may change them
-            self._coordinator.before_use(guest)
-        if resets:
-            links = GuestLinks(self._switch, guest.nics, spec=spec)
-            state = GuestState(guest, boot, self._starter, links=links)
-            self._coordinator.watch(guest, state, reset=spec.reset)
-        boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
-        return guest
+        return guest, boot
 
     def holds(self, value: object) -> TypeGuard[Guest]:
         """Say whether a value is a guest of this run that has not been removed."""

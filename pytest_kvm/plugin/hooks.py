@@ -66,8 +66,8 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Wait until every guest of the test is ready and reset, before the test's call phase.
 
     It is the outermost of all wrappers, so it waits after all fixtures have run:
-    guests of one test boot, and are reset, at the same time. A guest that cannot boot, or cannot
-    be reset, is an error of set-up.
+    guests of one test boot, and are reset, at the same time. A guest that cannot
+    boot, or cannot be reset, is an error of set-up.
     """
     scopes_of(item.config).begin(item)
     yield

@@ -85,9 +85,9 @@ class GuestLinks:
         if not self._nics:
             yield
             return
-        ran = machine.domain.state() is DomainState.RUNNING
+        was_paused = machine.domain.state() is DomainState.PAUSED
         try:
-            self._drop_frames(machine)
+            self._drop_frames(machine, is_paused=was_paused)
             attach_links(self._switch, self._nics, machine=machine)
         except DomainFailed as failure:
             raise SnapshotFailed(
@@ -97,15 +97,15 @@ class GuestLinks:
             yield
         except SavepointRefused:  # it was not loaded
             self.detach()
-            if ran:
+            if not was_paused:
                 machine.domain.resume()
             raise
 
-    def _drop_frames(self, machine: Machine) -> None:
+    def _drop_frames(self, machine: Machine, *, is_paused: bool) -> None:
         """Have QEMU drop all frames for a machine; it is paused afterwards."""
         self.detach()
         self._set_links(machine.domain, up=False)
-        if machine.domain.state() is DomainState.PAUSED:
+        if is_paused:
             machine.domain.resume()  # each card of a paused guest holds back one frame until it runs
         machine.domain.suspend()
         for nic in self._plugged_in.values():

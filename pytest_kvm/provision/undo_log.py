@@ -286,8 +286,9 @@ class UndoLog:
 
     def _undo_above(self, owner: Owner) -> None:
         """Of the entries newer than the owner's, undo the oldest whose owner has ended, and all after it."""
-        if self._entries and self._entries[-1].owner.ended:
-            self._look_at_top()
+        if self._first_to_undo(owner) is None:
+            return
+        self._look_at_top()  # an entry that is dropped is not undone
         index = self._first_to_undo(owner)
         if index is not None:
             self._undo_down_to(index)
@@ -330,12 +331,12 @@ class UndoLog:
         )
 
     def _drop_unreachable(self) -> None:
-        """Drop the points that no entry holds.
+        """Drop the points that no entry holds, and at which the guest does not stand.
 
         Called before the next savepoint is taken, and not after each reset:
         dropping takes time from a test, and one savepoint more costs little.
         """
-        reachable = {id(entry.before) for entry in self._entries}
+        reachable = {id(self._here), *(id(entry.before) for entry in self._entries)}
         for point in [each for each in self._taken if id(each) not in reachable]:
             self._state.drop(point)
             self._taken.remove(point)

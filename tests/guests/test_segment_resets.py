@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.handles.guest import running_machine
+from pytest_kvm.provision.guest_state import GuestState
 from tests.guest_specs import SMALL
 
 KIND = "0x88b5"
@@ -37,6 +39,23 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as card:
 """
 """Sends a word to everybody; a negative number of times is for ever."""
 MACHINES: dict[str, str] = {}
+RESETS: dict[str, tuple[float, float]] = {}
+"""When the last reset of a guest began and ended, by the guest's name."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resets_are_noted():
+    real = GuestState.restore
+
+    def restore(state, point):
+        begun = time.monotonic()
+        tier = real(state, point)
+        RESETS[state._guest.name] = begun, time.monotonic()
+        return tier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GuestState, "restore", restore)
+        yield
 
 
 @kvm.network(scope="module")
@@ -98,6 +117,13 @@ def test_it_is_undone_also_if_the_test_has_not_used_the_neighbour(speaker, bysta
     assert listener.nics[0].counters["in"]["frames"] > before
 
 
+def test_all_guests_of_a_test_are_reset_at_the_same_time(speaker, bystander, listener):
+    begun, ended = zip(*RESETS.values(), strict=True)
+    assert set(RESETS) == {"speaker", "bystander", "silent_listener"}
+    assert max(begun) < min(ended)
+    say(speaker, "and again")
+
+
 def test_it_is_undone_by_a_use_of_the_speaker(speaker, listener):
     say(speaker, "once more")
     listener.wait_until("test -s /run/heard")
@@ -107,7 +133,6 @@ def test_it_is_undone_by_a_use_of_the_speaker(speaker, listener):
 def test_a_paused_guest_is_flooded(speaker, listener):
     listener.pause()
     say_for_ever(speaker, "flood")
-    speaker.wait_until(["true"])
     while not listener.nics[0].counters["in"]["dropped"].get("guest too slow"):
         speaker.run(["true"])
 

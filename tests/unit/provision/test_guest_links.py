@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +13,6 @@ from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision import guest_links
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.machine_plan import port_path
-from pytest_kvm.provision.run_resources import Lazy
-from pytest_kvm.provision.segments import Segments
-from pytest_kvm.switch.client import Switch
 from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
 
 
@@ -50,18 +46,6 @@ class FakeDomain:
         self.done.append(step)
         if step == self.fails:
             raise DomainFailed(f"{step} failed")
-
-
-@pytest.fixture
-def switch():
-    switch = Lazy(lambda: closing(Switch()))
-    yield switch
-    switch.close()
-
-
-@pytest.fixture
-def segments(switch):
-    return Segments(switch)
 
 
 @pytest.fixture

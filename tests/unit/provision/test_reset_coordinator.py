@@ -450,3 +450,35 @@ def test_frames_of_nobody_are_kept_if_a_savepoint_can_be_taken(coordinator, web,
     end(coordinator, test)
     with coordinator.at_work(Owner("last")):
         assert web.look() == left
+
+
+def test_a_point_that_is_still_needed_is_kept_when_no_other_can_be_taken(coordinator, web):
+    with coordinator.at_work(Owner("fixture")):
+        web.change("fixture")
+    with coordinator.at_work(test := Owner("first")):
+        web.change("first")
+    end(coordinator, test)
+    with coordinator.at_work(test := Owner("second")):
+        coordinator.settle([web])
+    end(coordinator, test)
+    web.state.frames += 1
+    web.state.refuses = "a process is at work"
+    with coordinator.at_work(test := Owner("third")):
+        web.change("third")
+    end(coordinator, test)
+    with coordinator.at_work(Owner("last")):
+        assert web.look() == ["fixture"]
+
+
+def test_a_fixture_that_changed_nothing_is_not_undone_early(coordinator, lab, caplog):
+    client, _, server = lab
+    test, fixture = Owner("test"), Owner("fixture set up in its midst")
+    coordinator.enter(test)
+    server.change("test")
+    with coordinator.at_work(fixture):
+        client.change("fixture")
+    coordinator.leave(test)
+    end(coordinator, test)
+    with coordinator.at_work(Owner("next")):
+        assert server.look() == []
+    assert "undone early" not in caplog.text

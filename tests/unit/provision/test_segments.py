@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import closing
 
 import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import GuestGone, SpecError, SwitchFailed
-from pytest_kvm.provision.run_resources import Lazy
-from pytest_kvm.provision.segments import Segments
-from pytest_kvm.switch.client import Switch
 
 SPEC = kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None)
-
-
-@pytest.fixture
-def switch():
-    switch = Lazy(lambda: closing(Switch()))
-    yield switch
-    switch.close()
-
-
-@pytest.fixture
-def segments(switch):
-    return Segments(switch)
 
 
 class _Guest:

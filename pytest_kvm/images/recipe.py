@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORMAT = 8
+FORMAT = 9
 """Version of the build steps. Raise the number when the same recipe gives a different image from
 now on: then old images are built again."""
 

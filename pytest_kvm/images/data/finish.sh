@@ -43,6 +43,7 @@ if [ "$PKVM_LEAN" = 1 ]; then
     done
     ln -sf /lib/systemd/system/cloud-init.target "$units/multi-user.target.wants/cloud-init.target"
     chroot "$root" systemctl --quiet enable pytest-kvm-coldplug.service pytest-kvm-grow.service
+    chroot "$root" install -d -o systemd-network -g systemd-network /var/lib/systemd/network
     # pam_motd(8) runs these at every login, and nobody reads what they print:
     # three programs fewer are a fifth of a translated guest's login.
     rm -rf "$root/etc/update-motd.d"

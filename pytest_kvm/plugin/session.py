@@ -175,7 +175,8 @@ def check_connection(spec: GuestSpec, settings: Settings) -> None:
             raise SpecError(
                 f"GuestSpec.nics[{index}]: Nic.{field} is {name!r}, a network of the host, "
                 f"and the connection {settings.uri} has none",
-                resolution="run with --kvm-uri=qemu:///system, or use a segment of the run (@kvm.network)",
+                resolution="for a segment of the run, give the value of a @kvm.network fixture, not its "
+                "name; for a network of the host, run with --kvm-uri=qemu:///system",
             )
 
 

@@ -187,6 +187,15 @@ def hosts_in_order(subnet: Subnet) -> Iterator[Address]:
             yield address
 
 
+def _subnet_around(text: str, *, version: int) -> Subnet | None:
+    """Return the subnet that an address with a prefix length is in; None if the text is no such address."""
+    try:
+        subnet = ip_network(text, strict=False)
+    except ValueError:
+        return None
+    return subnet if subnet.version == version else None
+
+
 def _other(field: str) -> str:
     return field.removesuffix("6") if field.endswith("6") else field + "6"
 
@@ -198,8 +207,9 @@ def _check_subnet(text: str | None, *, version: int, field: str) -> None:
     try:
         subnet = ip_network(text)
     except ValueError as problem:
+        meant = _subnet_around(text, version=version) or example
         raise SpecError(
-            f"{field}: {text!r} is not a subnet: {problem}", resolution=f'write "{example}"'
+            f"{field}: {text!r} is not a subnet: {problem}", resolution=f'write "{meant}"'
         ) from None
     if subnet.version != version:
         raise SpecError(

@@ -151,8 +151,18 @@ MISTAKES = {
         'use model="virtio"',
     ),
     "subnet": (
-        lambda: kvm.NetworkSpec(subnet="10.1.0.1/24"),
-        "NetworkSpec.subnet: '10.1.0.1/24' is not a subnet: 10.1.0.1/24 has host bits set",
+        lambda: kvm.NetworkSpec(subnet="192.168.1.1/24"),
+        "NetworkSpec.subnet: '192.168.1.1/24' is not a subnet: 192.168.1.1/24 has host bits set",
+        'write "192.168.1.0/24"',
+    ),
+    "subnet that is none": (
+        lambda: kvm.NetworkSpec(subnet="10.1.0/24"),
+        "NetworkSpec.subnet: '10.1.0/24' is not a subnet: ",
+        'write "10.1.0.0/24"',
+    ),
+    "IPv6 address with its prefix as the IPv4 subnet": (
+        lambda: kvm.NetworkSpec(subnet="fd00::1/64"),
+        "NetworkSpec.subnet: 'fd00::1/64' is not a subnet: fd00::1/64 has host bits set",
         'write "10.1.0.0/24"',
     ),
     "subnet of the wrong version": (

@@ -47,16 +47,22 @@ def pss_mib(processes: list[psutil.Process]) -> float:
     return sum(each.memory_full_info().pss for each in processes) / 1024**2
 
 
-def wait_parked(guest: int) -> None:
-    """Wait until a clone is parked: a QEMU beside the guest's stands completely still.
+def wait_parked(guests: set[int]) -> None:
+    """Wait until a clone is parked for each guest: as many QEMUs besides theirs stand completely still.
 
     One that is paused takes no processor time at all; one that starts or runs does.
 
     Args:
-        guest: Process id of the guest's QEMU.
+        guests: Process ids of the guests' QEMUs.
     """
-    load = _Load(lambda: [each for each in qemus() if each.pid != guest])
-    wait_until(lambda: load.check(0.0), describe="a parked clone", timeout=_PATIENCE, every=0.4)
+    load = _Load(lambda: [each for each in qemus() if each.pid not in guests])
+
+    def check() -> None:
+        load.check(0.0)
+        if load.processes != len(guests):
+            raise NotYet(f"{load.processes} of {len(guests)}")
+
+    wait_until(check, describe="parked clones", timeout=_PATIENCE, every=0.4)
 
 
 def wait_idle() -> None:
@@ -71,6 +77,11 @@ class _Load:
 
     of: Callable[[], list[psutil.Process]]
     _before: dict[int, float] = field(default_factory=dict[int, float])
+
+    @property
+    def processes(self) -> int:
+        """How many there were at the last look."""
+        return len(self._before)
 
     def check(self, most: float) -> None:
         """Return when no process used more than ``most`` seconds of each second since the last look."""

@@ -15,6 +15,8 @@ from pytest_kvm.provision.run import Run
 from pytest_kvm.provision.undo_log import Owner
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
+from pytest_kvm.spec.network import NetworkSpec
+from pytest_kvm.spec.nic import Nic
 
 Use = Callable[[Guest], object]
 FIRST: dict[str, Use] = {"agent": lambda guest: guest.agent.ping(), "ssh": lambda guest: guest.run(["true"])}
@@ -64,6 +66,50 @@ def by_load(settings: Settings, spec: GuestSpec, *, rounds: int) -> Times:
     return times
 
 
+def of_several(
+    settings: Settings, spec: GuestSpec, *, counts: tuple[int, ...], rounds: int, spares: bool
+) -> dict[int, list[float]]:
+    """Return the seconds until so many guests, of those that a segment joins, answer after their reset.
+
+    Args:
+        settings: Where the template is, among others.
+        spec: The guests', but for their cards.
+        counts: How many guests are reset, in turn.
+        rounds: How many times.
+        spares: Whether a clone is parked for each guest.
+    """
+    times: dict[int, list[float]] = {count: [] for count in counts}
+    coordinator = ResetCoordinator()
+    run = Run(replace(settings, pool=1 if spares else 0), progress=Quiet(), coordinator=coordinator)
+    try:
+        segment = run.segments.make("lan", NetworkSpec())
+        spec = replace(spec, nics=[Nic(segment)])
+        guests = [run.start(spec, name=f"guest{number}") for number in range(max(counts))]
+        for _ in range(rounds):
+            for count in counts:
+                with _test(coordinator, "a test changes some"):
+                    for guest in guests[:count]:
+                        _change(guest)
+                    if spares:
+                        _parked(*guests)
+                times[count].append(_reset_together(coordinator, guests[:count]))
+        return times
+    finally:
+        run.close()
+
+
+def _reset_together(coordinator: ResetCoordinator, guests: list[Guest]) -> float:
+    with _test(coordinator, "the next finds nothing"):
+        began = time.perf_counter()
+        coordinator.settle(guests)
+        for guest in guests:
+            guest.agent.ping()
+        took = time.perf_counter() - began
+        for guest in guests:
+            _check_undone(guest)
+    return took
+
+
 def _by_clone(settings: Settings, spec: GuestSpec, *, rounds: int, prepare: Callable[[Guest], None]) -> Times:
     coordinator = ResetCoordinator()
     times: Times = {each: [] for each in FIRST}
@@ -100,8 +146,8 @@ def _check_undone(guest: Guest) -> None:
     guest.run(["test", "!", "-e", "/root/changed"])
 
 
-def _parked(guest: Guest) -> None:
-    pid = guest.machine.domain.pid
-    if pid is None:
+def _parked(*guests: Guest) -> None:
+    pids = {guest.machine.domain.pid for guest in guests} - {None}
+    if len(pids) < len(guests):
         raise SystemExit("bench: guests must run on this machine")
-    wait_parked(pid)
+    wait_parked({pid for pid in pids if pid is not None})

@@ -1,10 +1,12 @@
-"""What a segment costs: the switch alone, with frames that no guest sent.
+"""What a segment costs: the switch alone, with frames that no guest sent, then guests that it joins.
 
 frames/s   of 1500 bytes that one core passes: frames by the seconds of CPU
            time that the switch took, one sender, one receiver
 late       how much later than asked a delayed frame comes, at idle, in ms
 rate       bits/s that came through, by those asked for
 loss       frames lost out of 10,000, by those asked for
+
+What is measured with guests is described in :mod:`bench.joined_guests`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bench import joined_guests
+from pytest_kvm.options import from_environment, settings_from
 from pytest_kvm.switch.client import Switch
 
 AIM_FRAMES = 150_000
@@ -161,29 +165,54 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="for each throughput")
+    parser.add_argument("--rounds", type=int, default=5, help="of what is measured with guests")
+    parser.add_argument("--no-guests", action="store_true", help="the switch alone")
     parser.add_argument("--json", type=Path, help="write the numbers there, too")
     options = parser.parse_args()
     multiprocessing.set_start_method("fork")
+    numbers = switch_alone(options.seconds)
+    write(numbers, options.json)
+    if not options.no_guests:
+        write(numbers | with_guests(options.rounds), options.json)
+
+
+def write(numbers: dict[str, float], file: Path | None) -> None:
+    """Write the numbers as JSON where asked."""
+    if file:
+        file.write_text(json.dumps(numbers, indent=2))
+
+
+def switch_alone(seconds: float) -> dict[str, float]:
+    """Measure the switch without guests, and print the table."""
     numbers: dict[str, float] = {}
     table = Table("the switch alone", "measured", "aim")
     for fault in (None, *FAULTS):
         name = f"frames/s, {fault or 'no fault'}"
-        numbers[name] = throughput(options.seconds, fault)
+        numbers[name] = throughput(seconds, fault)
         table.add_row(name, f"{numbers[name]:,.0f}", "" if fault else f"{AIM_FRAMES:,}")
     for delay in (0.005, 0.05):
         median, worst = lateness(200, delay)
         numbers[f"late, {delay * 1000:.0f} ms"] = median
         table.add_row(f"late, delay {delay * 1000:.0f} ms", f"{median:.2f} ms, 99 %: {worst:.2f} ms", "1 ms")
     for bits in (1e6, 10e6, 100e6):
-        numbers[f"rate, {bits / 1e6:.0f} Mbit/s"] = rate(bits, options.seconds)
+        numbers[f"rate, {bits / 1e6:.0f} Mbit/s"] = rate(bits, seconds)
         table.add_row(
             f"rate {bits / 1e6:.0f} Mbit/s", f"{numbers[f'rate, {bits / 1e6:.0f} Mbit/s']:.3f}", "0.95-1.05"
         )
     numbers["loss, 1000 of 10000"] = lost(10_000, 0.1)
     table.add_row("loss, 10 % of 10,000", f"{numbers['loss, 1000 of 10000']:.0f}", "923-1077")
     Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(numbers, indent=2))
+    return numbers
+
+
+def with_guests(rounds: int) -> dict[str, float]:
+    """Measure guests on a segment, and print the table."""
+    table = Table("guests on a segment", "measured", "aim")
+    rows = joined_guests.measure(settings_from([from_environment]), rounds=rounds, seconds=5)
+    for row in rows:
+        table.add_row(row.name, row.measured, row.aim)
+    Console().print(table)
+    return {row.name: row.number for row in rows}
 
 
 if __name__ == "__main__":

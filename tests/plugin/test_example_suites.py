@@ -1,4 +1,4 @@
-"""The example suites pass on real guests, alone and under xdist, and leave nothing.
+"""The example suites pass on real guests, also as an ordinary user, and leave nothing.
 
 The quickstart is a test of the core.
 """
@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.host.run_folder import RUNS
+from pytest_kvm.plugin.session import settings_stashed
 from scripts.folders import own_folder
+from tests.ordinary_user import ordinary_user
 
 
 @pytest.fixture
@@ -49,3 +51,17 @@ def test_packages(suite):
 
 def test_several_guests_under_xdist(suite):
     suite("several_guests", "-n", "2").assert_outcomes(passed=2)
+
+
+def test_router_nat(suite):
+    suite("router_nat").assert_outcomes(passed=8)
+
+
+def test_dhcp_server(suite):
+    suite("dhcp_server").assert_outcomes(passed=5)
+
+
+def test_labs_as_an_ordinary_user(pytestconfig):
+    with ordinary_user(settings_stashed(pytestconfig)) as user:
+        said = user.run_suites("router_nat", "dhcp_server").stdout
+    assert "= 13 passed in " in said

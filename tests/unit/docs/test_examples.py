@@ -15,7 +15,12 @@ PYTHON = all_blocks("python")
 INCLUDED = [
     block for page in all_pages() for block in blocks(page) if block.info.startswith("{literalinclude}")
 ]
-EXECUTED = ("docs/**/*_example.py", "docs/**/conftest.py", "example_suites/**/*.py")
+EXECUTED = (
+    "docs/**/*_example.py",
+    "docs/**/conftest.py",
+    "example_suites/**/*.py",
+    "example_suites/**/*.nft",
+)
 
 
 def _target(block: Block):

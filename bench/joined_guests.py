@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bench.boot import Quiet
 from bench.processes import alone
 from bench.resets import of_several
 from bench.state import own_cache
+from bench.state_table import Row
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.handles.segment import Segment
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
@@ -36,16 +37,6 @@ from pytest_kvm.spec.nic import Nic
 SMALL = GuestSpec(memory="512MiB", vcpus=1)
 WITH_IPERF = replace(SMALL, packages=["iperf3"])
 Figures = dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A figure beside its aim."""
-
-    name: str
-    measured: str
-    aim: str
-    number: float
 
 
 def measure(settings: Settings, *, rounds: int, seconds: int) -> list[Row]:
@@ -129,14 +120,21 @@ def _line_rows(figures: Figures) -> list[Row]:
     median = {name: statistics.median(values) for name, values in figures.items()}
     through = _ratio(figures["bit/s, switch"], figures["bit/s, direct"])
     trips = _ratio(figures["ms, direct"], figures["ms, switch"])
-    found = [
-        Row(name, f"{value / 1e6:,.0f} Mbit/s" if name.startswith("bit") else f"{value:.2f} ms", "", value)
-        for name, value in median.items()
-    ]
     return [
-        *found,
-        Row("throughput, switch / direct", f"{through:.2f} x", "≥ 0.8", through),
-        Row("round trips, direct / switch", f"{trips:.2f} x", "≥ 0.8", trips),
+        Row(
+            name="throughput through the switch",
+            measured=median["bit/s, switch"] / 1e6,
+            unit="Mbit/s",
+            raw=median["bit/s, direct"] / 1e6,
+        ),
+        Row(name="throughput, switch / direct", measured=through, unit="×", aim=0.8, at_least=True),
+        Row(
+            name="round trip through the switch",
+            measured=median["ms, switch"],
+            unit="ms",
+            raw=median["ms, direct"],
+        ),
+        Row(name="round trip, direct / switch", measured=trips, unit="×", aim=0.8, at_least=True),
     ]
 
 
@@ -190,16 +188,16 @@ def _start_rows(times: dict[int, list[tuple[float, float]]]) -> list[Row]:
     rows: list[Row] = []
     for size, took in times.items():
         ready, reached = (statistics.median(each) for each in zip(*took, strict=True))
-        rows.append(Row(f"{size} on a segment, ready", f"{ready:.1f} s", "", ready))
-        aim = "≤ 6 s" if size == 8 else ""
-        rows.append(Row(f"{size} on a segment, each has pinged another", f"{reached:.1f} s", aim, reached))
+        rows.append(Row(name=f"{size} on a segment, ready", measured=ready))
+        aim = 6.0 if size == 8 else None
+        rows.append(Row(name=f"{size} on a segment, each has pinged another", measured=reached, aim=aim))
     return rows
 
 
 def _reset_rows(times: dict[int, list[float]], how: str) -> list[Row]:
     rows = [
-        Row(f"reset of {count}, {how}", f"{statistics.median(took):.2f} s", "", statistics.median(took))
+        Row(name=f"reset of {count}, {how}", measured=statistics.median(took))
         for count, took in times.items()
     ]
     ratio = _ratio(times[3], times[1])
-    return [*rows, Row(f"reset of 3 / of 1, {how}", f"{ratio:.2f} x", "≤ 1.3", ratio)]
+    return [*rows, Row(name=f"reset of 3 / of 1, {how}", measured=ratio, unit="×", aim=1.3)]

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import joined_guests
+from bench.state_table import table
 from pytest_kvm.options import from_environment, settings_from
 from pytest_kvm.switch.client import Switch
 
@@ -185,34 +186,31 @@ def write(numbers: dict[str, float], file: Path | None) -> None:
 def switch_alone(seconds: float) -> dict[str, float]:
     """Measure the switch without guests, and print the table."""
     numbers: dict[str, float] = {}
-    table = Table("the switch alone", "measured", "aim")
+    alone = Table("the switch alone", "measured", "aim")
     for fault in (None, *FAULTS):
         name = f"frames/s, {fault or 'no fault'}"
         numbers[name] = throughput(seconds, fault)
-        table.add_row(name, f"{numbers[name]:,.0f}", "" if fault else f"{AIM_FRAMES:,}")
+        alone.add_row(name, f"{numbers[name]:,.0f}", "" if fault else f"{AIM_FRAMES:,}")
     for delay in (0.005, 0.05):
         median, worst = lateness(200, delay)
         numbers[f"late, {delay * 1000:.0f} ms"] = median
-        table.add_row(f"late, delay {delay * 1000:.0f} ms", f"{median:.2f} ms, 99 %: {worst:.2f} ms", "1 ms")
+        alone.add_row(f"late, delay {delay * 1000:.0f} ms", f"{median:.2f} ms, 99 %: {worst:.2f} ms", "1 ms")
     for bits in (1e6, 10e6, 100e6):
         numbers[f"rate, {bits / 1e6:.0f} Mbit/s"] = rate(bits, seconds)
-        table.add_row(
+        alone.add_row(
             f"rate {bits / 1e6:.0f} Mbit/s", f"{numbers[f'rate, {bits / 1e6:.0f} Mbit/s']:.3f}", "0.95-1.05"
         )
     numbers["loss, 1000 of 10000"] = lost(10_000, 0.1)
-    table.add_row("loss, 10 % of 10,000", f"{numbers['loss, 1000 of 10000']:.0f}", "923-1077")
-    Console().print(table)
+    alone.add_row("loss, 10 % of 10,000", f"{numbers['loss, 1000 of 10000']:.0f}", "923-1077")
+    Console().print(alone)
     return numbers
 
 
 def with_guests(rounds: int) -> dict[str, float]:
     """Measure guests on a segment, and print the table."""
-    table = Table("guests on a segment", "measured", "aim")
     rows = joined_guests.measure(settings_from([from_environment]), rounds=rounds, seconds=5)
-    for row in rows:
-        table.add_row(row.name, row.measured, row.aim)
-    Console().print(table)
-    return {row.name: row.number for row in rows}
+    Console().print(table(rows))
+    return {row.name: row.measured for row in rows}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of :mod:`bench.state` beside their aims."""
+"""Figures beside their aims: those of :mod:`bench.state`, and a table for any."""
 
 from __future__ import annotations
 

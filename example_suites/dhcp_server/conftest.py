@@ -32,6 +32,7 @@ DHCP=ipv4
 
 @kvm.network(scope="module")
 def lan():
+    """A segment for DHCP alone, which is IPv4."""
     return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None)
 
 
@@ -46,7 +47,7 @@ def client(lan):
 
 
 def configure(guest: kvm.Guest, network: str) -> None:
-    """Have systemd-networkd configure a card of a guest."""
+    """Hand a card to the guest's systemd-networkd, which then sets its addresses in place of the plugin."""
     guest.write_text("/etc/systemd/network/00-lan.network", network)
     guest.run(["networkctl", "reload"])
 

@@ -83,7 +83,7 @@ class Segment(Network):
             here = ", ".join(each.name for each in self.guests) or "nobody"
             raise SpecError(
                 f"{guest.name} has no card on the segment {self.name}; on it: {here}",
-                resolution=f"give its spec one: nics=[kvm.Nic({self.name})]",
+                resolution=f"ask a guest that is on it, or put kvm.Nic({self.name}) into its spec's nics",
             )
         addresses = (nic.address if version == 4 else nic.address6 for nic in own)
         address = next((each for each in addresses if each is not None), None)

@@ -434,15 +434,20 @@ def test_ctrl_c_waits_for_no_reset(coordinator, lab, monkeypatch):
     go_on.set()
 
 
+def be_reached_after_a_test(coordinator, guest):
+    """Have a frame of nobody come to a guest once a test has ended that only had it reset."""
+    with coordinator.at_work(test := Owner("second")):
+        coordinator.settle([guest])
+    end(coordinator, test)
+    guest.state.frames += 1
+
+
 @pytest.mark.parametrize(("refuses", "left"), [("", ["nobody"]), ("a raw disk", [])])
 def test_frames_of_nobody_are_kept_if_a_savepoint_can_be_taken(coordinator, web, refuses, left):
     with coordinator.at_work(test := Owner("first")):
         web.change("first")
     end(coordinator, test)
-    with coordinator.at_work(test := Owner("second")):
-        coordinator.settle([web])
-    end(coordinator, test)
-    web.state.frames += 1
+    be_reached_after_a_test(coordinator, web)
     web.state.content.append("nobody")
     web.state.refuses = refuses
     with coordinator.at_work(test := Owner("third")):
@@ -458,10 +463,7 @@ def test_a_point_that_is_still_needed_is_kept_when_no_other_can_be_taken(coordin
     with coordinator.at_work(test := Owner("first")):
         web.change("first")
     end(coordinator, test)
-    with coordinator.at_work(test := Owner("second")):
-        coordinator.settle([web])
-    end(coordinator, test)
-    web.state.frames += 1
+    be_reached_after_a_test(coordinator, web)
     web.state.refuses = "a process is at work"
     with coordinator.at_work(test := Owner("third")):
         web.change("third")

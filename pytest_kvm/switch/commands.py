@@ -30,8 +30,8 @@ class Cards(Protocol):
         """Send soon what is queued at the port."""
         ...
 
-    def forget(self, port: Port) -> None:
-        """Stop waiting for events at the port, which is about to be closed."""
+    def hang_up(self, port: Port) -> None:
+        """Stop waiting for events at the port, and close it with the connection of its card."""
         ...
 
 
@@ -95,8 +95,7 @@ class Commands:
         closed = self._ports.pop(port, None)
         if closed is not None:
             self._detach(closed)
-            self._cards.forget(closed)
-            closed.close()
+            self._cards.hang_up(closed)
 
     def do_attach(self, *, segment: str, link: str, port: str | None) -> None:
         """Attach a link to a port; None only detaches the link. Frames that the card sent before are lost."""
@@ -196,15 +195,18 @@ class Commands:
             link.segment.move(link, None)
 
     def _skip(self, port: Port) -> None:
-        """Drop the frames that a card has sent and nobody has read, also one that is not complete yet."""
+        """Drop the frames that a card has sent and nobody has read, also one that is not complete yet.
+
+        A card that has sent what cannot be frames is hung up.
+        """
         for _ in range(_READS if port.connected else 0):
             data = port.read()
             if not data:
                 break
             try:
                 port.keep(data[length_of_whole_frames(data) :])
-            except BrokenStreamError:  # the next read finds it, too
-                port.keep(data)
+            except BrokenStreamError:
+                self._cards.hang_up(port)
                 return
         port.drop_rest()
 

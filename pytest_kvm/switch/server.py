@@ -118,11 +118,12 @@ class Server:
         """Send what is queued at the port, at the end of this turn of the loop."""
         self._ready.add(port)
 
-    def forget(self, port: Port) -> None:
-        """Stop waiting for events at the port."""
+    def hang_up(self, port: Port) -> None:
+        """Stop waiting for events at the port, and close it with the connection of its card."""
         if self._ports.pop(port.fileno(), None) is not None:
             self._epoll.unregister(port)
         self._ready.discard(port)
+        port.close()
 
     def _serve(self, port: Port, events: int) -> None:
         if not port.connected:
@@ -144,7 +145,7 @@ class Server:
         if data is None:
             return
         if not data:
-            self._hang_up(port)
+            self.hang_up(port)
             return
         link = self._commands.link_of.get(port)
         try:
@@ -153,13 +154,9 @@ class Server:
         except BrokenStreamError as broken:
             if link is not None:
                 link.sent.dropped[str(broken)] += 1
-            self._hang_up(port)
+            self.hang_up(port)
         else:
             port.keep(data[done:])
-
-    def _hang_up(self, port: Port) -> None:
-        self.forget(port)
-        port.close()
 
     def _flush(self) -> None:
         ready, self._ready = self._ready, set()

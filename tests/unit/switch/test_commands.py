@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 
+import pytest
+
 from pytest_kvm.switch import client
 from pytest_kvm.switch.client import Switch
 from pytest_kvm.switch.commands import Commands
@@ -40,7 +42,7 @@ def test_orders_name_the_arguments_of_their_commands():
             assert arguments <= set(command.parameters), name
 
 
-class _NoCards:
+class _NoEvents:
     """An event loop for which nothing happens: each test reads the ports itself."""
 
     def watch(self, port):
@@ -49,24 +51,49 @@ class _NoCards:
     def wake(self, port):
         pass
 
-    def forget(self, port):
-        pass
+    def hang_up(self, port):
+        port.close()
 
 
-def test_what_a_card_sent_before_it_gets_a_cable_reaches_nobody(tmp_path):
-    commands = Commands(Schedule(), ask=lambda fault, frame, answer: None, cards=_NoCards())
+@pytest.fixture
+def commands():
+    commands = Commands(Schedule(), ask=lambda fault, frame, answer: None, cards=_NoEvents())
     commands.do_add_segment(segment="lan")
     commands.do_add_link(segment="lan", link="a")
+    return commands
+
+
+@pytest.fixture
+def path(commands, tmp_path):
+    """Where a port listens."""
     path = tmp_path / "a.sock"
     commands.do_open_port(port=str(path))
+    yield path
+    commands.do_close_port(port=str(path))
+
+
+@pytest.fixture
+def card(commands, path):
+    """A card that is connected to the port and has no cable yet."""
     card = Card(path)
-    (port,) = commands._ports.values()
-    port.accept()
+    commands._ports[str(path)].accept()
+    yield card
+    card.close()
+
+
+def test_what_a_card_sent_before_it_gets_a_cable_reaches_nobody(commands, path, card):
+    port = commands._ports[str(path)]
     whole = to_wire(frame(EVERYBODY, mac(1), b"before"))
     card.socket.sendall(whole + whole[:10])
     commands.do_attach(segment="lan", link="a", port=str(path))
     assert port.read() is None
     card.socket.sendall(whole[10:] + whole)
     assert port.read() == whole, "the frame that was begun before is lost, and the next one is not"
-    card.close()
-    commands.do_close_port(port=str(path))
+
+
+def test_a_card_whose_bytes_cannot_be_frames_is_hung_up_when_it_gets_a_cable(commands, path, card):
+    """The event loop may hear of the order first, and then nothing more of the card."""
+    card.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    commands.do_attach(segment="lan", link="a", port=str(path))
+    with pytest.raises(EOFError):
+        card.receive(timeout=0.1)

@@ -30,8 +30,11 @@ def test_what_is_on_the_disk_outlives_a_reboot(machine: kvm.Guest) -> None:
     machine.wait_for_file("/run/lost", absent=True)
 
 
-def test_a_guest_that_is_off_says_so(machine: kvm.Guest) -> None:
+def test_what_is_on_the_disk_outlives_a_time_without_power(machine: kvm.Guest) -> None:
+    machine.write_text("/root/kept", "still here\n")
     machine.shutdown()
     assert machine.state == "ended"
     with pytest.raises(kvm.GuestGone):
         machine.run(["true"])
+    machine.power_on()
+    assert machine.read_text("/root/kept") == "still here\n"

@@ -43,7 +43,7 @@ def _ignore(guest: Guest) -> None:
     del guest
 
 
-def _no_reboot(seconds: float) -> None:
+def _do_nothing(seconds: float) -> None:
     """Do nothing: the default callback."""
     del seconds
 
@@ -68,7 +68,8 @@ class Guest:
         on_booted: Called each time that a caller waits for the guest, with the guest and
             its boot's error (None: it is ready); what it raises is raised to that caller.
         before_use: Called with the guest before each verb that may change it.
-        on_reboot: Called with the seconds of each reboot, also of one that failed.
+        power_on: Switches on a machine that has ended, within so many seconds, and logs in.
+        on_reboot: Called with the seconds of each reboot or power-on, also of one that failed.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class Guest:
         summary: str = "",
         on_booted: Callable[[Guest, BaseException | None], None] = untold,
         before_use: Callable[[Guest], None] = _ignore,
-        on_reboot: Callable[[float], None] = _no_reboot,
+        power_on: Callable[[float], None] = _do_nothing,
+        on_reboot: Callable[[float], None] = _do_nothing,
     ) -> None:
         self.name = name
         self.nics: tuple[GuestNic, ...] = ()
@@ -88,6 +90,7 @@ class Guest:
         self._summary = summary
         self._on_booted = on_booted
         self._before_use = before_use
+        self._power_on = power_on
         self._on_reboot = on_reboot
 
     def __repr__(self) -> str:
@@ -410,6 +413,28 @@ class Guest:
         """Switch the guest off at once, as by pulling the power cable; it has ended afterwards."""
         power.power_off(self.machine)
 
+    def power_on(self, *, timeout: float | None = None) -> None:
+        """Switch on a guest that has ended, in whatever way, and log in.
+
+        It is the same machine, with its disks, its cards and their links. What was
+        in its memory is gone, and so are forwarded ports and savepoints.
+
+        Args:
+            timeout: Seconds until the login.
+
+        Raises:
+            GuestError: The guest runs.
+            BootFailed: The guest did not become ready.
+            DomainFailed: libvirt or QEMU refused; the guest stays off.
+        """
+        limit = self._booted_machine.timeouts.boot if timeout is None else timeout
+        power.check_is_off(self.machine)
+        begun = time.monotonic()
+        try:
+            self._power_on(limit)
+        finally:
+            self._on_reboot(time.monotonic() - begun)
+
     def crash(self, *, nmi: bool = False) -> str:
         """Make the kernel panic, and return the console's line with the panic."""
         return power.crash(self.machine, nmi=nmi)
@@ -526,7 +551,7 @@ class Guest:
 
 
 def replace_machine(guest: Guest, boot: Future[Machine]) -> None:
-    """Point a guest's handle at another machine, which was started for a reset.
+    """Point a guest's handle at another machine, which was started for a reset or switched on again.
 
     This is no verb, because tests must not call it: the former machine is not removed.
     """

@@ -1,11 +1,18 @@
-"""Reboots, shuts down, powers off or crashes a guest."""
+"""Reboots, shuts down, switches off or crashes a guest, and logs in to one that was switched on again."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 
-from pytest_kvm.errors import CommandTimeout, GuestGone, HypervisorError, SshUnavailable, WaitTimeout
+from pytest_kvm.errors import (
+    CommandTimeout,
+    GuestError,
+    GuestGone,
+    HypervisorError,
+    SshUnavailable,
+    WaitTimeout,
+)
 from pytest_kvm.machine.boot import Boot, Phases
 from pytest_kvm.machine.console_errors import ConsoleWatch
 from pytest_kvm.machine.machine import Machine
@@ -137,6 +144,35 @@ def power_off(machine: Machine) -> None:
     """Pull the power cable: the guest stops and writes back nothing; QEMU has ended on return."""
     machine.domain.destroy()
     machine.shell.close()
+
+
+def check_is_off(machine: Machine) -> None:
+    """Check that a guest can be switched on.
+
+    Raises:
+        GuestError: It runs.
+    """
+    if machine.domain.alive():
+        raise GuestError(
+            f"{machine.name} is on already",
+            resolution="reboot() restarts it; shutdown() or power_off() switches it off",
+        )
+
+
+def log_in_after_power_on(machine: Machine, *, since: int, timeout: float) -> None:
+    """Wait until a guest that was switched on again has booted, and log in.
+
+    Args:
+        machine: The guest.
+        since: Where its console log ended before.
+        timeout: Seconds.
+
+    Raises:
+        BootFailed: The guest did not come up; its subclass says where it stuck.
+    """
+    watch = ConsoleWatch(machine.console, since=since, clock=machine.domain.clock)
+    boot = Boot(machine=machine, phases=Phases(machine.log), watch=watch)
+    log_in(boot, banner=timeout, login=min(timeout, machine.timeouts.login))
 
 
 def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> str:

@@ -149,7 +149,7 @@ class Savepoint:
         if self._use().domain is not self._machine.domain:
             raise SavepointGone(
                 f"{self._machine.name}: {self.name} went with the machine it was taken on: "
-                "the guest was reset meanwhile",
+                "the guest was reset or switched on again meanwhile",
                 resolution="take the savepoint in the test or fixture that restores it",
             )
         restore(self._machine, self._tag)

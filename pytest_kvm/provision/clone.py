@@ -43,6 +43,7 @@ class Clone:
     """A machine started from a template; paused in the template's state until :meth:`wake`."""
 
     machine: Machine
+    plan: DomainPlan
     tier: TemplateTier
     renewal: Renewal
     """What :meth:`wake` changes in the clone, so that it differs from other clones."""
@@ -85,7 +86,7 @@ def start_paused(
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
     fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
     open_ports(resources.switch, plan, stack=stack)
-    domain = fill(resources, request, plan, template=template, facts=facts, stack=stack)
+    plan, domain = fill(resources, request, plan, template=template, facts=facts, stack=stack)
     apply_link_state(domain, request)
     renewal = _renewal_of(request, facts, plan)
     host_key = facts.host_key if renewal.host_key is None else renewal.host_key.public
@@ -93,7 +94,7 @@ def start_paused(
         resources, request, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY)
     )
     stack.callback(machine.shell.close)
-    return Clone(machine=machine, tier=facts.tier, renewal=renewal, prestarted=facts.prestarted)
+    return Clone(machine=machine, plan=plan, tier=facts.tier, renewal=renewal, prestarted=facts.prestarted)
 
 
 def _of_clone(plan: DomainPlan, facts: TemplateFacts) -> DomainPlan:
@@ -102,7 +103,7 @@ def _of_clone(plan: DomainPlan, facts: TemplateFacts) -> DomainPlan:
         replace(planned, mac=mac) if planned.nic.is_tied_to_mac else planned
         for planned, mac in zip(plan.nics, facts.macs, strict=False)  # the rest are on segments
     ]
-    return replace(plan, control_mac=facts.control_mac, nics=lone, is_clone=True)
+    return replace(plan, control_mac=facts.control_mac, nics=lone, continues_log=True)
 
 
 def _from_ram_file(
@@ -113,7 +114,7 @@ def _from_ram_file(
     template: Template,
     facts: TemplateFacts,
     stack: ExitStack,
-) -> Domain:
+) -> tuple[DomainPlan, Domain]:
     """Map the template's memory copy-on-write, and load the state of the devices."""
     folder = plan.console_log.parent
     frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
@@ -125,7 +126,7 @@ def _from_ram_file(
     domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
     with template.path(STATE).open("rb") as source:
         domain.load_state(source)
-    return domain
+    return plan, domain
 
 
 def _from_snapshot(
@@ -136,18 +137,15 @@ def _from_snapshot(
     template: Template,
     facts: TemplateFacts,
     stack: ExitStack,
-) -> Domain:
+) -> tuple[DomainPlan, Domain]:
     """Copy the template's disks with the snapshot in them, and have libvirt start the domain from it."""
     folder = plan.console_log.parent
     frozen = [template.path(name) for name, _ in facts.disks]
     plan = replace(plan, disks=copies_of(request.spec, frozen, seed=template.path(SEED), folder=folder))
-    return stack.enter_context(
-        destroying(
-            resources.hypervisor.create_from_snapshot(
-                request.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True
-            )
-        )
+    domain = resources.hypervisor.create_from_snapshot(
+        request.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True
     )
+    return plan, stack.enter_context(destroying(domain))
 
 
 def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -> Renewal:

@@ -1,4 +1,4 @@
-"""Switching on a machine that boots from its image: makes disks and seed, creates the domain, starts it."""
+"""Switching on a machine: a new one, which boots from its image, or one that has been off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.disks import new_disks
-from pytest_kvm.provision.guest_links import attach_links, open_ports
+from pytest_kvm.provision.guest_links import attach_links, close_ports, open_ports
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import Place, StartRequest
@@ -74,21 +74,70 @@ def power_on(
         plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
     seed = _write_seed(request, plan, identity, into=files.folder)
     plan = replace(plan, disks=new_disks(request.spec, request.image, seed=seed, folder=files.folder))
+    machine = _start_domain(
+        resources,
+        request,
+        plan=plan,
+        host_key=identity.host_public_key,
+        key_file=files.key_file,
+        stack=stack,
+    )
+    return Powered(machine=machine, plan=plan, identity=identity)
+
+
+def power_on_again(
+    resources: RunResources, request: StartRequest, *, plan: DomainPlan, former: Machine, stack: ExitStack
+) -> Machine:
+    """Switch a machine on that has ended: what was in its memory is gone, all else is as it was.
+
+    Args:
+        resources: What the run has opened.
+        request: The machine that was asked for.
+        plan: The machine's own, by which it was started.
+        former: The machine as it was.
+        stack: Undoes every step, last first, before the steps of the former start.
+
+    Raises:
+        HypervisorError: libvirt refused the domain; the machine stays off.
+        SwitchFailed: The switch has ended.
+    """
+    former.shell.close()
+    close_ports(resources.switch, plan)
+    former.access.known_hosts.unlink(missing_ok=True)  # the guest's SSH will be at another port
+    with ExitStack() as attempt:
+        machine = _start_domain(
+            resources,
+            request,
+            plan=replace(plan, ram_file=None, continues_log=True),
+            host_key=former.access.host_key,
+            key_file=former.access.key_file,
+            stack=attempt,
+        )
+        stack.push(attempt.pop_all())
+    machine.hosts_file.forget()  # the names are on its disk, unless its last writes were lost
+    return replace(machine, phases=former.phases)
+
+
+def _start_domain(
+    resources: RunResources,
+    request: StartRequest,
+    *,
+    plan: DomainPlan,
+    host_key: str,
+    key_file: Path,
+    stack: ExitStack,
+) -> Machine:
+    """Start the domain of a machine whose disks are there, and let it run."""
     open_ports(resources.switch, plan, stack=stack)
     domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
     apply_link_state(domain, request)
     machine = assemble_machine(
-        resources,
-        request,
-        plan=plan,
-        domain=domain,
-        host_key=identity.host_public_key,
-        key_file=files.key_file,
+        resources, request, plan=plan, domain=domain, host_key=host_key, key_file=key_file
     )
     stack.callback(machine.shell.close)
     attach_links(resources.switch, request.nics, machine=machine)
     domain.resume()
-    return Powered(machine=machine, plan=plan, identity=identity)
+    return machine
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import DomainFailed, GuestGone, SavepointRefused, SnapshotFailed, SwitchFailed
@@ -138,14 +137,16 @@ def open_ports(switch: Lazy[Switch], plan: DomainPlan, *, stack: ExitStack) -> N
     Raises:
         SwitchFailed: The switch did not start, or has ended.
     """
+    stack.callback(close_ports, switch, plan)
     for planned in plan.segment_nics:
         switch.get().open_port(planned.port)
-        stack.callback(_close_port, switch, planned.port)
 
 
-def _close_port(switch: Lazy[Switch], port: Path) -> None:
+def close_ports(switch: Lazy[Switch], plan: DomainPlan) -> None:
+    """Close the ports of a machine, whose links stay; a second call does nothing."""
     with suppress(SwitchFailed, GuestGone):  # the switch has ended, and its ports with it
-        switch.get().close_port(port)
+        for planned in plan.segment_nics:
+            switch.get().close_port(planned.port)
 
 
 def attach_links(switch: Lazy[Switch], nics: Sequence[GuestNic], *, machine: Machine) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import GuestError, SnapshotFailed
-from pytest_kvm.handles.guest import replace_machine
 from pytest_kvm.machine import savepoints
 from pytest_kvm.provision.events import Tier
 from pytest_kvm.provision.restorable_state import Point
 
 if TYPE_CHECKING:
-    from pytest_kvm.handles.guest import Guest
     from pytest_kvm.machine.machine import Machine
-    from pytest_kvm.provision.guest_boot import GuestBoot
     from pytest_kvm.provision.guest_links import GuestLinks
-    from pytest_kvm.provision.run_resources import Lazy
-    from pytest_kvm.provision.starter import GuestStarter, Started
+    from pytest_kvm.provision.guest_machines import GuestMachines
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,22 +33,15 @@ class GuestState:
     the guest's handle. After a cold boot there is a savepoint of that state.
 
     Args:
-        guest: The handle.
-        boot: Starts the guest's first machine.
-        starter: Starts the machines that follow the first.
+        machines: The guest's machines.
         links: The guest's links to its segments.
     """
 
-    def __init__(
-        self, guest: Guest, boot: GuestBoot, starter: Lazy[GuestStarter], *, links: GuestLinks
-    ) -> None:
-        self._guest = guest
+    def __init__(self, machines: GuestMachines, *, links: GuestLinks) -> None:
+        self._machines = machines
         self._links = links
-        self._boot = boot
-        self._starter = starter
         self._base = object()
-        self._numbers = itertools.count(2)
-        self._current: Started | None = None
+        self._numbers = itertools.count(1)
 
     @property
     def base(self) -> Point:
@@ -62,7 +50,7 @@ class GuestState:
 
     def take(self) -> Point:
         """Take a savepoint of memory and all writable disks, in place."""
-        machine = self._get_started().machine
+        machine = self._machines.current.machine
         name = f"kvm-{next(self._numbers)}"
         savepoints.take(machine, name)
         return _TakenPoint(machine=machine, name=name)
@@ -71,8 +59,9 @@ class GuestState:
         """Take the guest back to a point."""
         if point is self._base:
             return self._restore_base()
-        if not isinstance(point, _TakenPoint) or point.machine is not self._get_started().machine:
-            raise SnapshotFailed(f"{self._guest.name}: a savepoint of a machine that is gone")
+        current = self._machines.current.machine
+        if not isinstance(point, _TakenPoint) or point.machine is not current:
+            raise SnapshotFailed(f"{current.name}: a savepoint of a machine that is gone")
         self._load(point.machine, point.name)
         return "load"
 
@@ -80,17 +69,17 @@ class GuestState:
         """Say whether a point can still be restored; a savepoint ends with its QEMU process."""
         if not isinstance(point, _TakenPoint):
             return point is self._base
-        return point.machine is self._get_started().machine and point.machine.domain.alive()
+        return point.machine is self._machines.current.machine and point.machine.domain.alive()
 
     def drop(self, point: Point) -> None:
         """Drop a savepoint; those of a former machine are gone already."""
-        if isinstance(point, _TakenPoint) and point.machine is self._get_started().machine:
+        if isinstance(point, _TakenPoint) and point.machine is self._machines.current.machine:
             savepoints.drop(point.machine, point.name)
 
     @property
     def is_ready(self) -> bool:
         """Whether the guest has become ready."""
-        return self._boot.started.done()
+        return self._machines.is_ready
 
     def reached(self) -> int:
         """Return how many frames have come from other guests that can have changed this one."""
@@ -104,15 +93,10 @@ class GuestState:
         with self._links.attaching(machine):
             savepoints.restore(machine, name)
 
-    def _get_started(self) -> Started:
-        if self._current is None:
-            self._current = self._boot.started.result()
-        return self._current
-
     def _restore_base(self) -> Tier:
-        current = self._get_started()
+        current = self._machines.current
         if current.base is None or not current.machine.domain.alive():
-            return self._replace_machine()
+            return self._machines.start_another()
         try:
             self._load(current.machine, current.base)
         except (SnapshotFailed, GuestError) as failure:
@@ -120,17 +104,5 @@ class GuestState:
             current.request.log.warning(
                 "%s: begun anew, for it could not be put back: %s", current.request.name, failure
             )
-            return self._replace_machine()
+            return self._machines.start_another()
         return "load"
-
-    def _replace_machine(self) -> Tier:
-        """Start a machine like the first one, and point the guest's handle at it."""
-        former = self._get_started()
-        request = former.request.successor(next(self._numbers))
-        fresh = self._starter.get().start_like(former, request)
-        self._current = fresh
-        future: Future[Machine] = Future()
-        future.set_result(fresh.machine)
-        replace_machine(self._guest, future)
-        former.undo.close()
-        return fresh.events[-1].tier or "cold"

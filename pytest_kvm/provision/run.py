@@ -11,10 +11,11 @@ from functools import partial
 from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed
-from pytest_kvm.handles.guest import Guest, untold
+from pytest_kvm.handles.guest import Guest, replace_machine, untold
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
+from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
@@ -83,7 +84,7 @@ class Run:
             SpecError: Another guest on a segment has an address or a name of this guest.
             SwitchFailed: The switch has ended.
         """
-        guest, boot = self._join(spec, name, resets=resets, on_booted=on_booted)
+        guest, boot, machines = self._join(spec, name, resets=resets, on_booted=on_booted)
         try:
             if guest.nics:  # its boot needs its neighbours, and may change them
                 self._coordinator.before_use(guest)
@@ -92,8 +93,7 @@ class Run:
             raise
         if resets:
             links = GuestLinks(self._switch, guest.nics, spec=spec)
-            state = GuestState(guest, boot, self._starter, links=links)
-            self._coordinator.watch(guest, state, reset=spec.reset)
+            self._coordinator.watch(guest, GuestState(machines, links=links), reset=spec.reset)
         boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         return guest
 
@@ -104,7 +104,7 @@ class Run:
         *,
         resets: bool,
         on_booted: Callable[[Guest, BaseException | None], None],
-    ) -> tuple[Guest, GuestBoot]:
+    ) -> tuple[Guest, GuestBoot, GuestMachines]:
         """Make a guest's handle, under a name that is free, and give it its cards on segments."""
         with self._lock:
             declared_name = _clean(name)
@@ -121,17 +121,23 @@ class Run:
                 progress=self._progress,
                 tell=self._tell,
             )
+            machines = GuestMachines(
+                boot.started,
+                self._starter,
+                lead_handle_to=lambda machine: replace_machine(guest, machine),
+            )
             guest = Guest(
                 name,
                 boot.machine,
                 summary=repr(spec),
                 on_booted=on_booted,
                 before_use=self._before_use,
+                power_on=machines.power_on,
                 on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
-        return guest, boot
+        return guest, boot, machines
 
     def holds(self, value: object) -> TypeGuard[Guest]:
         """Say whether a value is a guest of this run that has not been removed."""

@@ -14,7 +14,7 @@ from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused
-from pytest_kvm.provision.cold_boot import power_on
+from pytest_kvm.provision.cold_boot import power_on, power_on_again
 from pytest_kvm.provision.events import Event, Tier
 from pytest_kvm.provision.guest_links import attach_links
 from pytest_kvm.provision.machine_plan import draft
@@ -25,6 +25,7 @@ from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import TemplateTier
 from pytest_kvm.render.domain_draft import DomainDraft
+from pytest_kvm.render.plan import DomainPlan
 from pytest_kvm.settings import CloneTier, Settings
 from pytest_kvm.spec.guest import GuestSpec
 
@@ -47,6 +48,7 @@ class Started:
 
     machine: Machine
     request: StartRequest
+    plan: DomainPlan
     template: Template | None
     """The template of a clone; None after a cold boot."""
     base: str | None = None
@@ -129,6 +131,20 @@ class GuestStarter:
             self._templates.discard(request, former.template, reason=failure.brief)
             return self.start(request)
 
+    def power_on_again(self, former: Started) -> Started:
+        """Switch on a machine that has ended, with its own disks.
+
+        Raises:
+            GuestGone: Its guest was removed meanwhile.
+            HypervisorError: libvirt refused the domain; the machine stays off.
+        """
+        request = former.request
+        with request.teardown.adding():
+            machine = power_on_again(
+                self._resources, request, plan=former.plan, former=former.machine, stack=former.undo
+            )
+        return replace(former, machine=machine, base=None)
+
     def close(self) -> None:
         """Remove the spare clones, and release the templates."""
         self._spares.close()
@@ -138,12 +154,14 @@ class GuestStarter:
         request.on_step("power on")
         with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
-            machine = power_on(self._resources, request, stack=undo).machine
+            powered = power_on(self._resources, request, stack=undo)
+        machine = powered.machine
         make_ready(machine, request)
         machine.hosts_file.update(machine, request.host_lines())
         return Started(
             machine=replace(machine, phases=request.phases.seconds()),
             request=request,
+            plan=powered.plan,
             template=None,
             base=_take_base(machine) if request.resets else None,
             undo=undo,
@@ -194,6 +212,7 @@ class GuestStarter:
         return Started(
             machine=replace(clone.machine, phases=phases.seconds()),
             request=request,
+            plan=clone.plan,
             template=template,
             undo=undo,
             events=(Event(guest=request.name, kind="clone", tier=tier, seconds=phases.elapsed(), why=why),),

@@ -66,9 +66,9 @@ class DomainDraft:
                 driver.set("type", formats[source.attrib["file"]])
 
     def _set_log_mode(self, domain: ET.Element, plan: DomainPlan) -> None:
-        """Have a clone append to its console log, which begins with what the template printed."""
+        """Have a machine append to the console log of its template, or of its time before it was off."""
         for log in domain.iter("log"):
-            if plan.is_clone and log.get("file") == str(self.placeholders.console_log):
+            if plan.continues_log and log.get("file") == str(self.placeholders.console_log):
                 log.set("append", "on")
 
     def _replace_words(self, domain: ET.Element, plan: DomainPlan) -> None:

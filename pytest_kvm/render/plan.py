@@ -94,8 +94,8 @@ class DomainPlan:
     segment_nics: Sequence[SegmentNicPlan] = ()
     """The cards that are on segments."""
     ram_file: RamFile | None = None
-    is_clone: bool = False
-    """Whether the machine starts from a template."""
+    continues_log: bool = False
+    """Whether there is a console log already, which the machine goes on with."""
     run_as: tuple[int, int] | None = None
     """User and group id that QEMU runs as; None: libvirt decides."""
 

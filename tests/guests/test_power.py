@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import GuestGone, WaitTimeout
+from pytest_kvm.errors import DomainFailed, GuestError, GuestGone, SavepointGone, WaitTimeout
 from tests.guest_specs import SMALL
 
 
@@ -57,6 +57,48 @@ def test_a_power_cut_first_thing_takes_nothing_of_what_the_guest_is(boot, identi
     guest.reboot(hard=True)  # and its host key is the one that is pinned
     assert guest.hostname == "cut"
     assert guest.read_text("/etc/machine-id") == machine_id
+
+
+def test_only_a_guest_that_is_off_can_be_switched_on(victim):
+    with pytest.raises(GuestError, match="victim is on already") as raised:
+        victim.power_on()
+    assert "reboot() restarts it" in raised.value.resolution
+
+
+def test_a_guest_that_was_off_is_the_same_machine(victim):
+    was, printed = victim.machine, victim.console.offset()
+    savepoint, forward = victim.savepoint(), victim.forward(22)
+    victim.power_off()
+    refuse_once(victim)
+    victim.power_on()
+    assert victim.machine.domain.uuid == was.domain.uuid
+    assert victim.machine.domain.pid != was.domain.pid
+    assert victim.read_text("/root/kept") == "kept\n"
+    assert "sysrq triggered crash" in victim.console.text()
+    assert "Linux version" in victim.console.text(since=printed)
+    with pytest.raises(SavepointGone, match="was reset or switched on again meanwhile"):
+        savepoint.restore()
+    forward.close()
+    with victim.savepoint():
+        victim.run(["touch", "/root/lost"])
+    assert not victim.run(["test", "-e", "/root/lost"], check=False).ok
+
+
+def refuse_once(guest):
+    """A machine that QEMU refuses stays off, and can be switched on when the cause is gone."""
+    disk = guest.machine.folder / "root.qcow2"
+    aside = disk.rename(disk.with_name("aside"))
+    with pytest.raises(DomainFailed, match=r"root\.qcow2"):
+        guest.power_on()
+    assert guest.state == "ended"
+    aside.rename(disk)
+
+
+def test_a_guest_that_switched_itself_off_can_be_switched_on(victim):
+    victim.start(["systemctl", "poweroff"], user="root")
+    assert victim.machine.domain.wait_end(600)
+    victim.power_on()
+    assert victim.read_text("/root/kept") == "kept\n"
 
 
 def test_a_panic_ends_a_wait_at_once(victim):

@@ -50,7 +50,7 @@ def resets_are_noted():
     def restore(state, point):
         begun = time.monotonic()
         tier = real(state, point)
-        RESETS[state._guest.name] = begun, time.monotonic()
+        RESETS[state._machines.current.request.name] = begun, time.monotonic()
         return tier
 
     with pytest.MonkeyPatch.context() as patch:

@@ -106,6 +106,15 @@ def test_reboots(pair):
     ping_by_name(pair)
 
 
+def test_a_guest_that_was_off_is_on_its_segments_again(pair):
+    left, _ = pair
+    left.shutdown()
+    left.power_on()
+    MACHINES.add(left.machine.domain.uuid)
+    check_cards(pair)
+    ping_by_name(pair)
+
+
 DHCP_SERVER = """
 import socket, sys
 server, leased = map(socket.inet_aton, ("10.1.0.12", "10.1.0.100"))

@@ -35,6 +35,14 @@ def test_guests_that_boot_cold(left, right):
 
 
 @pytest.mark.kvm(reset="never")
+def test_one_that_was_off_is_back(left, right):
+    right.power_off()
+    right.power_on()
+    left.run(["ping", "-c", "1", "-W", "20", "right"])
+    right.run(["ping", "-c", "1", "-W", "20", "left"])
+
+
+@pytest.mark.kvm(reset="never")
 def test_a_switch_that_is_killed(request, left):
     from pytest_kvm.plugin.session import run_of
 
@@ -52,6 +60,7 @@ def test_cold_boots_and_a_switch_that_is_killed(pytester, pytestconfig):
     result.stdout.fnmatch_lines(
         [
             "*::test_guests_that_boot_cold PASSED*",
+            "*::test_one_that_was_off_is_back PASSED*",
             "*::test_a_switch_that_is_killed ERROR*",
             "E *SwitchFailed: the switch of this run has ended*",
         ]

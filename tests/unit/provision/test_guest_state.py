@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
-from pytest_kvm.handles.guest import Guest
+from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.provision import guest_state as state_module
 from pytest_kvm.provision.events import Event
 from pytest_kvm.provision.guest_links import GuestLinks
+from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.starter import Started
 from tests.unit.provision.start_requests import START_REQUEST
@@ -25,8 +26,15 @@ def started(removed: list[str]) -> Started:
     undo = ExitStack()
     undo.callback(removed.append, "former")
     boot = Event(guest="web", kind="boot", tier="cold", seconds=30.0)
+    plan: Any = None  # a machine that is never switched on again
     return Started(
-        machine=machine, request=START_REQUEST, template=None, base="kvm-base", undo=undo, events=(boot,)
+        machine=machine,
+        request=START_REQUEST,
+        plan=plan,
+        template=None,
+        base="kvm-base",
+        undo=undo,
+        events=(boot,),
     )
 
 
@@ -39,13 +47,13 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     fresh = started(removed)
     first: Future[Started] = Future()
     first.set_result(started(removed))
-    boot: Any = SimpleNamespace(started=first, teardown=None)
     starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, request: fresh))
     monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())
     switch: Any = None  # a guest without cards on segments asks nothing of it
     links = GuestLinks(switch, [], spec=START_REQUEST.spec)
-    state = GuestState(guest, boot, starter, links=links)
+    machines = GuestMachines(first, starter, lead_handle_to=lambda machine: replace_machine(guest, machine))
+    state = GuestState(machines, links=links)
     assert state.restore(state.base) == "cold"
     assert guest.machine is fresh.machine
     assert removed == ["former"]

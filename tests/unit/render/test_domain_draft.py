@@ -78,7 +78,7 @@ def test_a_clone_has_overlays_and_goes_on_with_the_log():
         DiskPlan(path=Path(f"/run/kvm/{number}.qcow2"), format="qcow2")
         for number in range(len(spec.disks) + 2)
     ]
-    domain = filled_in(spec, disks=overlays, is_clone=True)
+    domain = filled_in(spec, disks=overlays, continues_log=True)
     assert {driver.get("type") for driver in domain.iterfind("devices/disk/driver")} == {"qcow2"}
     assert domain.find("devices/serial/log").get("append") == "on"
     assert filled_in(spec).find("devices/serial/log").get("append") == "off"

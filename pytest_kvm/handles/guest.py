@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_kvm.errors import GuestError
 from pytest_kvm.handles import keyboard
 from pytest_kvm.handles.screen import to_png
 from pytest_kvm.machine import power, waits
@@ -43,9 +44,14 @@ def _ignore(guest: Guest) -> None:
     del guest
 
 
-def _do_nothing(seconds: float) -> None:
+def _no_reboot(seconds: float) -> None:
     """Do nothing: the default callback."""
     del seconds
+
+
+def _no_start() -> Machine:
+    """Refuse: the default callback."""
+    raise GuestError("this guest's handle does not know how to start its machine again")
 
 
 def untold(guest: Guest, error: BaseException | None) -> None:
@@ -68,7 +74,7 @@ class Guest:
         on_booted: Called each time that a caller waits for the guest, with the guest and
             its boot's error (None: it is ready); what it raises is raised to that caller.
         before_use: Called with the guest before each verb that may change it.
-        power_on: Switches on a machine that has ended, within so many seconds, and logs in.
+        start_again: Starts the guest's machine, which has ended, and returns it paused.
         on_reboot: Called with the seconds of each reboot or power-on, also of one that failed.
     """
 
@@ -80,8 +86,8 @@ class Guest:
         summary: str = "",
         on_booted: Callable[[Guest, BaseException | None], None] = untold,
         before_use: Callable[[Guest], None] = _ignore,
-        power_on: Callable[[float], None] = _do_nothing,
-        on_reboot: Callable[[float], None] = _do_nothing,
+        start_again: Callable[[], Machine] = _no_start,
+        on_reboot: Callable[[float], None] = _no_reboot,
     ) -> None:
         self.name = name
         self.nics: tuple[GuestNic, ...] = ()
@@ -90,7 +96,7 @@ class Guest:
         self._summary = summary
         self._on_booted = on_booted
         self._before_use = before_use
-        self._power_on = power_on
+        self._start_again = start_again
         self._on_reboot = on_reboot
 
     def __repr__(self) -> str:
@@ -416,8 +422,8 @@ class Guest:
     def power_on(self, *, timeout: float | None = None) -> None:
         """Switch on a guest that has ended, in whatever way, and log in.
 
-        It is the same machine, with its disks, its cards and their links. What was
-        in its memory is gone, and so are forwarded ports and savepoints.
+        It is the same machine, with its disks, cards and links. Its memory, forwarded
+        ports and savepoints are gone. Ask anew for ``console``, ``agent`` and ``machine``.
 
         Args:
             timeout: Seconds until the login.
@@ -428,10 +434,11 @@ class Guest:
             DomainFailed: libvirt or QEMU refused; the guest stays off.
         """
         limit = self._booted_machine.timeouts.boot if timeout is None else timeout
-        power.check_is_off(self.machine)
+        self._before_use(self)
         begun = time.monotonic()
+        machine = self._start_again()
         try:
-            self._power_on(limit)
+            power.power_on(machine, timeout=limit)
         finally:
             self._on_reboot(time.monotonic() - begun)
 

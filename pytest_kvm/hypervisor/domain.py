@@ -212,6 +212,8 @@ class LibvirtDomain:
             DomainFailed: QEMU did not die (it hangs in the kernel), or libvirt
                 refused.
         """
+        if self._lifecycle.settled:
+            return  # a later domain may have its UUID
         raw = self._domain.get()
         self._lifecycle.expect("destroyed")
         if not self._kill():

@@ -120,9 +120,10 @@ class LibvirtHypervisor:
         name = _name_in(xml)
         with self._registered(name) as life:
             doing = f"{doing} the domain {name}"
+            logged = self._qemu_log_size(name)
             with (
                 self._watching(),
-                translated(doing, error=DomainFailed, details=lambda: self._qemu_log(name)),
+                translated(doing, error=DomainFailed, details=lambda: self._qemu_log(name, since=logged)),
             ):
                 raw = _start_when_name_is_free(connection, name, start)
                 process = self._process_of(raw)
@@ -200,7 +201,7 @@ class LibvirtHypervisor:
             yield life
         except BaseException:
             with self._lock:
-                del self._lives[name]
+                self._lives.pop(name, None)
             raise
 
     def _watching(self) -> AbstractContextManager[None]:
@@ -213,8 +214,12 @@ class LibvirtHypervisor:
                 return ours
         return find_qemu(raw.UUIDString())
 
-    def _qemu_log(self, name: str) -> str:
-        return qemu_log.tail(self._root.qemu_log(name)) if self._root else ""
+    def _qemu_log(self, name: str, *, since: int = 0) -> str:
+        return qemu_log.tail(self._root.qemu_log(name), since=since) if self._root else ""
+
+    def _qemu_log_size(self, name: str) -> int:
+        """Return the size of the log, which a former domain of that name may have left."""
+        return qemu_log.size(self._root.qemu_log(name)) if self._root else 0
 
     def _autopsy(self, name: str) -> str:
         with self._lock:

@@ -20,9 +20,17 @@ _REFUSES_STATE = re.compile(
 _SIGNALLED = re.compile(r"terminating on signal \d+ from pid (\d+).*")
 
 
-def tail(log: Path) -> str:
-    """Return the last lines that QEMU itself wrote to its log."""
-    return "\n".join(_own_lines(log)[-_TAIL_LINES:])
+def tail(log: Path, *, since: int = 0) -> str:
+    """Return the last lines that QEMU itself wrote to its log since the log had a size."""
+    return "\n".join(_own_lines(log, since=since)[-_TAIL_LINES:])
+
+
+def size(log: Path) -> int:
+    """Return the bytes of a log; zero if there is none."""
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def foreign_signal(log: Path) -> str:
@@ -48,7 +56,7 @@ def refuses_state(said: str) -> bool:
     return _REFUSES_STATE.search(said) is not None
 
 
-def _own_lines(log: Path) -> list[str]:
+def _own_lines(log: Path, *, since: int = 0) -> list[str]:
     """Return the lines that QEMU wrote at the end of a log, without those of libvirt.
 
     libvirt writes QEMU's command line and some remarks. The command line has
@@ -56,8 +64,9 @@ def _own_lines(log: Path) -> list[str]:
     """
     text = ""
     with suppress(OSError), log.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _TAIL_BYTES))
+        end = stream.seek(0, os.SEEK_END)
+        begin = since if since <= end else 0  # an ordinary user's libvirt empties the log at each start
+        stream.seek(max(begin, end - _TAIL_BYTES))
         text = stream.read(_TAIL_BYTES).decode(errors="replace")
     lines = text.splitlines()
     arguments = [number for number, line in enumerate(lines) if line.endswith("\\")]

@@ -7,7 +7,6 @@ import re
 
 from pytest_kvm.errors import (
     CommandTimeout,
-    GuestError,
     GuestGone,
     HypervisorError,
     SshUnavailable,
@@ -62,7 +61,12 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
 
     def another_boot() -> None:
         left = max(1.0, timeout - (machine.domain.clock() - begun))
-        log_in(boot, banner=left, login=min(left, machine.timeouts.login))
+        until = machine.domain.clock() + left
+        log_in(
+            boot,
+            banner=left,
+            login=lambda: min(until - machine.domain.clock(), machine.timeouts.login),
+        )
         if boot_id(machine) == before:
             machine.shell.close()  # the old system was still shutting down
             raise NotYet("still the boot from before")
@@ -146,33 +150,22 @@ def power_off(machine: Machine) -> None:
     machine.shell.close()
 
 
-def check_is_off(machine: Machine) -> None:
-    """Check that a guest can be switched on.
-
-    Raises:
-        GuestError: It runs.
-    """
-    if machine.domain.alive():
-        raise GuestError(
-            f"{machine.name} is on already",
-            resolution="reboot() restarts it; shutdown() or power_off() switches it off",
-        )
-
-
-def log_in_after_power_on(machine: Machine, *, since: int, timeout: float) -> None:
-    """Wait until a guest that was switched on again has booted, and log in.
+def power_on(machine: Machine, *, timeout: float) -> None:
+    """Let a guest boot that was started again and is paused, and log in.
 
     Args:
-        machine: The guest.
-        since: Where its console log ended before.
-        timeout: Seconds.
+        machine: The guest; the system that ran before prints nothing more on its console.
+        timeout: Seconds until the login.
 
     Raises:
         BootFailed: The guest did not come up; its subclass says where it stuck.
     """
-    watch = ConsoleWatch(machine.console, since=since, clock=machine.domain.clock)
+    clock = machine.domain.clock
+    until = clock() + timeout
+    watch = ConsoleWatch(machine.console, since=machine.console.offset(), clock=clock)
     boot = Boot(machine=machine, phases=Phases(machine.log), watch=watch)
-    log_in(boot, banner=timeout, login=min(timeout, machine.timeouts.login))
+    machine.domain.resume()
+    log_in(boot, banner=timeout, login=lambda: min(until - clock(), machine.timeouts.login))
 
 
 def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> str:

@@ -11,7 +11,7 @@ soon as the guest shows that it is broken, without waiting for the deadline.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pytest_kvm.errors import (
     GuestGone,
@@ -55,7 +55,8 @@ def wait_until_ready(
     def seconds_left(own: float) -> float:
         return own if boot_timeout is None else max(0.0, boot_timeout - (clock() - begun))
 
-    log_in(boot, banner=seconds_left(machine.timeouts.boot), login=seconds_left(machine.timeouts.login))
+    limits = machine.timeouts
+    log_in(boot, banner=seconds_left(limits.boot), login=lambda: seconds_left(limits.login))
     wait_for_cloud_init(boot, timeout=seconds_left(machine.timeouts.cloud_init))
     phases.reached("cloud_init")
     for unit in units:
@@ -63,7 +64,7 @@ def wait_until_ready(
     phases.reached("ready")
 
 
-def log_in(boot: Boot, *, banner: float, login: float) -> None:
+def log_in(boot: Boot, *, banner: float, login: Callable[[], float]) -> None:
     """Wait for sshd's banner and log in; the machine's shell is connected afterwards.
 
     A refused key is final once cloud-init has written the users' keys. Before
@@ -72,7 +73,7 @@ def log_in(boot: Boot, *, banner: float, login: float) -> None:
     Args:
         boot: The boot.
         banner: Seconds to wait for the banner.
-        login: Seconds from the banner to a login.
+        login: Returns the seconds from the banner to a login; called when the banner has come.
 
     Raises:
         SshNeverAnswered: No banner came.
@@ -82,12 +83,13 @@ def log_in(boot: Boot, *, banner: float, login: float) -> None:
     clock = boot.machine.domain.clock
     line = wait_for_banner(boot, timeout=banner, check_stuck=SshStuckDetector(boot, clock=clock))
     boot.phases.reached("banner")
-    attempts = _LoginAttempts(boot, line, until=clock() + login)
+    seconds = login()
+    attempts = _LoginAttempts(boot, line, until=clock() + seconds)
     try:
         wait_until(
             attempts.make,
             describe="a login",
-            timeout=login,
+            timeout=seconds,
             every=_LOGIN_PAUSE,
             error=LoginRefused,
             log=boot.machine.log,

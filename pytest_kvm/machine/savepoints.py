@@ -7,11 +7,11 @@ that restore a guest themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pytest_kvm.errors import GuestGone, SavepointGone, SavepointRefused
+from pytest_kvm.errors import GuestGone, HypervisorError, SavepointGone, SavepointRefused
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.renewal import prestart, renew
 
@@ -107,10 +107,19 @@ def renew_if_due(machine: Machine) -> None:
 
 
 def drop(machine: Machine, name: str) -> None:
-    """Forget a savepoint and free its space; if the guest has ended, there is no space left to free."""
-    machine.savepoints.pop(name, None)
+    """Forget a savepoint and free its space, which is not done while the guest is off."""
     if machine.domain.alive():
+        machine.savepoints.pop(name, None)
         machine.domain.drop_snapshot(name)
+
+
+def drop_former(machine: Machine, names: Iterable[str]) -> None:
+    """Free the space of savepoints that the disks of a guest hold and that went with its former QEMU."""
+    for name in names:
+        try:
+            machine.domain.drop_snapshot(name)
+        except HypervisorError as failure:
+            machine.log.warning("%s: its disks keep the savepoint %s: %s", machine.name, name, failure.brief)
 
 
 class Savepoint:
@@ -148,8 +157,8 @@ class Savepoint:
             raise SavepointGone(f"{self._machine.name}: {self.name} was dropped")
         if self._use().domain is not self._machine.domain:
             raise SavepointGone(
-                f"{self._machine.name}: {self.name} went with the machine it was taken on: "
-                "the guest was reset or switched on again meanwhile",
+                f"{self._machine.name}: {self.name} went with the QEMU it was taken in: "
+                "the guest was reset, or switched off, meanwhile",
                 resolution="take the savepoint in the test or fixture that restores it",
             )
         restore(self._machine, self._tag)

@@ -14,6 +14,7 @@ from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
+from pytest_kvm.machine.savepoints import drop_former
 from pytest_kvm.provision.disks import new_disks
 from pytest_kvm.provision.guest_links import attach_links, close_ports, open_ports
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
@@ -82,13 +83,14 @@ def power_on(
         key_file=files.key_file,
         stack=stack,
     )
+    machine.domain.resume()
     return Powered(machine=machine, plan=plan, identity=identity)
 
 
-def power_on_again(
+def start_again(
     resources: RunResources, request: StartRequest, *, plan: DomainPlan, former: Machine, stack: ExitStack
 ) -> Machine:
-    """Switch a machine on that has ended: what was in its memory is gone, all else is as it was.
+    """Start a machine that has ended: what was in its memory is gone, all else is as it was; it is paused.
 
     Args:
         resources: What the run has opened.
@@ -114,6 +116,7 @@ def power_on_again(
             stack=attempt,
         )
         stack.push(attempt.pop_all())
+    drop_former(machine, former.savepoints)
     machine.hosts_file.forget()  # the names are on its disk, unless its last writes were lost
     return replace(machine, phases=former.phases)
 
@@ -127,7 +130,7 @@ def _start_domain(
     key_file: Path,
     stack: ExitStack,
 ) -> Machine:
-    """Start the domain of a machine whose disks are there, and let it run."""
+    """Start the domain of a machine whose disks are there, and leave it paused."""
     open_ports(resources.switch, plan, stack=stack)
     domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
     apply_link_state(domain, request)
@@ -136,7 +139,6 @@ def _start_domain(
     )
     stack.callback(machine.shell.close)
     attach_links(resources.switch, request.nics, machine=machine)
-    domain.resume()
     return machine
 
 

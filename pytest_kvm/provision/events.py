@@ -40,7 +40,7 @@ class Event:
     kind: Kind
     """``boot``: the guest was booted from power on; ``clone``: it was started from a
     template; ``savepoint``: a savepoint was taken; ``reset``: changes were undone;
-    ``reboot``: a test restarted the guest; ``failure``: the guest never became
+    ``reboot``: a test restarted the guest, or switched it on again; ``failure``: the guest never became
     ready; ``image``: an image was built for the guest."""
     tier: Tier | None = None
     """How a boot, clone or reset was done: ``cold`` boot; ``cow``: a clone that maps

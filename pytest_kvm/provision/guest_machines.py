@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from pytest_kvm.machine import power
+from pytest_kvm.errors import GuestError
 from pytest_kvm.provision.events import Tier
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class GuestMachines:
         self._lead_handle_to = lead_handle_to
         self._numbers = itertools.count(2)
         self._current: Started | None = None
+        self._replacing = threading.Lock()
 
     @property
     def is_ready(self) -> bool:
@@ -52,28 +54,33 @@ class GuestMachines:
 
     def start_another(self) -> Tier:
         """Start a machine like the first one and remove the current one; return how it was started."""
-        former = self.current
-        request = former.request.successor(next(self._numbers))
-        fresh = self._starter.get().start_like(former, request)
-        self._replace_current(fresh)
-        former.undo.close()
+        with self._replacing:
+            former = self.current
+            request = former.request.successor(next(self._numbers))
+            fresh = self._starter.get().start_like(former, request)
+            self._replace_current(fresh)
+            former.undo.close()
         return fresh.events[-1].tier or "cold"
 
-    def power_on(self, timeout: float) -> None:
-        """Switch on the guest's machine, which has ended, and log in.
-
-        Args:
-            timeout: Seconds until the login.
+    def start_again(self) -> Machine:
+        """Start the current machine, which has ended, in a new QEMU; return it paused, before its first step.
 
         Raises:
-            BootFailed: The machine did not come up; its subclass says where it stuck.
+            GuestError: It runs.
+            GuestGone: The guest was removed.
             HypervisorError: libvirt refused the domain; the machine stays off.
+            SwitchFailed: The switch has ended.
         """
-        former = self.current
-        printed = former.machine.console.offset()
-        fresh = self._starter.get().power_on_again(former)
-        self._replace_current(fresh)
-        power.log_in_after_power_on(fresh.machine, since=printed, timeout=timeout)
+        with self._replacing:
+            former = self.current
+            if former.machine.domain.alive():
+                raise GuestError(
+                    f"{former.machine.name} is on already",
+                    resolution="reboot() restarts it; shutdown() or power_off() switches it off",
+                )
+            fresh = self._starter.get().start_again(former)
+            self._replace_current(fresh)
+            return fresh.machine
 
     def _replace_current(self, started: Started) -> None:
         self._current = started

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import GuestError, SnapshotFailed
+from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
 from pytest_kvm.machine import savepoints
 from pytest_kvm.provision.events import Tier
 from pytest_kvm.provision.restorable_state import Point
@@ -51,6 +51,11 @@ class GuestState:
     def take(self) -> Point:
         """Take a savepoint of memory and all writable disks, in place."""
         machine = self._machines.current.machine
+        if not machine.domain.alive():
+            raise SavepointRefused(
+                f"{machine.name} is off ({machine.domain.end_reason()})",
+                resolution="have what switched it off switch it on again",
+            )
         name = f"kvm-{next(self._numbers)}"
         savepoints.take(machine, name)
         return _TakenPoint(machine=machine, name=name)

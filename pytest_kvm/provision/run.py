@@ -132,7 +132,7 @@ class Run:
                 summary=repr(spec),
                 on_booted=on_booted,
                 before_use=self._before_use,
-                power_on=machines.power_on,
+                start_again=machines.start_again,
                 on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)

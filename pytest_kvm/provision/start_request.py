@@ -113,7 +113,7 @@ class Teardown:
         """
         with self._lock:
             if self._is_removed:
-                raise GuestGone(f"{self._name} was removed before it was ready")
+                raise GuestGone(f"{self._name} was removed")
             yield self._stack
 
     @contextmanager

@@ -14,7 +14,7 @@ from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused
-from pytest_kvm.provision.cold_boot import power_on, power_on_again
+from pytest_kvm.provision.cold_boot import power_on, start_again
 from pytest_kvm.provision.events import Event, Tier
 from pytest_kvm.provision.guest_links import attach_links
 from pytest_kvm.provision.machine_plan import draft
@@ -131,16 +131,17 @@ class GuestStarter:
             self._templates.discard(request, former.template, reason=failure.brief)
             return self.start(request)
 
-    def power_on_again(self, former: Started) -> Started:
-        """Switch on a machine that has ended, with its own disks.
+    def start_again(self, former: Started) -> Started:
+        """Start a machine that has ended in a new QEMU, with its own disks, and leave it paused.
 
         Raises:
             GuestGone: Its guest was removed meanwhile.
             HypervisorError: libvirt refused the domain; the machine stays off.
+            SwitchFailed: The switch has ended.
         """
         request = former.request
         with request.teardown.adding():
-            machine = power_on_again(
+            machine = start_again(
                 self._resources, request, plan=former.plan, former=former.machine, stack=former.undo
             )
         return replace(former, machine=machine, base=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -68,6 +70,7 @@ def test_only_a_guest_that_is_off_can_be_switched_on(victim):
 def test_a_guest_that_was_off_is_the_same_machine(victim):
     was, printed = victim.machine, victim.console.offset()
     savepoint, forward = victim.savepoint(), victim.forward(22)
+    assert len(savepoints_in(was.folder / "root.qcow2")) == 1
     victim.power_off()
     refuse_once(victim)
     victim.power_on()
@@ -76,12 +79,20 @@ def test_a_guest_that_was_off_is_the_same_machine(victim):
     assert victim.read_text("/root/kept") == "kept\n"
     assert "sysrq triggered crash" in victim.console.text()
     assert "Linux version" in victim.console.text(since=printed)
-    with pytest.raises(SavepointGone, match="was reset or switched on again meanwhile"):
+    with pytest.raises(SavepointGone, match="was reset, or switched off, meanwhile"):
         savepoint.restore()
     forward.close()
+    savepoint.drop()
+    assert savepoints_in(victim.machine.folder / "root.qcow2") == []
     with victim.savepoint():
         victim.run(["touch", "/root/lost"])
     assert not victim.run(["test", "-e", "/root/lost"], check=False).ok
+
+
+def savepoints_in(disk):
+    command = ["qemu-img", "info", "--force-share", "--output=json", disk]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return [each["name"] for each in told.get("snapshots", [])]
 
 
 def refuse_once(guest):

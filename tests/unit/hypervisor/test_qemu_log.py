@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pytest_kvm.hypervisor.qemu_log import foreign_signal, refuses_state, tail
+from pytest_kvm.hypervisor.qemu_log import foreign_signal, refuses_state, size, tail
 
 START = """\
 2026-11-22 17:42:13.024+0000: starting up libvirt version: 9.0.0, qemu version: 7.2.22
@@ -30,6 +30,18 @@ def test_the_last_start_counts_when_there_were_several(tmp_path):
     log = tmp_path / "log"
     log.write_text(START + "first\n" + START + "second\n")
     assert tail(log) == "second"
+
+
+def test_what_a_former_domain_of_that_name_printed_is_left_out(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(START + "first\n")
+    before = size(log)
+    assert tail(log, since=before) == ""
+    log.write_text(START + "first\n" + START + "second\n")
+    assert tail(log, since=before) == "second"
+    log.write_text("emptied, second\n")
+    assert tail(log, since=before) == "emptied, second"
+    assert size(tmp_path / "absent") == 0
 
 
 def test_a_long_log_is_cut_to_its_last_lines(tmp_path):

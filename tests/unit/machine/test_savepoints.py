@@ -168,7 +168,7 @@ def test_one_of_a_former_machine_is_gone(guest, events, tmp_path):
     boot = Future()
     boot.set_result(fake_machine(tmp_path / "other", domain=FakeDomain(), shell=FakeShell()))
     replace_machine(guest, boot)
-    with pytest.raises(SavepointGone, match="switched on again meanwhile"):
+    with pytest.raises(SavepointGone, match="was reset, or switched off, meanwhile"):
         point.restore()
     point.drop()
     assert events[-1].startswith("drop hand-")

@@ -20,9 +20,10 @@ from pytest_kvm.provision.starter import Started
 from tests.unit.provision.start_requests import START_REQUEST
 
 
-def started(removed: list[str]) -> Started:
+def started(removed: list[str], *, is_on: bool = True) -> Started:
     """Return a guest that has booted cold."""
-    machine: Any = SimpleNamespace(name="web", domain=SimpleNamespace(alive=lambda: True))
+    domain = SimpleNamespace(alive=lambda: is_on, end_reason=lambda: "guest shutdown")
+    machine: Any = SimpleNamespace(name="web", domain=domain)
     undo = ExitStack()
     undo.callback(removed.append, "former")
     boot = Event(guest="web", kind="boot", tier="cold", seconds=30.0)
@@ -38,6 +39,23 @@ def started(removed: list[str]) -> Started:
     )
 
 
+def future_of(started: Started) -> Future[Started]:
+    future: Future[Started] = Future()
+    future.set_result(started)
+    return future
+
+
+def test_a_guest_that_is_off_has_no_savepoint():
+    starter: Any = None
+    switch: Any = None
+    machines = GuestMachines(
+        future_of(started([], is_on=False)), starter, lead_handle_to=lambda machine: None
+    )
+    state = GuestState(machines, links=GuestLinks(switch, [], spec=START_REQUEST.spec))
+    with pytest.raises(SavepointRefused, match=r"web is off \(guest shutdown\)"):
+        state.take()
+
+
 @pytest.mark.parametrize("failure", [SnapshotFailed, SavepointRefused, GuestError])
 def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, failure):
     def refuse(machine, name):
@@ -45,8 +63,7 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
 
     removed: list[str] = []
     fresh = started(removed)
-    first: Future[Started] = Future()
-    first.set_result(started(removed))
+    first = future_of(started(removed))
     starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, request: fresh))
     monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())

@@ -39,6 +39,8 @@ class RunTemplates:
         self._began = time.time()
         self._lock = threading.Lock()
         self._in_use: dict[str, Template] = {}
+        self._discarded: list[Template] = []
+        """Clones that run have them behind their disks, and open these again at a power-on."""
 
     def fingerprint(self, request: StartRequest) -> str:
         """Return the fingerprint that a request's keys are made from; reads the host files of the spec."""
@@ -73,20 +75,21 @@ class RunTemplates:
             return self._keep(self._build(request, building, tier=tier)), why
 
     def discard(self, request: StartRequest, template: Template, *, reason: str) -> None:
-        """Remove a damaged template from the boot cache."""
+        """Drop a damaged template from the boot cache; its files stay until the run's end."""
         with self._lock:
             if self._in_use.get(template.key) is not template:
                 return  # another guest has discarded it already; the key may lead to a new template
             del self._in_use[template.key]
-        template.close()
+            self._discarded.append(template)
         _tell_dropped(request, reason)
         self._store.discard(template.key, reason=reason)
 
     def close(self) -> None:
         """Release the templates."""
         with self._lock:
-            templates = list(self._in_use.values())
+            templates = [*self._in_use.values(), *self._discarded]
             self._in_use.clear()
+            self._discarded.clear()
         for template in templates:
             template.close()
 

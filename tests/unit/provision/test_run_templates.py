@@ -15,17 +15,44 @@ from tests.unit.provision.start_requests import START_REQUEST
 KEY = "5ca1ab1e" * 8
 
 
+class MadeTemplate:
+    key = KEY
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def made():
+    return MadeTemplate()
+
+
 @pytest.mark.parametrize(("tier", "says"), [("cow", True), ("snapshot", False)])
-def test_only_a_template_that_has_a_ram_file_says_where_the_file_is(tmp_path, monkeypatch, tier, says):
+def test_only_a_template_that_has_a_ram_file_says_where_the_file_is(made, tmp_path, monkeypatch, tier, says):
     (tmp_path / "shm").mkdir()
     monkeypatch.setattr(ram_file, "_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(ram_file, "_KEPT_FREE", 1.0)  # no RAM file fits
     settings = Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path, cache_ram="tmpfs")
     resources: Any = SimpleNamespace()
-    made = SimpleNamespace(key=KEY, close=lambda: None)
     monkeypatch.setattr(RunTemplates, "_build", lambda *_arguments, **_more: made)
     templates = RunTemplates(settings, resources)
     template, why = templates.get(START_REQUEST, tier, key=KEY)
     assert template is made
     assert why.startswith("no template yet")
     assert ("its RAM file is on disk: " in why) == says
+
+
+def test_a_template_that_is_damaged_stays_while_clones_have_their_disks_on_it(made, tmp_path, monkeypatch):
+    resources: Any = SimpleNamespace()
+    monkeypatch.setattr(RunTemplates, "_build", lambda *_arguments, **_more: made)
+    templates = RunTemplates(Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path), resources)
+    template, _ = templates.get(START_REQUEST, "cow", key=KEY)
+    templates.discard(START_REQUEST, template, reason="QEMU refused its state")
+    assert not made.is_closed
+    following = MadeTemplate()
+    monkeypatch.setattr(RunTemplates, "_build", lambda *_arguments, **_more: following)
+    assert templates.get(START_REQUEST, "cow", key=KEY)[0] is following
+    templates.close()
+    assert made.is_closed
+    assert following.is_closed

@@ -56,6 +56,13 @@ def test_a_panic_of_an_earlier_boot_does_not_count(booting, shell, printed, doma
     assert domain.done == ["suspend", "reset", "resume"]
 
 
+def test_what_the_console_showed_before_the_guest_was_off_does_not_count(booting, shell, printed, domain):
+    printed("Kernel panic - not syncing: sysrq triggered crash\n")
+    power.power_on(booting, timeout=20)
+    assert domain.done == ["resume"]
+    assert shell.connected
+
+
 def test_a_refused_reboot_is_told(booting, shell):
     shell.expect("systemctl reboot", output("", exit_code=1, stderr="Operation inhibited"))
     shell.expect(BOOT_ID, "one\n")

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.errors import LoginRefused, QemuDied, SshUnavailable, UnitNotActive
-from pytest_kvm.machine.boot import Phases
-from pytest_kvm.machine.readiness import wait_until_ready
+from pytest_kvm.machine.boot import Boot, Phases
+from pytest_kvm.machine.console_errors import ConsoleWatch
+from pytest_kvm.machine.readiness import log_in, wait_until_ready
 from pytest_kvm.settings import Timeouts
 from tests.fakes import output
 
@@ -56,6 +57,21 @@ def test_without_any_word_of_cloud_init_a_refusal_is_final_at_the_deadline(booti
     shell.logins = [LoginRefused("no key", resolution="use the right one")] * 99
     with pytest.raises(LoginRefused, match=r"no key(.|\n)*→ use the right one"):
         made_ready(replace(booting, timeouts=Timeouts(login=1)))
+
+
+def test_the_time_for_the_login_is_what_the_banner_has_left(booting, shell):
+    shell.logins = [SshUnavailable("dropped")] * 99
+    phases = Phases(booting.log)
+    boot = Boot(machine=booting, phases=phases, watch=ConsoleWatch(booting.console))
+    reached = []
+
+    def nothing_left():
+        reached.extend(phases.seconds())
+        return 0.0
+
+    with pytest.raises(LoginRefused, match="dropped"):
+        log_in(boot, banner=600, login=nothing_left)
+    assert reached == ["power_on", "banner"]
 
 
 def test_a_unit_that_failed_is_told_as_the_rung(booting, shell):

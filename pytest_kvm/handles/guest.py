@@ -10,13 +10,13 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pytest_kvm.errors import GuestError
 from pytest_kvm.handles import keyboard
+from pytest_kvm.handles.callbacks import Callbacks
 from pytest_kvm.handles.screen import to_png
 from pytest_kvm.machine import power, waits
 from pytest_kvm.machine.agent import GuestAgent
@@ -39,24 +39,7 @@ State = Literal["booting", "running", "ended", "failed"]
 _savepoint_numbers = itertools.count(1)
 
 
-def _ignore(guest: Guest) -> None:
-    """Do nothing: the default callback."""
-    del guest
-
-
-def _no_reboot(seconds: float) -> None:
-    """Do nothing: the default callback."""
-    del seconds
-
-
-def _no_start() -> Machine:
-    """Refuse: the default callback."""
-    raise GuestError("this guest's handle does not know how to start its machine again")
-
-
-def untold(guest: Guest, error: BaseException | None) -> None:
-    """Do nothing: the default callback."""
-    del guest, error
+_OF_NO_RUN = Callbacks()
 
 
 class Guest:
@@ -71,11 +54,7 @@ class Guest:
         name: The guest's name in logs and messages.
         boot: Gives the guest's machine when it is ready.
         summary: What the guest is made of, for ``repr()``.
-        on_booted: Called each time that a caller waits for the guest, with the guest and
-            its boot's error (None: it is ready); what it raises is raised to that caller.
-        before_use: Called with the guest before each verb that may change it.
-        start_again: Starts the guest's machine, which has ended, and returns it paused.
-        on_reboot: Called with the seconds of each reboot or power-on, also of one that failed.
+        callbacks: What it asks and tells its run.
     """
 
     def __init__(
@@ -84,20 +63,14 @@ class Guest:
         boot: Future[Machine],
         *,
         summary: str = "",
-        on_booted: Callable[[Guest, BaseException | None], None] = untold,
-        before_use: Callable[[Guest], None] = _ignore,
-        start_again: Callable[[], Machine] = _no_start,
-        on_reboot: Callable[[float], None] = _no_reboot,
+        callbacks: Callbacks = _OF_NO_RUN,
     ) -> None:
         self.name = name
         self.nics: tuple[GuestNic, ...] = ()
         """The guest's cards on segments, in the spec's order."""
         self._boot = boot
         self._summary = summary
-        self._on_booted = on_booted
-        self._before_use = before_use
-        self._start_again = start_again
-        self._on_reboot = on_reboot
+        self._callbacks = callbacks
 
     def __repr__(self) -> str:
         return f"<Guest {self.name}: {', '.join(filter(None, [self._summary, self.state]))}>"
@@ -118,7 +91,7 @@ class Guest:
         The caller may change the guest by it, so this counts as a use of the guest.
         """
         self.wait_ready()
-        self._before_use(self)
+        self._callbacks.before_use(self)
         return self._boot.result()
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -128,7 +101,7 @@ class Guest:
             BootFailed: The guest did not become ready; the subclass says why.
             TimeoutError: The guest still boots after ``timeout`` seconds; the boot goes on.
         """
-        self._on_booted(self, self._boot.exception(timeout))
+        self._callbacks.on_booted(self, self._boot.exception(timeout))
         self._boot.result()
 
     @property
@@ -400,7 +373,7 @@ class Guest:
         try:
             power.reboot(machine, hard=hard, timeout=limit)
         finally:
-            self._on_reboot(time.monotonic() - begun)
+            self._callbacks.on_reboot(time.monotonic() - begun)
 
     def shutdown(self, *, button: bool = False, timeout: float | None = None) -> None:
         """Shut the guest down in good order; it has ended afterwards.
@@ -434,13 +407,13 @@ class Guest:
             DomainFailed: libvirt or QEMU refused; the guest stays off.
         """
         limit = self._booted_machine.timeouts.boot if timeout is None else timeout
-        self._before_use(self)
+        self._callbacks.before_use(self)
         begun = time.monotonic()
-        machine = self._start_again()
+        machine = self._callbacks.start_again()
         try:
             power.power_on(machine, timeout=limit)
         finally:
-            self._on_reboot(time.monotonic() - begun)
+            self._callbacks.on_reboot(time.monotonic() - begun)
 
     def crash(self, *, nmi: bool = False) -> str:
         """Make the kernel panic, and return the console's line with the panic."""

@@ -28,6 +28,7 @@ from pytest_kvm.waiting import NotYet, wait_until
 
 _DEATH_IS_SEEN_WITHIN = 2.0
 _SETTLED_WITHIN = 5.0
+_FORGOTTEN_WITHIN = 30.0
 _LOOK_EVERY = 0.01
 _NAME_IS_TAKEN = (libvirt.VIR_FROM_DOMAIN, libvirt.VIR_ERR_OPERATION_FAILED)
 """Raised by ``virDomainObjListAdd`` in ``src/conf/virdomainobjlist.c``. The error is recognised
@@ -187,8 +188,12 @@ class LibvirtHypervisor:
         life = Lifecycle(name, autopsy=lambda: self._autopsy(name))
         with self._lock:
             former = self._lives.get(name)
-        if former is not None and not former.alive:
-            former.wait_settled(_SETTLED_WITHIN)
+        # A late event of the former one's end would be taken for one of the new one's.
+        if former is not None and not former.alive and not former.wait_settled(_FORGOTTEN_WITHIN):
+            raise DomainFailed(
+                f"{name} has ended, and libvirt did not remove it within {_FORGOTTEN_WITHIN:.0f} s",
+                resolution="see libvirt's log for what it waits for",
+            )
         with self._lock:
             former = self._lives.get(name)
             if former is not None and former.alive:

@@ -49,9 +49,7 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
         # Otherwise a panic that the old system is still printing would count as the new system's.
         machine.domain.suspend()
     offset = machine.console.offset()
-    phases = Phases(machine.log)
-    watch = ConsoleWatch(machine.console, since=offset, clock=machine.domain.clock)
-    boot = Boot(machine=machine, phases=phases, watch=watch)
+    boot = _new_boot(machine)
     if hard:
         machine.domain.reset()
         machine.domain.resume()
@@ -60,13 +58,7 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     machine.shell.close()
 
     def another_boot() -> None:
-        left = max(1.0, timeout - (machine.domain.clock() - begun))
-        until = machine.domain.clock() + left
-        log_in(
-            boot,
-            banner=left,
-            login=lambda: min(until - machine.domain.clock(), machine.timeouts.login),
-        )
+        _log_in(boot, until=begun + timeout)
         if boot_id(machine) == before:
             machine.shell.close()  # the old system was still shutting down
             raise NotYet("still the boot from before")
@@ -160,12 +152,26 @@ def power_on(machine: Machine, *, timeout: float) -> None:
     Raises:
         BootFailed: The guest did not come up; its subclass says where it stuck.
     """
-    clock = machine.domain.clock
-    until = clock() + timeout
-    watch = ConsoleWatch(machine.console, since=machine.console.offset(), clock=clock)
-    boot = Boot(machine=machine, phases=Phases(machine.log), watch=watch)
+    begun = machine.domain.clock()
+    boot = _new_boot(machine)
     machine.domain.resume()
-    log_in(boot, banner=timeout, login=lambda: min(until - clock(), machine.timeouts.login))
+    _log_in(boot, until=begun + timeout)
+
+
+def _new_boot(machine: Machine) -> Boot:
+    """Return a boot that begins now: what the console shows already is not part of it."""
+    watch = ConsoleWatch(machine.console, since=machine.console.offset(), clock=machine.domain.clock)
+    return Boot(machine=machine, phases=Phases(machine.log), watch=watch)
+
+
+def _log_in(boot: Boot, *, until: float) -> None:
+    """Log in by a time of the domain's clock, or within a second if that is over."""
+    clock = boot.machine.domain.clock
+
+    def left() -> float:
+        return max(1.0, until - clock())
+
+    log_in(boot, banner=left(), login=lambda: min(left(), boot.machine.timeouts.login))
 
 
 def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> str:

@@ -115,8 +115,8 @@ def start_again(
             key_file=former.access.key_file,
             stack=attempt,
         )
+        drop_former(machine, former.savepoints)
         stack.push(attempt.pop_all())
-    drop_former(machine, former.savepoints)
     machine.hosts_file.forget()  # the names are on its disk, unless its last writes were lost
     return replace(machine, phases=former.phases)
 
@@ -215,6 +215,8 @@ def assemble_machine(
             f"{request.name}: QEMU forwards no port to the guest's SSH",
             resolution="an xml hook must keep the arguments in <qemu:commandline>",
         )
+    boot_timeout = request.spec.boot_timeout
+    timeouts = resources.timeouts if boot_timeout is None else replace(resources.timeouts, boot=boot_timeout)
     port = ports.pop()
     folder = plan.console_log.parent
     known_hosts = write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n")
@@ -224,7 +226,7 @@ def assemble_machine(
     shell = Shell(
         access,
         log=request.log,
-        timeouts=resources.timeouts,
+        timeouts=timeouts,
         is_alive=domain.alive,
         end_reason=domain.end_reason,
         clock=domain.clock,
@@ -236,6 +238,6 @@ def assemble_machine(
         console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
         access=access,
         folder=folder,
-        timeouts=resources.timeouts,
+        timeouts=timeouts,
         log=request.log,
     )

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed
-from pytest_kvm.handles.guest import Guest, replace_machine, untold
+from pytest_kvm.handles.callbacks import Callbacks, untold
+from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
@@ -130,10 +131,12 @@ class Run:
                 name,
                 boot.machine,
                 summary=repr(spec),
-                on_booted=on_booted,
-                before_use=self._before_use,
-                start_again=machines.start_again,
-                on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
+                callbacks=Callbacks(
+                    on_booted=on_booted,
+                    before_use=self._before_use,
+                    start_again=machines.start_again,
+                    on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
+                ),
             )
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot

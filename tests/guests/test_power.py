@@ -15,7 +15,7 @@ from tests.guest_specs import SMALL
 
 @kvm.guest(scope="module")
 def victim():
-    return replace(SMALL, reset="never")
+    return replace(SMALL, reset="never", boot_timeout=1234)
 
 
 BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
@@ -68,6 +68,8 @@ def test_only_a_guest_that_is_off_can_be_switched_on(victim):
 
 
 def test_a_guest_that_was_off_is_the_same_machine(victim):
+    victim.run("echo kept >/root/kept; sync; echo before it was off >/dev/console", user="root")
+    victim.console.wait("before it was off", since=0, timeout=60)
     was, printed = victim.machine, victim.console.offset()
     savepoint, forward = victim.savepoint(), victim.forward(22)
     assert len(savepoints_in(was.folder / "root.qcow2")) == 1
@@ -76,8 +78,9 @@ def test_a_guest_that_was_off_is_the_same_machine(victim):
     victim.power_on()
     assert victim.machine.domain.uuid == was.domain.uuid
     assert victim.machine.domain.pid != was.domain.pid
+    assert victim.machine.timeouts.boot == 1234
     assert victim.read_text("/root/kept") == "kept\n"
-    assert "sysrq triggered crash" in victim.console.text()
+    assert "before it was off" in victim.console.text()
     assert "Linux version" in victim.console.text(since=printed)
     with pytest.raises(SavepointGone, match="was reset, or switched off, meanwhile"):
         savepoint.restore()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pytest_kvm.errors import ConnectionFailed, DomainFailed, HypervisorError
+from pytest_kvm.hypervisor import libvirt_hypervisor
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -34,6 +35,20 @@ def test_a_refusal_carries_libvirts_text_and_no_libvirt_error(hypervisor):
 def test_a_refused_domain_leaves_its_name_free(hypervisor):
     with pytest.raises(DomainFailed):
         hypervisor.create(XML.format(name="web", kind="nonsense"))
+    hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
+
+
+def test_a_name_is_not_free_before_libvirt_has_told_of_the_end(hypervisor, monkeypatch):
+    """Its late event would end the next domain of that name."""
+    domain = hypervisor.create(XML.format(name="web", kind="hvm"))
+    with monkeypatch.context() as patch:
+        patch.setattr(libvirt_hypervisor, "_FORGOTTEN_WITHIN", 0.01)
+        life = hypervisor._lives["web"]
+        patch.setattr(life, "event", lambda event, detail: None)
+        domain.destroy()
+        with pytest.raises(DomainFailed, match="web has ended, and libvirt did not remove it within"):
+            hypervisor.create(XML.format(name="web", kind="hvm"))
+    life._settled.set()
     hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
 
 

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "pytest_kvm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_MODULE_LINES = 400
-LONGER = {"pytest_kvm/handles/guest.py": 570}
+LONGER = {"pytest_kvm/handles/guest.py": 550}
 """One class that hands over to others, each verb with its docstring."""
 MAX_BODY_LINES = 40
 MAX_POSITIONAL = 2

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from pytest_kvm.errors import KernelPanicked, SpecError
+from pytest_kvm.handles.callbacks import Callbacks
 from pytest_kvm.handles.guest import Guest
 from tests.fakes import output
 
@@ -47,7 +48,7 @@ def test_every_verb_raises_what_kept_the_guest_from_booting(guest, boot):
 def test_waiting_to_look_at_a_guest_counts_as_waiting_for_it(boot, machine, domain, look):
     """pytest_kvm_guest_ready is called before anything uses the guest; nobody waits without being told."""
     told = []
-    guest = Guest("web", boot, on_booted=lambda guest, error: told.append(error))
+    guest = Guest("web", boot, callbacks=Callbacks(on_booted=lambda guest, error: told.append(error)))
     boot.set_result(machine)
     domain.picture = b"P6\n1 1\n255\n\x00\x00\x00"
     guest.console_tail()

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from pytest_kvm.errors import GuestGone, SavepointGone, SavepointRefused, SnapshotFailed
+from pytest_kvm.handles.callbacks import Callbacks
 from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.renewal import Prestarted
@@ -47,7 +48,7 @@ def guest(machine):
     boot = Future()
     boot.set_result(machine)
     uses = []
-    guest = Guest("web", boot, before_use=lambda guest: uses.append("use"))
+    guest = Guest("web", boot, callbacks=Callbacks(before_use=lambda guest: uses.append("use")))
     guest.uses = uses
     return guest
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -11,25 +11,25 @@ import pytest
 
 from pytest_kvm.errors import DomainFailed, GuestError
 from pytest_kvm.provision.guest_machines import GuestMachines
-from tests.unit.provision.test_guest_state import future_of, started
+from tests.unit.provision.started_machines import future_of, started
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class Starter:
-    """Starts machines that have ended, once it may."""
+    """Starts machines that have ended."""
 
     def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.may_go_on = threading.Event()
-        self.refuses = False
+        self.meanwhile: Callable[[], None] = nothing
+        """Called while a machine is being started."""
 
     def get(self) -> Starter:
         return self
 
     def start_again(self, former):
-        self.begun.set()
-        assert self.may_go_on.wait(10)
-        if self.refuses:
-            raise DomainFailed("QEMU refused")
+        self.meanwhile()
         return replace(former, machine=started([]).machine, base=None)
 
 
@@ -53,22 +53,29 @@ def machines(starter, leads_to):
 
 
 def test_of_two_that_switch_a_guest_on_the_second_finds_it_on(machines, starter, leads_to):
+    second: list[Future[Any]] = []
+
+    def another_comes() -> None:
+        assert not second, "the other one starts the machine, too"
+        second.append(pool.submit(machines.start_again))
+        assert wait(second, timeout=0.3).not_done, "the other one did not wait"
+
+    starter.meanwhile = another_comes
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(machines.start_again)
-        assert starter.begun.wait(10)
-        second = pool.submit(machines.start_again)
-        starter.may_go_on.set()
-        assert [first.result()] == leads_to
+        first = machines.start_again()
         with pytest.raises(GuestError, match="web is on already"):
-            second.result()
-    assert machines.current.machine is first.result()
+            second[0].result()
+    assert leads_to == [first]
+    assert machines.current.machine is first
 
 
 def test_a_machine_that_was_refused_can_be_started_again(machines, starter, leads_to):
-    starter.may_go_on.set()
-    starter.refuses = True
+    def refuse() -> None:
+        raise DomainFailed("QEMU refused")
+
+    starter.meanwhile = refuse
     with pytest.raises(DomainFailed):
         machines.start_again()
     assert leads_to == []
-    starter.refuses = False
+    starter.meanwhile = nothing
     assert [machines.start_again()] == leads_to

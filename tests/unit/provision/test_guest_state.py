@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,37 +11,11 @@ import pytest
 from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
 from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.provision import guest_state as state_module
-from pytest_kvm.provision.events import Event
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
-from pytest_kvm.provision.starter import Started
 from tests.unit.provision.start_requests import START_REQUEST
-
-
-def started(removed: list[str], *, is_on: bool = True) -> Started:
-    """Return a guest that has booted cold."""
-    domain = SimpleNamespace(alive=lambda: is_on, end_reason=lambda: "guest shutdown")
-    machine: Any = SimpleNamespace(name="web", domain=domain)
-    undo = ExitStack()
-    undo.callback(removed.append, "former")
-    boot = Event(guest="web", kind="boot", tier="cold", seconds=30.0)
-    plan: Any = None  # a machine that is never switched on again
-    return Started(
-        machine=machine,
-        request=START_REQUEST,
-        plan=plan,
-        template=None,
-        base="kvm-base",
-        undo=undo,
-        events=(boot,),
-    )
-
-
-def future_of(started: Started) -> Future[Started]:
-    future: Future[Started] = Future()
-    future.set_result(started)
-    return future
+from tests.unit.provision.started_machines import future_of, started
 
 
 def test_a_guest_that_is_off_has_no_savepoint():

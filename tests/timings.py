@@ -21,7 +21,7 @@ import pytest
 from pytest_kvm.provision.events import WORDS
 from scripts.check import EVENTS, one_file_of_events
 
-LISTED = ("image", "boot", "failure", "reboot")
+LISTED = ("image", "boot", "failure", "template", "reboot")
 """What costs so much that each is named, with its test."""
 
 WIDTH = 200

@@ -88,6 +88,10 @@ class Building:
         self.is_published = False
         self._enter = enter
 
+    def clear(self) -> None:
+        """Remove all that was made so far, so that the template can be made in another way."""
+        template_files.clear(self.folder)
+
     def publish(self, *, summary: str, versions: dict[str, str], facts: dict[str, Any]) -> Template:
         """Publish the folder as the template of the key, and return the template, in use.
 

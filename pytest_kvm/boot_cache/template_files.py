@@ -234,12 +234,25 @@ def settle(folder: Path) -> dict[str, FileRecord]:
         OSError: The disk is full or fails.
     """
     found: dict[str, FileRecord] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in _OWN:
-            path.chmod(0o600)
-            sync(path)
-            found[path.name] = record_of(path)
+    for path in _files_in(folder):
+        path.chmod(0o600)
+        sync(path)
+        found[path.name] = record_of(path)
     return found
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder's files; a file in memory stays, and is empty."""
+    for path in _files_in(folder):
+        if path.is_symlink():
+            os.truncate(path, 0)
+        else:
+            path.unlink()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of a template, without those of its entry."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in _OWN]
 
 
 def write(folder: Path, manifest: TemplateManifest) -> None:

@@ -24,6 +24,7 @@ class DiskInfo:
     virtual_size: int
     """Bytes."""
     backing_file: str | None
+    backing_format: str | None
     data_file: str | None
     encrypted: bool
 
@@ -46,6 +47,7 @@ def info(path: Path) -> DiskInfo:
         format=str(facts["format"]),
         virtual_size=int(facts["virtual-size"]),
         backing_file=facts.get("backing-filename"),
+        backing_format=facts.get("backing-filename-format"),
         data_file=specific.get("data-file"),
         encrypted=bool(facts.get("encrypted", False)),
     )
@@ -116,7 +118,7 @@ def create_clone_overlay(path: Path, *, backing: Path, backing_format: Format) -
     command.run([*argv, _plain(path)], timeout=_QUICK)
 
 
-def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
+def point_at(path: Path, *, backing: Path, backing_format: str) -> None:
     """Change the path by which an overlay names its backing file; the contents stay as they are.
 
     Args:
@@ -133,10 +135,23 @@ def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
 
 
 def copy_with_snapshots(source: Path, target: Path) -> None:
-    """Copy an overlay with its snapshots, which ``qemu-img convert`` would leave out.
+    """Copy a qcow2 file with its snapshots, which ``qemu-img convert`` would leave out.
 
-    If the overlay names its backing file by a relative path, the copy names it
+    If the file names its backing file by a relative path, the copy names it
     by the whole path, because the copy is in another folder.
+
+    Raises:
+        HostCommandFailed: The copy failed, for instance for want of room.
+    """
+    copy_sparse(source, target)
+    found = info(target)
+    if found.backing_file is not None:
+        backing = (source.parent / found.backing_file).resolve()
+        point_at(target, backing=backing, backing_format=found.backing_format or "raw")
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file; what is zero in it takes up no room in the copy, and may share the file's blocks.
 
     Raises:
         HostCommandFailed: The copy failed, for instance for want of room.
@@ -144,9 +159,6 @@ def copy_with_snapshots(source: Path, target: Path) -> None:
     command.run(
         ["cp", "--sparse=always", "--reflink=auto", "--", _plain(source), _plain(target)], timeout=_CONVERT
     )
-    backing = info(source).backing_file
-    if backing is not None:
-        point_at(target, backing=(source.parent / backing).resolve(), backing_format="qcow2")
 
 
 def create_blank(path: Path, *, size: int, disk_format: Format = "qcow2") -> None:

@@ -43,6 +43,10 @@ class Phases:
         self._start = clock()
         self._reached: dict[str, float] = {"power_on": 0.0}
 
+    def of_next_boot(self) -> Phases:
+        """Return the stopwatch of another boot, which begins now and tells the same log and listener."""
+        return Phases(self._log, listener=self._listener, clock=self._clock)
+
     def reached(self, phase: str) -> None:
         """Note that ``phase`` was reached now; only the first time counts."""
         if phase in self._reached:

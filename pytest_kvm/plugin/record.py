@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_kvm.provision.events import Event, EventListener, ignore
+from pytest_kvm.provision.events import STARTS, Event, EventListener, ignore, is_one_start
 
 if TYPE_CHECKING:
     import pytest
@@ -33,7 +33,7 @@ class Record:
         """Collect an event; may be called from any thread."""
         with self._lock:
             self._fresh.append(event)
-            if event.kind in ("boot", "clone"):
+            if event.kind in STARTS:
                 self._note_start(event)
         self._pass_on(event)
 
@@ -61,10 +61,10 @@ class Record:
         return fresh
 
     def _note_start(self, event: Event) -> None:
-        """Keep how a guest was started: booted, cloned, or booted for a template and then cloned from it."""
+        """Keep how a guest was started: what was done for it, from its template's boot to its clone."""
         before = self._starts.get(event.guest, [])
-        belongs = event.kind == "clone" and [each.kind for each in before] == ["boot"]
-        self._starts[event.guest] = [*before, event] if belongs else [event]
+        goes_on = is_one_start(before[-1] if before else None, event)
+        self._starts[event.guest] = [*before, event] if goes_on else [event]
 
 
 def attach(report: pytest.TestReport, events: list[Event]) -> None:
@@ -80,7 +80,7 @@ def events_of(report: pytest.TestReport) -> list[Event]:
 def event_text(event: Event) -> str:
     """Return an event as people read it, without the guest's name."""
     words = [
-        event.kind if event.kind in ("boot", "clone") else "",
+        event.kind if event.kind in STARTS else "",
         event.tier or "",
         f"{event.seconds:.2f} s",
     ]

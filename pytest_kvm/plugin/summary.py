@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvm.plugin.collection import uses_guests
 from pytest_kvm.plugin.record import event_text, events_of
 from pytest_kvm.plugin.report import header_lines
-from pytest_kvm.provision.events import WORDS
+from pytest_kvm.provision.events import STARTS, WORDS, is_one_start
 
 if TYPE_CHECKING:
     import pytest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MIB = 1024**2
 _TITLE = "guests (pytest-kvm)"
-_SAYING_WHY: tuple[Kind, ...] = ("image", "boot", "failure", "clone")
+_SAYING_WHY: tuple[Kind, ...] = ("image", "failure", *STARTS)
 """Kinds whose reasons are shown; a guest has few events of these kinds."""
 
 
@@ -117,7 +117,7 @@ class Summary:
     def _everything(self) -> Iterable[str]:
         for each in self._told:
             event = each.event
-            kind = "" if event.kind in ("boot", "clone") else f"{WORDS[event.kind]} "
+            kind = "" if event.kind in STARTS else f"{WORDS[event.kind]} "
             yield f"{_place(each.worker, event.guest)}: {kind}{event_text(event)} in {each.test}"
 
 
@@ -126,17 +126,14 @@ def _place(worker: str, guest: str) -> str:
 
 
 def _starts(told_events: list[_Told]) -> int:
-    """Count starts of guests; a boot and the clone of the template that it made are one start."""
+    """Count starts of guests; the making of a template and the clone that follows are one start."""
     count = 0
-    booted: set[tuple[str, str]] = set()
+    last: dict[tuple[str, str], Event] = {}
     for each in told_events:
-        guest = (each.worker, each.event.guest)
-        if each.event.kind == "boot":
-            count += 1
-            booted.add(guest)
-        elif each.event.kind == "clone":
-            count += guest not in booted
-            booted.discard(guest)
+        if each.event.kind in STARTS:
+            guest = (each.worker, each.event.guest)
+            count += not is_one_start(last.get(guest), each.event)
+            last[guest] = each.event
     return count
 
 

@@ -45,11 +45,10 @@ class BootFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Powered:
-    """A machine that was switched on, with its plan and its identity."""
+    """A machine that was switched on, with its plan."""
 
     machine: Machine
     plan: DomainPlan
-    identity: Identity
 
 
 def power_on(
@@ -72,7 +71,7 @@ def power_on(
     uuid, identity = new_identity(request.hostname, key=files.key)
     plan = plan_domain(resources, request, uuid=uuid, folder=folder)
     if files.ram is not None:
-        plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True))
+        plan = replace(plan, ram_file=RamFile(path=files.ram, shared=True, incoming=False))
     seed = _write_seed(request, plan, identity, into=files.folder)
     plan = replace(plan, disks=new_disks(request.spec, request.image, seed=seed, folder=files.folder))
     machine = _start_domain(
@@ -84,7 +83,7 @@ def power_on(
         stack=stack,
     )
     machine.domain.resume()
-    return Powered(machine=machine, plan=plan, identity=identity)
+    return Powered(machine=machine, plan=plan)
 
 
 def start_again(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_kvm.images.image import Image
 from pytest_kvm.images.qemu_img import (
+    copy_sparse,
     copy_with_snapshots,
     create_blank,
     create_clone_overlay,
@@ -55,25 +56,23 @@ def overlays_of(spec: GuestSpec, frozen: Sequence[FrozenDisk], *, seed: Path, fo
     return [*plans, DiskPlan(path=seed, format="raw", readonly=True)]
 
 
-def copies_of(spec: GuestSpec, frozen: Sequence[Path], *, seed: Path, folder: Path) -> list[DiskPlan]:
-    """Make a clone's disks: copies of the template's disks, with the snapshot that they hold.
+def copies_of(spec: GuestSpec, frozen: Sequence[FrozenDisk], *, seed: Path, folder: Path) -> list[DiskPlan]:
+    """Make a clone's disks: copies of the template's disks, with the snapshots that they hold.
 
     Args:
         spec: The guest's spec.
         frozen: The template's disks in the order of :func:`new_disks`, without the seed.
-        seed: The template's seed ISO.
+        seed: The seed ISO that the clone reads.
         folder: Where the copies go.
 
     Raises:
         HostCommandFailed: A file could not be copied.
     """
     plans: list[DiskPlan] = []
-    for disk, source in zip((None, *spec.disks), frozen, strict=True):
+    for disk, (source, kind) in zip((None, *spec.disks), frozen, strict=True):
         path = folder / source.name
-        copy_with_snapshots(source, path)
-        plans.append(
-            DiskPlan(path=path, format="qcow2") if disk is None else _planned_disk(disk, path, "qcow2")
-        )
+        (copy_with_snapshots if kind == "qcow2" else copy_sparse)(source, path)
+        plans.append(DiskPlan(path=path, format=kind) if disk is None else _planned_disk(disk, path, kind))
     return [*plans, DiskPlan(path=seed, format="raw", readonly=True)]
 
 

@@ -13,21 +13,27 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_kvm.errors import HostError
 
-Kind = Literal["boot", "clone", "savepoint", "reset", "reboot", "failure", "image"]
+if TYPE_CHECKING:
+    from pytest_kvm.spec.guest import GuestSpec
+
+Kind = Literal["boot", "template", "clone", "savepoint", "reset", "reboot", "failure", "image"]
 WORDS: dict[Kind, str] = {
     "image": "image build",
     "boot": "cold boot",
     "failure": "failed boot",
+    "template": "derived template",
     "clone": "clone",
     "savepoint": "savepoint",
     "reset": "reset",
     "reboot": "reboot",
 }
 """The name of each kind in reports, in the order in which a report lists them."""
+STARTS: tuple[Kind, ...] = ("boot", "template", "clone")
+"""The steps of a guest's start, in their order; each of them may be missing."""
 Tier = Literal["cold", "cow", "snapshot", "pool", "load"]
 
 
@@ -38,10 +44,11 @@ class Event:
     guest: str
     """The guest's name; empty for an image that was built without a guest (``pytest-kvm images build``)."""
     kind: Kind
-    """``boot``: the guest was booted from power on; ``clone``: it was started from a
-    template; ``savepoint``: a savepoint was taken; ``reset``: changes were undone;
-    ``reboot``: a test restarted the guest, or switched it on again; ``failure``: the guest never became
-    ready; ``image``: an image was built for the guest."""
+    """``boot``: the guest was booted from power on; ``template``: its template was derived from
+    another, by plugging its cards in; ``clone``: it was started from a template; ``savepoint``: a
+    savepoint was taken; ``reset``: changes were undone; ``reboot``: a test restarted the guest, or
+    switched it on again; ``failure``: the guest never became ready; ``image``: an image was built
+    for the guest."""
     tier: Tier | None = None
     """How a boot, clone or reset was done: ``cold`` boot; ``cow``: a clone that maps
     the template's memory; ``snapshot``: a new domain from a snapshot in the disks;
@@ -51,7 +58,17 @@ class Event:
     why: str = ""
     """Why this tier was used, or why the event was necessary; a phrase for people."""
     spec: str = ""
-    """The guest's spec as text, for a boot and a failed boot only."""
+    """The guest's spec as text, for a boot, a failed boot and a derived template only."""
+
+
+def is_one_start(before: Event | None, event: Event) -> bool:
+    """Say whether an event of a guest's start goes on with the start that its last event belongs to."""
+    return before is not None and STARTS.index(before.kind) < STARTS.index(event.kind)
+
+
+def cold_boot_event(guest: str, *, spec: GuestSpec, seconds: float, why: str) -> Event:
+    """Return the event of a guest's boot from power on."""
+    return Event(guest=guest, kind="boot", tier="cold", seconds=seconds, why=why, spec=repr(spec))
 
 
 EventListener = Callable[[Event], None]

@@ -13,14 +13,36 @@ from importlib.metadata import version
 
 from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.boot_cache.template_store import TemplateStore
-from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.errors import (
+    BootFailed,
+    GuestError,
+    GuestGone,
+    HostCommandFailed,
+    HypervisorError,
+    SnapshotFailed,
+    StateDamaged,
+)
 from pytest_kvm.provision.cache_key import fingerprint, machine_facts
+from pytest_kvm.provision.derived_template import (
+    can_derive,
+    freeze_with_cards,
+    start_copy,
+    without_segments,
+)
+from pytest_kvm.provision.events import Event, cold_boot_event
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
-from pytest_kvm.provision.template_build import TEMPLATE_HOSTNAME, TemplateTier, freeze, power_on_for_template
+from pytest_kvm.provision.template_build import (
+    TEMPLATE_HOSTNAME,
+    TemplateFacts,
+    TemplateTier,
+    freeze,
+    power_on_for_template,
+)
 from pytest_kvm.settings import Settings
 
+Events = tuple[Event, ...]
 _log = logging.getLogger("pytest_kvm.cache")
 
 
@@ -47,8 +69,8 @@ class RunTemplates:
         facts = machine_facts(self._resources.hypervisor.facts(), accel=self._resources.accel)
         return fingerprint(request.domain, image=request.image, machine=facts, tied_macs=request.tied_macs)
 
-    def get(self, request: StartRequest, tier: TemplateTier, *, key: str) -> tuple[Template, str]:
-        """Return the template that a guest is cloned from, and why it had to be made; "" if it was found.
+    def get(self, request: StartRequest, tier: TemplateTier, *, key: str) -> tuple[Template, Events]:
+        """Return the template that a guest is cloned from, and how it was made; no events if it was found.
 
         Args:
             request: The machine that is asked for.
@@ -63,16 +85,17 @@ class RunTemplates:
         """
         template = self._claim(key, request)
         if template is not None:
-            return template, ""
+            return template, ()
         ram_mib = request.spec.memory_kib // 1024
         with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, request)) as building:
             template = self._claim(key, request)
             if template is not None:
-                return template, ""
+                return template, ()
             why = "no template yet"
             if tier == "cow" and building.ram_note:
                 why += f"; its RAM file is on disk: {building.ram_note}"
-            return self._keep(self._build(request, building, tier=tier)), why
+            template, events = self._make(request, building, tier=tier, why=why)
+            return self._keep(template), events
 
     def discard(self, request: StartRequest, template: Template, *, reason: str) -> None:
         """Drop a damaged template from the boot cache; its files stay until the run's end."""
@@ -114,27 +137,81 @@ class RunTemplates:
             template.close()
         return kept
 
-    def _build(self, request: StartRequest, building: Building, *, tier: TemplateTier) -> Template:
-        spec = request.spec
-        request = replace(
-            request, place=request.place.of_template(), hostname=spec.hostname or TEMPLATE_HOSTNAME, nics=()
-        )
+    def _make(
+        self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
+    ) -> tuple[Template, Events]:
+        """Make a template: derive it from another one if that works, else boot its machine."""
+        if not can_derive(request.spec, tier):
+            template, booted = self._boot(request, building, tier=tier, why=why)
+            return template, (booted,)
+        begun = time.monotonic()
+        bare = without_segments(request)
+        base, events = self.get(bare, tier, key=key_of(self.fingerprint(bare), tier))
+        try:
+            template, derived = self._derive(request, building, base=base, why=why)
+            return template, (*events, derived)
+        except (BootFailed, GuestGone):
+            raise
+        except (GuestError, HostCommandFailed, HypervisorError) as failure:
+            if isinstance(failure, StateDamaged):
+                self.discard(bare, base, reason=failure.brief)
+            _log.warning("%s: its template is booted, and not derived: %s", request.name, failure)
+            building.clear()
+            why += f"; its cards could not be plugged in: {failure.brief}"
+        template, booted = self._boot(request, building, tier=tier, why=why)
+        # One event for all, the base's boot included: two boots in a row are two guests to a report.
+        return template, (replace(booted, seconds=time.monotonic() - begun),)
+
+    def _boot(
+        self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
+    ) -> tuple[Template, Event]:
+        machine = replace(_of_template(request), phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.attempting() as undo:
             powered = power_on_for_template(
-                self._resources, request, building=building, tier=tier, stack=undo
+                self._resources, machine, building=building, tier=tier, stack=undo
             )
         with undo:
-            make_ready(powered.machine, request)
-            boot_seconds = request.phases.elapsed()
+            make_ready(powered.machine, machine)
+            boot_seconds = machine.phases.elapsed()
             request.on_step("freezing")
-            facts = freeze(powered, request, building=building, tier=tier, boot_seconds=boot_seconds)
+            facts = freeze(
+                powered.machine,
+                machine,
+                plan=powered.plan,
+                building=building,
+                tier=tier,
+                boot_seconds=boot_seconds,
+            )
+        template = self._publish(request, building, facts=facts, tier=tier)
+        seconds = machine.phases.elapsed()
+        return template, cold_boot_event(request.name, spec=request.spec, seconds=seconds, why=why)
+
+    def _derive(
+        self, request: StartRequest, building: Building, *, base: Template, why: str
+    ) -> tuple[Template, Event]:
+        begun = time.monotonic()
+        machine = _of_template(request)
+        request.on_step("plugging its cards in")
+        with request.teardown.attempting() as undo:
+            copy = start_copy(self._resources, machine, base=base, building=building, stack=undo)
+        with undo:
+            facts = freeze_with_cards(copy, machine, base=base, building=building)
+        template = self._publish(request, building, facts=facts, tier="cow")
+        seconds = time.monotonic() - begun
+        spec = repr(request.spec)
+        return template, Event(guest=request.name, kind="template", seconds=seconds, why=why, spec=spec)
+
+    def _publish(
+        self, request: StartRequest, building: Building, *, facts: TemplateFacts, tier: TemplateTier
+    ) -> Template:
         if key_of(self.fingerprint(request), tier) != building.key:
             raise SnapshotFailed(
                 f"{request.name}: what the template is made of changed while it was made",
                 resolution="files that prepare= names must not change during a run",
             )
-        return building.publish(summary=repr(spec), versions=self._versions(), facts=facts.to_json())
+        versions = self._versions()
+        return building.publish(summary=repr(request.spec), versions=versions, facts=facts.to_json())
 
     def _versions(self) -> dict[str, str]:
         facts = self._resources.hypervisor.facts()
@@ -148,6 +225,12 @@ class RunTemplates:
 def key_of(fingerprint: str, tier: TemplateTier) -> str:
     """Return the key of the template that has this fingerprint and is made for this tier."""
     return fingerprint if tier == "cow" else hashlib.sha256(f"{fingerprint} {tier}".encode()).hexdigest()
+
+
+def _of_template(request: StartRequest) -> StartRequest:
+    """Return the request of the machine that a guest's template is made of; it is on no segment."""
+    hostname = request.spec.hostname or TEMPLATE_HOSTNAME
+    return replace(request, place=request.place.of_template(), hostname=hostname, nics=())
 
 
 def _tell_wait(request: StartRequest, holder: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.cold_boot import power_on, start_again
-from pytest_kvm.provision.events import Event, Tier
+from pytest_kvm.provision.events import Event, Tier, cold_boot_event
 from pytest_kvm.provision.guest_links import attach_links
 from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.prepare import make_ready
@@ -166,29 +165,22 @@ class GuestStarter:
             template=None,
             base=_take_base(machine) if request.resets else None,
             undo=undo,
-            events=(_boot_event(request, seconds=request.phases.elapsed(), why=why),),
+            events=(
+                cold_boot_event(request.name, spec=request.spec, seconds=request.phases.elapsed(), why=why),
+            ),
         )
 
     def _start_from_template(
         self, request: StartRequest, tier: TemplateTier, *, key: str, why: str
     ) -> Started:
-        template, boot = self._get_template(request, tier, key=key)
+        template, made = self._templates.get(request, tier, key=key)
         try:
             started = self._start_clone(request, template, why=why)
         except StateDamaged as failure:  # the template is made anew, once
             self._templates.discard(request, template, reason=failure.brief)
-            template, boot = self._get_template(request, tier, key=key)
+            template, made = self._templates.get(request, tier, key=key)
             started = self._start_clone(request, template, why=why)
-        return replace(started, events=(*boot, *started.events))
-
-    def _get_template(
-        self, request: StartRequest, tier: TemplateTier, *, key: str
-    ) -> tuple[Template, tuple[Event, ...]]:
-        """Return a template, and the event of its boot if it had to be made."""
-        begun = time.monotonic()
-        template, why = self._templates.get(request, tier, key=key)
-        seconds = time.monotonic() - begun
-        return template, (_boot_event(request, seconds=seconds, why=why),) if why else ()
+        return replace(started, events=(*made, *started.events))
 
     def _start_clone(self, request: StartRequest, template: Template, *, why: str = "") -> Started:
         """Start a clone; if it fails, start another.
@@ -246,11 +238,6 @@ class GuestStarter:
     def _start_paused(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:
         with request.teardown.attempting() as undo:
             return start_paused(self._resources, request, template=template, stack=undo), undo
-
-
-def _boot_event(request: StartRequest, *, seconds: float, why: str) -> Event:
-    spec = repr(request.spec)
-    return Event(guest=request.name, kind="boot", tier="cold", seconds=seconds, why=why, spec=spec)
 
 
 def _take_base(machine: Machine) -> str | None:

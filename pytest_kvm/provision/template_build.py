@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from pytest_kvm.machine.renewal import Prestarted, prestart
 from pytest_kvm.provision.cold_boot import BootFiles, Powered, power_on
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
-from pytest_kvm.render.plan import DiskPlan
+from pytest_kvm.render.plan import DiskPlan, DomainPlan
 from pytest_kvm.spec.disk import DiskFormat
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -37,6 +38,7 @@ KEY = "id_ed25519"
 CONSOLE = "console.log"
 _GOODBYE_WITHIN = 30.0
 _SSH_PORT = 22
+_PRESTARTED = 2
 _SETTLE = "systemctl is-system-running --wait; systemctl reload ssh.service || systemctl reload sshd.service"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
@@ -98,18 +100,34 @@ def power_on_for_template(
 
 
 def freeze(
-    powered: Powered, request: StartRequest, *, building: Building, tier: TemplateTier, boot_seconds: float
+    machine: Machine,
+    request: StartRequest,
+    *,
+    plan: DomainPlan,
+    building: Building,
+    tier: TemplateTier,
+    boot_seconds: float,
+    prestarted: Sequence[Prestarted] = (),
 ) -> TemplateFacts:
     """Save a machine's memory and devices as they are at one moment, and destroy its domain.
+
+    Args:
+        machine: A machine that is ready; its disks and its memory are in the building's folder.
+        request: The request that it was started for.
+        plan: The machine's plan.
+        building: Where its state goes.
+        tier: How the template holds its memory.
+        boot_seconds: Seconds of its cold boot, from power on to ready.
+        prestarted: Renewal scripts that wait in the guest already.
 
     Raises:
         DomainFailed: QEMU cannot save the state of one of its devices.
         SnapshotFailed: A disk cannot hold a snapshot.
     """
-    machine = powered.machine
     _settle(machine)
     _log_out(machine)
-    prestarted = tuple(each for each in (prestart(machine), prestart(machine)) if each is not None)
+    more = [prestart(machine) for _ in range(len(prestarted), _PRESTARTED)]
+    prestarted = (*prestarted, *(each for each in more if each is not None))
     machine.domain.suspend()
     if tier == "cow":
         with os.fdopen(os.open(building.folder / STATE, _NEW_FILE, 0o600), "wb") as target:
@@ -118,8 +136,18 @@ def freeze(
         machine.domain.save_libvirt_snapshot(SNAPSHOT)
     machine.domain.destroy()
     shutil.copyfile(machine.console.log, building.folder / CONSOLE)
-    _make_relocatable(request, powered.plan.disks[0])
-    return _facts(powered, tier=tier, prestarted=prestarted, boot_seconds=boot_seconds)
+    _make_relocatable(request, plan.disks[0])
+    *disks, _seed = plan.disks
+    return TemplateFacts(
+        tier=tier,
+        control_mac=plan.control_mac,
+        macs=tuple(planned.mac for planned in plan.all_nics),
+        hostname=request.hostname,
+        host_key=machine.access.host_key,
+        disks=tuple((disk.path.name, disk.format) for disk in disks),
+        prestarted=prestarted,
+        boot_seconds=boot_seconds,
+    )
 
 
 def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:
@@ -166,19 +194,3 @@ def _make_relocatable(request: StartRequest, root: DiskPlan) -> None:
     """Make the root disk name its image by a relative path, so that the cache may be moved elsewhere."""
     image = request.image.disk
     point_at(root.path, backing=Path(os.path.relpath(image, root.path.parent)), backing_format="qcow2")
-
-
-def _facts(
-    powered: Powered, *, tier: TemplateTier, prestarted: tuple[Prestarted, ...], boot_seconds: float
-) -> TemplateFacts:
-    *disks, _seed = powered.plan.disks
-    return TemplateFacts(
-        tier=tier,
-        control_mac=powered.plan.control_mac,
-        macs=tuple(planned.mac for planned in powered.plan.all_nics),
-        hostname=powered.identity.hostname,
-        host_key=powered.identity.host_public_key,
-        disks=tuple((disk.path.name, disk.format) for disk in disks),
-        prestarted=prestarted,
-        boot_seconds=boot_seconds,
-    )

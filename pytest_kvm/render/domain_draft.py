@@ -19,7 +19,7 @@ from typing import Literal
 from pytest_kvm.errors import SpecError
 from pytest_kvm.render.domain_xml import METADATA_NAMESPACE, domain_element, first_segment_port, to_text
 from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
-from pytest_kvm.render.qemu_args import add_arguments, ram_file_args, segment_args
+from pytest_kvm.render.qemu_args import Card, add_arguments, ram_file_args, segment_cards
 from pytest_kvm.spec.guest import GuestSpec
 
 _FOLDER = Path("/pytest-kvm-placeholder-folder")
@@ -48,11 +48,24 @@ class DomainDraft:
         for owner in domain.iter(f"{{{METADATA_NAMESPACE}}}owner"):
             owner.attrib.update(pid=str(plan.owner_pid), started=f"{plan.owner_started:.2f}")
         self._replace_words(domain, plan)
-        first = first_segment_port(self.placeholders)
-        add_arguments(domain, segment_args(plan.segment_nics, first_root_port=first))
+        for card in self.segment_cards(plan):
+            add_arguments(domain, card.as_arguments())
         if plan.ram_file is not None:
             add_arguments(domain, ram_file_args(plan.ram_file, kib=self.spec.memory_kib))
         return to_text(domain)
+
+    def segment_cards(self, plan: DomainPlan) -> list[Card]:
+        """Return one machine's cards on segments, with their places on the PCIe bus."""
+        return segment_cards(plan.segment_nics, first_root_port=first_segment_port(self.placeholders))
+
+    def without_segments(self) -> DomainDraft:
+        """Return the draft of the same domain for a spec that has no cards on segments.
+
+        Up to four such cards have no part in the XML; for more of them there are more root ports.
+        """
+        spec = replace(self.spec, nics=[nic for nic in self.spec.nics if nic.segment is None])
+        nics = [replace(planned, index=index) for index, planned in enumerate(self.placeholders.nics)]
+        return replace(self, spec=spec, placeholders=replace(self.placeholders, nics=nics))
 
     def _set_disk_formats(self, domain: ET.Element, plan: DomainPlan) -> None:
         """Set the formats of a machine's disks: a clone's are overlays, even of raw disks of the template."""

@@ -61,12 +61,13 @@ class DirectBoot:
 class RamFile:
     """Guest memory in a file on the host.
 
-    The template's machine writes to the file (``shared``). Clones map the file
-    copy-on-write and get the rest of their state from an incoming migration.
+    The template's machine writes to the file (``shared``). Clones map the file copy-on-write.
     """
 
     path: Path
     shared: bool
+    incoming: bool
+    """Whether QEMU waits for the rest of the guest's state, which comes from an incoming migration."""
 
 
 @dataclass(frozen=True, kw_only=True)

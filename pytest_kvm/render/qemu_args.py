@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_kvm.spec.nic import CONTROL_NETDEV, user_subnet
 
@@ -42,22 +42,39 @@ def user_network_args(control_mac: str, nics: Sequence[NicPlan], *, internet: bo
     arguments = _control_card(control_mac, internet=internet)
     for index, planned in enumerate(nics, start=1):
         netdev = _user_netdev(index, internet=internet)
-        arguments += _card(planned, netdev, bus="pcie.0", slot=_FIRST_SLOT + index)
+        arguments += _card(planned, netdev, bus="pcie.0", slot=_FIRST_SLOT + index).as_arguments()
     return arguments
 
 
-def segment_args(nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> list[str]:
-    """Return the arguments for cards on segments.
+class Card(NamedTuple):
+    """A network card and its back end, as QEMU takes them at its start and in QMP commands."""
+
+    netdev: dict[str, Any]
+    """Arguments of ``-netdev`` and ``netdev_add``."""
+    device: dict[str, Any]
+    """Arguments of ``-device`` and ``device_add``."""
+
+    def as_arguments(self) -> list[str]:
+        """Return the arguments by which QEMU has the card from its start on."""
+        return ["-netdev", json.dumps(self.netdev), "-device", json.dumps(self.device)]
+
+
+def segment_cards(nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> list[Card]:
+    """Return the cards on segments.
 
     Args:
-        nics: The cards.
+        nics: The cards' plans.
         first_root_port: Index of the PCIe root port for the first card; the others have the next ones.
     """
-    arguments: list[str] = []
-    for index, planned in enumerate(nics):
-        netdev = _stream_netdev(index + 1, port=str(planned.port))
-        arguments += _card(planned, netdev, bus=f"pci.{first_root_port + index}", slot=0)
-    return arguments
+    return [
+        _card(
+            planned,
+            _stream_netdev(index + 1, port=str(planned.port)),
+            bus=f"pci.{first_root_port + index}",
+            slot=0,
+        )
+        for index, planned in enumerate(nics)
+    ]
 
 
 def ram_file_args(ram: RamFile, *, kib: int) -> list[str]:
@@ -65,8 +82,7 @@ def ram_file_args(ram: RamFile, *, kib: int) -> list[str]:
 
     A second ``-machine`` adds to libvirt's own. The memory block's name must not
     contain the file's path, or a template's state could be loaded at that path
-    only (``x-use-canonical-path-for-ramblock-id``). A file that is not shared is
-    a clone's: its QEMU waits for the device state (``-incoming defer``).
+    only (``x-use-canonical-path-for-ramblock-id``).
     """
     backend = {
         "qom-type": "memory-backend-file",
@@ -77,7 +93,7 @@ def ram_file_args(ram: RamFile, *, kib: int) -> list[str]:
         "x-use-canonical-path-for-ramblock-id": False,
     }
     arguments = ["-object", json.dumps(backend), "-machine", f"memory-backend={_RAM_ID}"]
-    return arguments if ram.shared else [*arguments, "-incoming", "defer"]
+    return [*arguments, "-incoming", "defer"] if ram.incoming else arguments
 
 
 def _control_card(mac: str, *, internet: bool) -> list[str]:
@@ -90,17 +106,13 @@ def _control_card(mac: str, *, internet: bool) -> list[str]:
         # process can take the port first. `info usernet` shows the port.
         "hostfwd": [{"str": "tcp:127.0.0.1:0-:22"}],
     }
-    return [
-        "-netdev",
-        json.dumps(netdev),
-        "-device",
-        _device("virtio", CONTROL_NETDEV, mac, bus="pcie.0", slot=_FIRST_SLOT),
-    ]
+    device = _device("virtio", CONTROL_NETDEV, mac, bus="pcie.0", slot=_FIRST_SLOT)
+    return Card(netdev, device).as_arguments()
 
 
-def _card(planned: NicPlan, netdev: dict[str, Any], *, bus: str, slot: int) -> list[str]:
+def _card(planned: NicPlan, netdev: dict[str, Any], *, bus: str, slot: int) -> Card:
     device = _device(planned.nic.model, str(netdev["id"]), planned.mac, bus=bus, slot=slot)
-    return ["-netdev", json.dumps(netdev), "-device", device]
+    return Card(netdev, device)
 
 
 def _user_netdev(index: int, *, internet: bool) -> dict[str, Any]:
@@ -137,17 +149,15 @@ def card_id(netdev: str) -> str:
     return f"{netdev}-card"
 
 
-def _device(model: str, netdev: str, mac: str, *, bus: str, slot: int) -> str:
-    return json.dumps(
-        {
-            "driver": _DEVICE[model],
-            "netdev": netdev,
-            "id": card_id(netdev),
-            "mac": mac,
-            "bus": bus,
-            "addr": f"{slot:#x}",
-            # No option ROM: the guest never boots from the network, and
-            # loading it costs the firmware time.
-            "romfile": "",
-        }
-    )
+def _device(model: str, netdev: str, mac: str, *, bus: str, slot: int) -> dict[str, Any]:
+    return {
+        "driver": _DEVICE[model],
+        "netdev": netdev,
+        "id": card_id(netdev),
+        "mac": mac,
+        "bus": bus,
+        "addr": f"{slot:#x}",
+        # No option ROM: the guest never boots from the network, and
+        # loading it costs the firmware time.
+        "romfile": "",
+    }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import stat
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pytest_kvm.boot_cache import template_files
+from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.errors import NoCapacity, SnapshotFailed
 from tests.unit.boot_cache.conftest import FACTS, FILES, KEY, OTHER
 
@@ -53,6 +55,20 @@ def test_paths_stay_when_a_template_is_published(store):
         (building.folder / "state").write_bytes(b"devices")
         with building.publish(summary="", versions={}, facts={}) as template:
             assert template.folder == building.folder
+
+
+@pytest.mark.parametrize("place", ["disk", "tmpfs"])
+def test_what_was_made_can_be_thrown_away_to_begin_anew(settings, place):
+    store = TemplateStore.of(replace(settings, cache_ram=place))
+    with store.building(KEY) as building:
+        for path in (building.folder / "state", building.ram):
+            path.write_bytes(b"of the first attempt")
+        building.clear()
+        assert not building.ram.exists() or building.ram.stat().st_size == 0
+        assert building.ram.is_symlink() == (place == "tmpfs")
+        building.ram.write_bytes(b"memory")
+        with building.publish(summary="", versions={}, facts={}) as template:
+            assert list(template.manifest.files) == ["ram"]
 
 
 def test_nobody_else_may_read_a_template(store, make):

@@ -44,6 +44,18 @@ def test_a_guest_whose_template_was_booted_for_it_says_both(record, properties):
     assert properties("web") == {"kvm_guest_web": "boot cold 1.00 s, clone cow 1.00 s"}
 
 
+def test_a_guest_whose_template_was_derived_for_it_says_all_three(record, properties):
+    record.tell(event("boot", "cold"))
+    record.tell(event("template", None))
+    record.tell(event("clone", "cow"))
+    record.tell(event("template", None, guest="router"))
+    record.tell(event("clone", "cow", guest="router"))
+    assert properties("web", "router") == {
+        "kvm_guest_web": "boot cold 1.00 s, template 1.00 s, clone cow 1.00 s",
+        "kvm_guest_router": "template 1.00 s, clone cow 1.00 s",
+    }
+
+
 def test_a_guest_of_a_name_that_was_there_before_says_its_own(record, properties):
     record.tell(event("boot", "cold"))
     record.tell(event("clone", "cow"))

@@ -118,6 +118,32 @@ def test_vv_tells_of_each_event(run):
     )
 
 
+DERIVED = """
+def test_f(web, tell):
+    tell("template", None, 6.12, "no template yet", guest="router")
+    tell("clone", "cow", 0.8, guest="router")
+    tell("boot", "cold", 40, "no template yet", guest="client")
+    tell("template", None, 6.14, "no template yet", guest="client")
+    tell("clone", "cow", 0.9, guest="client")
+"""
+
+
+def test_templates_that_are_derived_are_told_as_part_of_a_start(run, pytester):
+    pytester.makepyfile(test_derived=DERIVED)
+    run("-v", "test_derived.py").fnmatch_lines(
+        [
+            "router: 1 derived template 6.12 s (no template yet)",
+            "router: 1 cow clone 0.80 s",
+            "client: 1 cold boot 40.0 s (no template yet)",
+            "client: 1 derived template 6.14 s (no template yet)",
+            "client: 1 cow clone 0.90 s",
+            "kvm: 3 guests, 2 cold boots *, 2 derived templates median 6.13 s, 3 clones *",
+        ],
+        consecutive=True,
+    )
+    run("-vv", "test_derived.py").fnmatch_lines(["router: template 6.12 s (no template yet) in *::test_f"])
+
+
 def test_image_builds_failed_boots_and_reboots_are_told_as_well(run, pytester):
     pytester.makepyfile(test_costly=COSTLY)
     output = run("-v", "test_costly.py")

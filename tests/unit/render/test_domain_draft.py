@@ -100,11 +100,13 @@ def test_memory_in_a_file_comes_after_what_the_hook_left():
         domain.remove(domain.find(ARGUMENTS))
         return domain
 
-    ram = RamFile(path=Path('/a "quoted" folder/ram'), shared=False)
+    ram = RamFile(path=Path('/a "quoted" folder/ram'), shared=False, incoming=True)
     for spec in (CASES["plain"], replace(CASES["plain"], xml=hook)):
         *_, backend, _, _, incoming, defer = arguments(filled_in(spec, ram_file=ram))
         assert json.loads(backend)["mem-path"] == str(ram.path)
         assert (incoming, defer) == ("-incoming", "defer")
+    *_, backend, _, _ = arguments(filled_in(spec, ram_file=replace(ram, shared=True, incoming=False)))
+    assert json.loads(backend)["share"]
 
 
 def test_a_users_address_is_no_placeholder():

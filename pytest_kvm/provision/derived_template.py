@@ -1,0 +1,128 @@
+"""Derives a template with cards on segments from the template of the same guest without them.
+
+The cards are plugged into a copy of that template, which takes seconds. So guests
+that differ only in their cards on segments need one cold boot together.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_kvm.boot_cache.template import Building, Template
+from pytest_kvm.errors import WaitTimeout
+from pytest_kvm.machine.card_drivers import check_drivers
+from pytest_kvm.provision.clone import Clone, start_paused
+from pytest_kvm.provision.guest_links import open_ports
+from pytest_kvm.provision.machine_plan import plan_domain
+from pytest_kvm.provision.run_resources import RunResources
+from pytest_kvm.provision.start_request import StartRequest
+from pytest_kvm.provision.template_build import TemplateFacts, TemplateTier, freeze
+from pytest_kvm.spec.cloudinit import CloudInit
+from pytest_kvm.waiting import NotYet, wait_until
+
+if TYPE_CHECKING:
+    from pytest_kvm.machine.machine import Machine
+    from pytest_kvm.spec.guest import GuestSpec
+
+_FIND = "echo 1 >/sys/bus/pci/rescan && udevadm settle"
+"""Has the guest look for new cards: not every kernel notices by itself that one was plugged in."""
+_LOOK_EVERY = 0.05
+
+
+def can_derive(spec: GuestSpec, tier: TemplateTier) -> bool:
+    """Say whether a guest's template can be derived from the one without its cards on segments.
+
+    What the spec runs in the guest before it is saved has to find the cards: then
+    the guest is booted with them.
+    """
+    has_cards = any(nic.segment is not None for nic in spec.nics)
+    may_look = bool(spec.prepare or spec.units) or spec.cloud_init != CloudInit()
+    return tier == "cow" and has_cards and not may_look
+
+
+def without_segments(request: StartRequest) -> StartRequest:
+    """Return the request of the same machine without cards on segments."""
+    domain = request.domain.without_segments()
+    return replace(request, spec=domain.spec, domain=domain, nics=(), tied_macs={})
+
+
+def start_copy(
+    resources: RunResources, request: StartRequest, *, base: Template, building: Building, stack: ExitStack
+) -> Clone:
+    """Start a machine from a copy of a template, and leave it paused; it has no cards on segments.
+
+    Args:
+        resources: What the run has opened.
+        request: The machine that the new template is made for.
+        base: The template without the cards.
+        building: Gets the machine's disks and memory.
+        stack: Undoes every step, last first.
+
+    Raises:
+        DomainFailed: The state does not fit, or libvirt refused the domain.
+        HostCommandFailed: A file could not be copied.
+    """
+    bare = without_segments(request)
+    # A template's names and keys are those of its base: each clone gets its own.
+    bare = replace(bare, spec=replace(bare.spec, identity="shared"))
+    clone = start_paused(resources, bare, template=base, stack=stack, building=building)
+    whole = plan_domain(resources, request, uuid=clone.plan.uuid, folder=clone.machine.folder)
+    nics = [replace(planned, mac=had.mac) for planned, had in zip(whole.nics, clone.plan.nics, strict=True)]
+    plan = replace(clone.plan, nics=nics, segment_nics=whole.segment_nics)
+    open_ports(resources.switch, plan, stack=stack)
+    return replace(clone, plan=plan)
+
+
+def freeze_with_cards(
+    clone: Clone, request: StartRequest, *, base: Template, building: Building
+) -> TemplateFacts:
+    """Wake a machine that :func:`start_copy` has started, plug its cards in, and freeze it.
+
+    Raises:
+        DomainFailed: QEMU refused a card.
+        GuestError: The guest could not be woken, or did not find a card.
+        NicWithoutDriver: The guest's kernel has no driver for a card.
+    """
+    clone = clone.wake()
+    machine = clone.machine
+    # One after the other: a kernel with net.ifnames=0 numbers them as they come.
+    for card, planned in zip(request.domain.segment_cards(clone.plan), clone.plan.segment_nics, strict=True):
+        machine.domain.qmp("netdev_add", card.netdev)
+        machine.domain.qmp("device_add", card.device)
+        machine.shell.run(_FIND, user="root")
+        _wait_found(machine, planned.mac)
+    machine.shell.run(["sync"], user="root")
+    check_drivers(machine)
+    return freeze(
+        machine,
+        request,
+        plan=clone.plan,
+        building=building,
+        tier="cow",
+        boot_seconds=TemplateFacts.from_json(base.manifest.facts).boot_seconds,
+        prestarted=clone.prestarted,
+    )
+
+
+def _wait_found(machine: Machine, mac: str) -> None:
+    """Wait until the guest has a network interface with a MAC address."""
+    try:
+        wait_until(
+            partial(_check_found, machine, mac),
+            describe=f"the network card {mac} in {machine.name}",
+            timeout=machine.timeouts.agent,
+            every=_LOOK_EVERY,
+            clock=machine.domain.clock,
+        )
+    except WaitTimeout:
+        check_drivers(machine)  # what it raises says more
+        raise
+
+
+def _check_found(machine: Machine, mac: str) -> None:
+    addresses = machine.shell.run("cat /sys/class/net/*/address").stdout.split()
+    if mac not in addresses:
+        raise NotYet(f"it has {' '.join(addresses)}")

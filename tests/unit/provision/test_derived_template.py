@@ -1,0 +1,155 @@
+"""When a template is derived from the one without cards on segments, and what happens if that fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import (
+    DomainFailed,
+    GuestGone,
+    HostCommandFailed,
+    NicWithoutDriver,
+    StateDamaged,
+    WaitTimeout,
+)
+from pytest_kvm.provision import run_templates
+from pytest_kvm.provision.cache_key import fingerprint
+from pytest_kvm.provision.derived_template import can_derive, without_segments
+from pytest_kvm.provision.events import Event, cold_boot_event
+from pytest_kvm.provision.machine_plan import direct_boot
+from pytest_kvm.provision.run_templates import RunTemplates
+from pytest_kvm.render.domain_draft import draft_domain
+from pytest_kvm.settings import Settings
+from pytest_kvm.spec.network import declare_network
+from tests.unit.provision.key_cases import MACHINE, image
+from tests.unit.provision.start_requests import START_REQUEST
+
+LAN = declare_network("lan", kvm.NetworkSpec())
+CLIENT = kvm.GuestSpec(memory="512MiB", nics=[kvm.Nic(LAN)])
+
+
+def request_for(spec):
+    of = image()
+    domain = draft_domain(spec, accel="tcg", direct_boot=direct_boot(spec, of, accel="tcg"))
+    return replace(START_REQUEST, spec=spec, image=of, domain=domain)
+
+
+def key(request):
+    return fingerprint(request.domain, image=request.image, machine=MACHINE, tied_macs=request.tied_macs)
+
+
+@pytest.mark.parametrize(
+    ("spec", "tier", "can"),
+    [
+        (CLIENT, "cow", True),
+        (replace(CLIENT, nics=[kvm.Nic(), kvm.Nic(LAN)], packages=["curl"], hostname="web"), "cow", True),
+        (replace(CLIENT, nics=[kvm.Nic()]), "cow", False),
+        (CLIENT, "snapshot", False),
+        (replace(CLIENT, prepare=["ls /sys/class/net"]), "cow", False),
+        (replace(CLIENT, units=["dnsmasq.service"]), "cow", False),
+        (replace(CLIENT, cloud_init=kvm.CloudInit(run_commands=["ip link"])), "cow", False),
+    ],
+)
+def test_what_the_spec_runs_in_the_guest_has_to_find_its_cards(spec, tier, can):
+    assert can_derive(spec, tier) is can
+
+
+def test_the_template_that_cards_are_plugged_into_is_that_of_a_guest_without_them():
+    lone = [kvm.Nic(), kvm.Nic(link="down")]
+    on_segments = [kvm.Nic(LAN), kvm.Nic(LAN, model="e1000e"), kvm.Nic(LAN, mac="52:54:00:00:00:01")]
+    mixed = [on_segments[0], lone[0], on_segments[1], lone[1], on_segments[2]]
+    request = replace(request_for(replace(CLIENT, nics=mixed)), tied_macs={2: "52:54:00:00:00:02"})
+    bare = without_segments(request)
+    assert key(bare) == key(request_for(replace(CLIENT, nics=lone))) != key(request)
+    assert [planned.index for planned in bare.domain.placeholders.nics] == [0, 1]
+
+
+def test_a_hook_is_not_called_again():
+    calls = []
+
+    def hook(domain):
+        calls.append(domain)
+        return domain
+
+    without_segments(request_for(replace(CLIENT, xml=hook)))
+    assert len(calls) == 1
+
+
+class MadeTemplate:
+    def __init__(self, key):
+        self.key = key
+
+    def close(self):
+        """Do nothing: it is in no store."""
+
+
+@pytest.fixture
+def attempts(tmp_path, monkeypatch):
+    """What is done to make the template of a client; ``failure`` is raised when cards are plugged in."""
+    attempts = SimpleNamespace(done=[], failure=None)
+
+    def boot(_self, request, building, *, why, **_more: Any):
+        left = [path.name for path in building.folder.glob("*.qcow2")]
+        attempts.done.append(("boot", len(request.spec.nics), left))
+        return MadeTemplate(building.key), cold_boot_event("web", spec=request.spec, seconds=0.0, why=why)
+
+    def derive(_self, request, building, **_more: Any):
+        attempts.done.append(("derive", len(request.spec.nics)))
+        (building.folder / "root.qcow2").touch()
+        if attempts.failure is not None:
+            raise attempts.failure
+        return MadeTemplate(building.key), Event(guest="web", kind="template", seconds=0.0)
+
+    monkeypatch.setattr(RunTemplates, "_boot", boot)
+    monkeypatch.setattr(RunTemplates, "_derive", derive)
+    monkeypatch.setattr(run_templates, "machine_facts", lambda *_arguments, **_more: MACHINE)
+    hypervisor = SimpleNamespace(facts=lambda: None)
+    resources: Any = SimpleNamespace(hypervisor=hypervisor, accel="tcg")
+    attempts.templates = RunTemplates(
+        Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path, cache_ram="disk"), resources
+    )
+    attempts.request = request_for(CLIENT)
+    attempts.get = lambda: attempts.templates.get(attempts.request, "cow", key=key(attempts.request))
+    return attempts
+
+
+def test_one_boot_serves_guests_with_different_cards(attempts):
+    template, events = attempts.get()
+    assert template.key == key(attempts.request)
+    assert [event.kind for event in events] == ["boot", "template"]
+    attempts.request = request_for(replace(CLIENT, nics=[kvm.Nic(LAN), kvm.Nic(LAN)]))
+    _, events = attempts.get()
+    assert [event.kind for event in events] == ["template"]
+    assert attempts.done == [("boot", 0, []), ("derive", 1), ("derive", 2)]
+
+
+@pytest.mark.parametrize("kind", [DomainFailed, HostCommandFailed, WaitTimeout, StateDamaged])
+def test_a_guest_that_does_not_find_its_cards_is_booted_with_them(attempts, kind):
+    attempts.failure = kind("no hot-plug here")
+    template, (event,) = attempts.get()
+    assert template.key == key(attempts.request)
+    assert (event.kind, event.tier) == ("boot", "cold")
+    assert event.why == "no template yet; its cards could not be plugged in: no hot-plug here"
+    assert attempts.done == [("boot", 0, []), ("derive", 1), ("boot", 1, [])]
+
+
+def test_a_template_that_qemu_refuses_is_no_base_for_others(attempts):
+    attempts.failure = StateDamaged("QEMU refused its state")
+    attempts.get()
+    attempts.failure = None
+    attempts.request = request_for(replace(CLIENT, nics=[kvm.Nic(LAN), kvm.Nic(LAN)]))
+    attempts.get()
+    assert attempts.done[3:] == [("boot", 0, []), ("derive", 2)]
+
+
+@pytest.mark.parametrize("kind", [NicWithoutDriver, GuestGone])
+def test_a_boot_would_not_help(attempts, kind):
+    attempts.failure = kind("as it is")
+    with pytest.raises(kind):
+        attempts.get()
+    assert attempts.done == [("boot", 0, []), ("derive", 1)]

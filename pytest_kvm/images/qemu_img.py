@@ -24,7 +24,6 @@ class DiskInfo:
     virtual_size: int
     """Bytes."""
     backing_file: str | None
-    backing_format: str | None
     data_file: str | None
     encrypted: bool
 
@@ -47,7 +46,6 @@ def info(path: Path) -> DiskInfo:
         format=str(facts["format"]),
         virtual_size=int(facts["virtual-size"]),
         backing_file=facts.get("backing-filename"),
-        backing_format=facts.get("backing-filename-format"),
         data_file=specific.get("data-file"),
         encrypted=bool(facts.get("encrypted", False)),
     )
@@ -118,7 +116,7 @@ def create_clone_overlay(path: Path, *, backing: Path, backing_format: Format) -
     command.run([*argv, _plain(path)], timeout=_QUICK)
 
 
-def point_at(path: Path, *, backing: Path, backing_format: str) -> None:
+def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
     """Change the path by which an overlay names its backing file; the contents stay as they are.
 
     Args:
@@ -137,17 +135,17 @@ def point_at(path: Path, *, backing: Path, backing_format: str) -> None:
 def copy_with_snapshots(source: Path, target: Path) -> None:
     """Copy a qcow2 file with its snapshots, which ``qemu-img convert`` would leave out.
 
-    If the file names its backing file by a relative path, the copy names it
-    by the whole path, because the copy is in another folder.
+    If the file names an image by a relative path (:func:`point_at`), the copy names it by the
+    whole path, because the copy is in another folder.
 
     Raises:
         HostCommandFailed: The copy failed, for instance for want of room.
+        ImageError: qemu-img cannot read the copy.
     """
     copy_sparse(source, target)
-    found = info(target)
-    if found.backing_file is not None:
-        backing = (source.parent / found.backing_file).resolve()
-        point_at(target, backing=backing, backing_format=found.backing_format or "raw")
+    backing = info(target).backing_file
+    if backing is not None and not Path(backing).is_absolute():
+        point_at(target, backing=(source.parent / backing).resolve(), backing_format="qcow2")
 
 
 def copy_sparse(source: Path, target: Path) -> None:

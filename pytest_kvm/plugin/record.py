@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_kvm.provision.events import STARTS, Event, EventListener, ignore, is_one_start
+from pytest_kvm.provision.events import STARTS, Event, EventListener, ignore
 
 if TYPE_CHECKING:
     import pytest
@@ -63,7 +63,7 @@ class Record:
     def _note_start(self, event: Event) -> None:
         """Keep how a guest was started: what was done for it, from its template's boot to its clone."""
         before = self._starts.get(event.guest, [])
-        goes_on = is_one_start(before[-1] if before else None, event)
+        goes_on = bool(before) and before[-1].for_template
         self._starts[event.guest] = [*before, event] if goes_on else [event]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_kvm.plugin.collection import uses_guests
 from pytest_kvm.plugin.record import event_text, events_of
 from pytest_kvm.plugin.report import header_lines
-from pytest_kvm.provision.events import STARTS, WORDS, is_one_start
+from pytest_kvm.provision.events import STARTS, WORDS
 
 if TYPE_CHECKING:
     import pytest
@@ -83,7 +83,8 @@ class Summary:
 
     def _parts(self) -> Iterable[str]:
         events = [each.event for each in self._told]
-        yield _count(_starts(self._told), "guest")
+        started = sum(event.kind in STARTS and not event.for_template for event in events)
+        yield _count(started, "guest")
         for kind, what in WORDS.items():
             yield from _count_and_median([each for each in events if each.kind == kind], what)
         yield from self._cache()
@@ -123,18 +124,6 @@ class Summary:
 
 def _place(worker: str, guest: str) -> str:
     return f"[{worker}] {guest}" if worker else guest
-
-
-def _starts(told_events: list[_Told]) -> int:
-    """Count starts of guests; the making of a template and the clone that follows are one start."""
-    count = 0
-    last: dict[tuple[str, str], Event] = {}
-    for each in told_events:
-        if each.event.kind in STARTS:
-            guest = (each.worker, each.event.guest)
-            count += not is_one_start(last.get(guest), each.event)
-            last[guest] = each.event
-    return count
 
 
 def _count_and_median(events: list[Event], what: str) -> Iterable[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
 
-from pytest_kvm.boot_cache.template import Building, Template
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
-from pytest_kvm.images.qemu_img import copy_sparse
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.renewal import CardNetwork, Prestarted, Renewal, renew
 from pytest_kvm.provision.cold_boot import (
@@ -37,10 +36,15 @@ from pytest_kvm.provision.template_build import (
     TemplateFacts,
     TemplateTier,
 )
-from pytest_kvm.render.plan import DomainPlan, RamFile
+from pytest_kvm.render.plan import DiskPlan, DomainPlan, RamFile
 
-_Fill = Callable[..., tuple[DomainPlan, Domain]]
-"""Gives a planned machine its disks and its memory, and starts it paused."""
+
+@dataclass(frozen=True, kw_only=True)
+class StateFiles:
+    """What a machine has its disks and its memory in."""
+
+    disks: list[DiskPlan]
+    ram_file: RamFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ def start_paused(
     *,
     template: Template,
     stack: ExitStack,
-    building: Building | None = None,
+    files: StateFiles | None = None,
 ) -> Clone:
     """Start a clone of a template and leave it paused.
 
@@ -86,20 +90,18 @@ def start_paused(
         request: The machine that is asked for.
         template: It is read and never written to.
         stack: Undoes every step, last first; closing it removes the clone.
-        building: Gets copies of the template's disks and memory, which the clone writes to, so that
-            another template can be made of it. Only for the tier ``cow``.
+        files: Copies of the template's disks and memory, which the clone writes to, so that another
+            template can be made of it. Only for the tier ``cow``; None: nothing is copied before it
+            is written to.
 
     Raises:
         DomainFailed: The state does not fit, or libvirt refused the domain.
-        HostCommandFailed: A file could not be copied.
     """
     facts = TemplateFacts.from_json(template.manifest.facts)
     folder = stack.enter_context(guest_folder(resources, request.place))
     plan = _of_clone(plan_domain(resources, request, uuid=str(uuid4()), folder=folder), facts)
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
-    fill: _Fill = _from_ram_file if facts.tier == "cow" else _from_snapshot
-    if building is not None:
-        fill = partial(_from_copies, building=building)
+    fill = partial(_from_ram_file, files=files) if facts.tier == "cow" else _from_snapshot
     open_ports(resources.switch, plan, stack=stack)
     plan, domain = fill(resources, request, plan, template=template, facts=facts, stack=stack)
     apply_link_state(domain, request)
@@ -129,50 +131,21 @@ def _from_ram_file(
     template: Template,
     facts: TemplateFacts,
     stack: ExitStack,
+    files: StateFiles | None,
 ) -> tuple[DomainPlan, Domain]:
-    """Map the template's memory copy-on-write, and load the state of the devices."""
-    folder = plan.console_log.parent
-    frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
-    plan = replace(
-        plan,
-        disks=overlays_of(request.spec, frozen, seed=template.path(SEED), folder=folder),
-        ram_file=RamFile(path=template.path(RAM), shared=False, incoming=True),
-    )
-    return plan, _start_loaded(resources, request, plan, template=template, stack=stack)
-
-
-def _from_copies(
-    resources: RunResources,
-    request: StartRequest,
-    plan: DomainPlan,
-    *,
-    template: Template,
-    facts: TemplateFacts,
-    stack: ExitStack,
-    building: Building,
-) -> tuple[DomainPlan, Domain]:
-    """Copy the template's disks and memory, and load the state of the devices."""
-    for name in (SEED, KEY):
-        shutil.copyfile(template.path(name), building.folder / name)
-        (building.folder / name).chmod(0o600)
-    copy_sparse(template.path(RAM), building.ram)
-    frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
-    plan = replace(
-        plan,
-        disks=copies_of(request.spec, frozen, seed=building.folder / SEED, folder=building.folder),
-        ram_file=RamFile(path=building.ram, shared=True, incoming=True),
-    )
-    return plan, _start_loaded(resources, request, plan, template=template, stack=stack)
-
-
-def _start_loaded(
-    resources: RunResources, request: StartRequest, plan: DomainPlan, *, template: Template, stack: ExitStack
-) -> Domain:
-    """Start the domain of a plan, and load the state of the template's devices."""
+    """Map the template's memory copy-on-write, or its copy, and load the state of the devices."""
+    if files is None:
+        folder = plan.console_log.parent
+        frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
+        files = StateFiles(
+            disks=overlays_of(request.spec, frozen, seed=template.path(SEED), folder=folder),
+            ram_file=RamFile(path=template.path(RAM), shared=False, incoming=True),
+        )
+    plan = replace(plan, disks=files.disks, ram_file=files.ram_file)
     domain = stack.enter_context(paused_domain(resources, request.domain.filled_in(plan)))
     with template.path(STATE).open("rb") as source:
         domain.load_state(source)
-    return domain
+    return plan, domain
 
 
 def _from_snapshot(

@@ -33,7 +33,7 @@ WORDS: dict[Kind, str] = {
 }
 """The name of each kind in reports, in the order in which a report lists them."""
 STARTS: tuple[Kind, ...] = ("boot", "template", "clone")
-"""The steps of a guest's start, in their order; each of them may be missing."""
+"""What a guest's start consists of. The last event of a start is the one that is not for a template."""
 Tier = Literal["cold", "cow", "snapshot", "pool", "load"]
 
 
@@ -59,16 +59,23 @@ class Event:
     """Why this tier was used, or why the event was necessary; a phrase for people."""
     spec: str = ""
     """The guest's spec as text, for a boot, a failed boot and a derived template only."""
+    for_template: bool = False
+    """Whether the guest's template was made by it: the guest's own start follows."""
 
 
-def is_one_start(before: Event | None, event: Event) -> bool:
-    """Say whether an event of a guest's start goes on with the start that its last event belongs to."""
-    return before is not None and STARTS.index(before.kind) < STARTS.index(event.kind)
-
-
-def cold_boot_event(guest: str, *, spec: GuestSpec, seconds: float, why: str) -> Event:
-    """Return the event of a guest's boot from power on."""
-    return Event(guest=guest, kind="boot", tier="cold", seconds=seconds, why=why, spec=repr(spec))
+def cold_boot_event(
+    guest: str, *, spec: GuestSpec, seconds: float, why: str, for_template: bool = False
+) -> Event:
+    """Return the event of a boot from power on, of a guest or of what its template is made of."""
+    return Event(
+        guest=guest,
+        kind="boot",
+        tier="cold",
+        seconds=seconds,
+        why=why,
+        spec=repr(spec),
+        for_template=for_template,
+    )
 
 
 EventListener = Callable[[Event], None]

@@ -14,17 +14,18 @@ from importlib.metadata import version
 from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.errors import (
-    BootFailed,
     GuestError,
-    GuestGone,
     HostCommandFailed,
     HypervisorError,
+    ImageError,
+    NoCapacity,
     SnapshotFailed,
     StateDamaged,
 )
 from pytest_kvm.provision.cache_key import fingerprint, machine_facts
 from pytest_kvm.provision.derived_template import (
     can_derive,
+    copy_files,
     freeze_with_cards,
     start_copy,
     without_segments,
@@ -82,20 +83,26 @@ class RunTemplates:
             DomainFailed: QEMU cannot save the state of one of its devices.
             GuestGone: The guest was removed meanwhile.
             NoCapacity: There is no room for the template.
+            SnapshotFailed: What the template is made of has changed meanwhile.
         """
         template = self._claim(key, request)
         if template is not None:
             return template, ()
+        # Before there is room reserved for this one, and before its lock is held.
+        base, made = self._get_base(request, tier, key=key)
         ram_mib = request.spec.memory_kib // 1024
         with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, request)) as building:
             template = self._claim(key, request)
             if template is not None:
-                return template, ()
+                return template, made
             why = "no template yet"
             if tier == "cow" and building.ram_note:
                 why += f"; its RAM file is on disk: {building.ram_note}"
-            template, events = self._make(request, building, tier=tier, why=why)
-            return self._keep(template), events
+            if base is not None:
+                template, event = self._derive_or_boot(request, building, base=base, why=why)
+            else:
+                template, event = self._boot(request, building, tier=tier, why=why)
+            return self._keep(template), (*made, event)
 
     def discard(self, request: StartRequest, template: Template, *, reason: str) -> None:
         """Drop a damaged template from the boot cache; its files stay until the run's end."""
@@ -137,30 +144,24 @@ class RunTemplates:
             template.close()
         return kept
 
-    def _make(
-        self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
-    ) -> tuple[Template, Events]:
-        """Make a template: derive it from another one if that works, else boot its machine."""
-        if not can_derive(request.spec, tier):
-            template, booted = self._boot(request, building, tier=tier, why=why)
-            return template, (booted,)
-        begun = time.monotonic()
+    def _get_base(
+        self, request: StartRequest, tier: TemplateTier, *, key: str
+    ) -> tuple[Template | None, Events]:
+        """Return the template that a request's can be derived from, and how it was made.
+
+        Returns:
+            None if the request's template has to be booted.
+        """
+        with self._lock:
+            was_damaged = any(template.key == key for template in self._discarded)
+        if was_damaged or not can_derive(request.spec, tier):
+            return None, ()
         bare = without_segments(request)
-        base, events = self.get(bare, tier, key=key_of(self.fingerprint(bare), tier))
         try:
-            template, derived = self._derive(request, building, base=base, why=why)
-            return template, (*events, derived)
-        except (BootFailed, GuestGone):
-            raise
-        except (GuestError, HostCommandFailed, HypervisorError) as failure:
-            if isinstance(failure, StateDamaged):
-                self.discard(bare, base, reason=failure.brief)
+            return self.get(bare, tier, key=key_of(self.fingerprint(bare), tier))
+        except NoCapacity as failure:  # two templates need more room than one
             _log.warning("%s: its template is booted, and not derived: %s", request.name, failure)
-            building.clear()
-            why += f"; its cards could not be plugged in: {failure.brief}"
-        template, booted = self._boot(request, building, tier=tier, why=why)
-        # One event for all, the base's boot included: two boots in a row are two guests to a report.
-        return template, (replace(booted, seconds=time.monotonic() - begun),)
+            return None, ()
 
     def _boot(
         self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
@@ -185,22 +186,42 @@ class RunTemplates:
             )
         template = self._publish(request, building, facts=facts, tier=tier)
         seconds = machine.phases.elapsed()
-        return template, cold_boot_event(request.name, spec=request.spec, seconds=seconds, why=why)
+        event = cold_boot_event(request.name, spec=request.spec, seconds=seconds, why=why, for_template=True)
+        return template, event
 
-    def _derive(
+    def _derive_or_boot(
         self, request: StartRequest, building: Building, *, base: Template, why: str
     ) -> tuple[Template, Event]:
         begun = time.monotonic()
+        try:
+            facts = self._derive(request, building, base=base)
+        except (GuestError, HostCommandFailed, HypervisorError, ImageError) as failure:
+            if isinstance(failure, StateDamaged):
+                self.discard(request, base, reason=failure.brief)
+            building.clear()
+            why += f"; its cards could not be plugged in: {failure.brief}"
+            made = self._boot(request, building, tier="cow", why=why)
+            # Not before: if the guest was removed meanwhile, the boot fails, and there is nothing to warn of.
+            _log.warning("%s: its template was booted, and not derived: %s", request.name, failure)
+            return made
+        template = self._publish(request, building, facts=facts, tier="cow")
+        return template, Event(
+            guest=request.name,
+            kind="template",
+            seconds=time.monotonic() - begun,
+            why=why,
+            spec=repr(request.spec),
+            for_template=True,
+        )
+
+    def _derive(self, request: StartRequest, building: Building, *, base: Template) -> TemplateFacts:
         machine = _of_template(request)
         request.on_step("plugging its cards in")
+        files = copy_files(request.spec, base=base, building=building)
         with request.teardown.attempting() as undo:
-            copy = start_copy(self._resources, machine, base=base, building=building, stack=undo)
+            copy = start_copy(self._resources, machine, base=base, files=files, stack=undo)
         with undo:
-            facts = freeze_with_cards(copy, machine, base=base, building=building)
-        template = self._publish(request, building, facts=facts, tier="cow")
-        seconds = time.monotonic() - begun
-        spec = repr(request.spec)
-        return template, Event(guest=request.name, kind="template", seconds=seconds, why=why, spec=spec)
+            return freeze_with_cards(copy, machine, base=base, building=building)
 
     def _publish(
         self, request: StartRequest, building: Building, *, facts: TemplateFacts, tier: TemplateTier

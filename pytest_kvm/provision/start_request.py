@@ -33,7 +33,7 @@ class Place:
         return f"{self.guest}{self.machine}"
 
     def of_template(self) -> Place:
-        """Return the place of the machine that is booted to make this machine's template."""
+        """Return the place of the machine that this machine's template is made of."""
         return replace(self, machine=f"{self.machine}~t")
 
     def of_successor(self, number: int) -> Place:

@@ -151,6 +151,7 @@ class GuestStarter:
         self._templates.close()
 
     def _boot_cold(self, request: StartRequest, *, why: str) -> Started:
+        request = replace(request, phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())

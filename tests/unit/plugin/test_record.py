@@ -27,8 +27,8 @@ def properties(record):
     return properties
 
 
-def event(kind, tier, *, guest="web", why=""):
-    return Event(guest=guest, kind=kind, tier=tier, seconds=1, why=why)
+def event(kind, tier, *, guest="web", why="", for_template=False):
+    return Event(guest=guest, kind=kind, tier=tier, seconds=1, why=why, for_template=for_template)
 
 
 def test_every_test_that_holds_a_guest_says_how_it_was_started(record, properties):
@@ -39,16 +39,16 @@ def test_every_test_that_holds_a_guest_says_how_it_was_started(record, propertie
 
 
 def test_a_guest_whose_template_was_booted_for_it_says_both(record, properties):
-    record.tell(event("boot", "cold"))
+    record.tell(event("boot", "cold", for_template=True))
     record.tell(event("clone", "cow"))
     assert properties("web") == {"kvm_guest_web": "boot cold 1.00 s, clone cow 1.00 s"}
 
 
 def test_a_guest_whose_template_was_derived_for_it_says_all_three(record, properties):
-    record.tell(event("boot", "cold"))
-    record.tell(event("template", None))
+    record.tell(event("boot", "cold", for_template=True))
+    record.tell(event("template", None, for_template=True))
     record.tell(event("clone", "cow"))
-    record.tell(event("template", None, guest="router"))
+    record.tell(event("template", None, guest="router", for_template=True))
     record.tell(event("clone", "cow", guest="router"))
     assert properties("web", "router") == {
         "kvm_guest_web": "boot cold 1.00 s, template 1.00 s, clone cow 1.00 s",

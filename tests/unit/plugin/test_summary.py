@@ -22,14 +22,15 @@ from pytest_kvm.provision.events import Event
 
 @pytest.fixture(scope="session")
 def tell(pytestconfig):
-    def tell(kind, tier, seconds, why="", guest="web"):
-        record_of(pytestconfig).tell(Event(guest=guest, kind=kind, tier=tier, seconds=seconds, why=why))
+    def tell(kind, tier, seconds, why="", guest="web", **more):
+        event = Event(guest=guest, kind=kind, tier=tier, seconds=seconds, why=why, **more)
+        record_of(pytestconfig).tell(event)
     return tell
 
 
 @pytest.fixture(scope="session")
 def web(tell):
-    tell("boot", "cold", 41.23, "no template yet")
+    tell("boot", "cold", 41.23, "no template yet", for_template=True)
     tell("clone", "cow", 0.711)
 """
 
@@ -120,11 +121,13 @@ def test_vv_tells_of_each_event(run):
 
 DERIVED = """
 def test_f(web, tell):
-    tell("template", None, 6.12, "no template yet", guest="router")
+    tell("template", None, 6.12, "no template yet", guest="router", for_template=True)
     tell("clone", "cow", 0.8, guest="router")
-    tell("boot", "cold", 40, "no template yet", guest="client")
-    tell("template", None, 6.14, "no template yet", guest="client")
+    tell("boot", "cold", 40, "no template yet", guest="client", for_template=True)
+    tell("template", None, 6.14, "no template yet", guest="client", for_template=True)
     tell("clone", "cow", 0.9, guest="client")
+    for each in range(2):
+        tell("boot", "cold", 40, "cold boots were asked for", guest="again")
 """
 
 
@@ -137,7 +140,8 @@ def test_templates_that_are_derived_are_told_as_part_of_a_start(run, pytester):
             "client: 1 cold boot 40.0 s (no template yet)",
             "client: 1 derived template 6.14 s (no template yet)",
             "client: 1 cow clone 0.90 s",
-            "kvm: 3 guests, 2 cold boots *, 2 derived templates median 6.13 s, 3 clones *",
+            "again: 2 cold boots median 40.0 s (cold boots were asked for)",
+            "kvm: 5 guests, 4 cold boots *, 2 derived templates median 6.13 s, 3 clones *",
         ],
         consecutive=True,
     )

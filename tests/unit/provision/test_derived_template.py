@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.boot_cache import template_store
 from pytest_kvm.errors import (
     DomainFailed,
     GuestGone,
     HostCommandFailed,
+    ImageError,
     NicWithoutDriver,
+    NoCapacity,
     StateDamaged,
     WaitTimeout,
 )
 from pytest_kvm.provision import run_templates
 from pytest_kvm.provision.cache_key import fingerprint
 from pytest_kvm.provision.derived_template import can_derive, without_segments
-from pytest_kvm.provision.events import Event, cold_boot_event
+from pytest_kvm.provision.events import cold_boot_event
 from pytest_kvm.provision.machine_plan import direct_boot
 from pytest_kvm.provision.run_templates import RunTemplates
 from pytest_kvm.render.domain_draft import draft_domain
@@ -52,6 +55,8 @@ def key(request):
         (CLIENT, "snapshot", False),
         (replace(CLIENT, prepare=["ls /sys/class/net"]), "cow", False),
         (replace(CLIENT, units=["dnsmasq.service"]), "cow", False),
+        (replace(CLIENT, cmdline_extra="ip=::::::dhcp"), "cow", False),
+        (replace(CLIENT, kernel="/boot/vmlinuz", initrd="/boot/initrd"), "cow", False),
         (replace(CLIENT, cloud_init=kvm.CloudInit(run_commands=["ip link"])), "cow", False),
     ],
 )
@@ -91,29 +96,32 @@ class MadeTemplate:
 @pytest.fixture
 def attempts(tmp_path, monkeypatch):
     """What is done to make the template of a client; ``failure`` is raised when cards are plugged in."""
-    attempts = SimpleNamespace(done=[], failure=None)
+    attempts = SimpleNamespace(done=[], failure=None, free=10_000, request=request_for(CLIENT))
 
     def boot(_self, request, building, *, why, **_more: Any):
         left = [path.name for path in building.folder.glob("*.qcow2")]
         attempts.done.append(("boot", len(request.spec.nics), left))
-        return MadeTemplate(building.key), cold_boot_event("web", spec=request.spec, seconds=0.0, why=why)
+        attempts.free -= 512
+        event = cold_boot_event("web", spec=request.spec, seconds=0.0, why=why, for_template=True)
+        return MadeTemplate(building.key), event
 
     def derive(_self, request, building, **_more: Any):
         attempts.done.append(("derive", len(request.spec.nics)))
         (building.folder / "root.qcow2").touch()
         if attempts.failure is not None:
             raise attempts.failure
-        return MadeTemplate(building.key), Event(guest="web", kind="template", seconds=0.0)
+
+    def publish(_self, _request, building, **_more: Any):
+        return MadeTemplate(building.key)
 
     monkeypatch.setattr(RunTemplates, "_boot", boot)
     monkeypatch.setattr(RunTemplates, "_derive", derive)
+    monkeypatch.setattr(RunTemplates, "_publish", publish)
     monkeypatch.setattr(run_templates, "machine_facts", lambda *_arguments, **_more: MACHINE)
-    hypervisor = SimpleNamespace(facts=lambda: None)
-    resources: Any = SimpleNamespace(hypervisor=hypervisor, accel="tcg")
-    attempts.templates = RunTemplates(
-        Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path, cache_ram="disk"), resources
-    )
-    attempts.request = request_for(CLIENT)
+    monkeypatch.setattr(template_store, "disk_free_mib", lambda _folder: attempts.free)
+    resources: Any = SimpleNamespace(hypervisor=SimpleNamespace(facts=lambda: None), accel="tcg")
+    settings = Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path, cache_ram="disk")
+    attempts.templates = RunTemplates(settings, resources)
     attempts.get = lambda: attempts.templates.get(attempts.request, "cow", key=key(attempts.request))
     return attempts
 
@@ -121,21 +129,33 @@ def attempts(tmp_path, monkeypatch):
 def test_one_boot_serves_guests_with_different_cards(attempts):
     template, events = attempts.get()
     assert template.key == key(attempts.request)
-    assert [event.kind for event in events] == ["boot", "template"]
+    assert [(event.kind, event.for_template) for event in events] == [("boot", True), ("template", True)]
     attempts.request = request_for(replace(CLIENT, nics=[kvm.Nic(LAN), kvm.Nic(LAN)]))
     _, events = attempts.get()
     assert [event.kind for event in events] == ["template"]
     assert attempts.done == [("boot", 0, []), ("derive", 1), ("derive", 2)]
 
 
-@pytest.mark.parametrize("kind", [DomainFailed, HostCommandFailed, WaitTimeout, StateDamaged])
-def test_a_guest_that_does_not_find_its_cards_is_booted_with_them(attempts, kind):
-    attempts.failure = kind("no hot-plug here")
-    template, (event,) = attempts.get()
+FAILURES = [
+    DomainFailed("QEMU takes no card"),
+    GuestGone("QEMU of the copy has ended"),
+    HostCommandFailed("the disk is full"),
+    ImageError("qemu-img was too slow"),
+    NicWithoutDriver("the driver is in the initrd"),
+    StateDamaged("QEMU refused the state"),
+    WaitTimeout("no card was found"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_guest_whose_cards_cannot_be_plugged_in_is_booted_with_them(attempts, failure, caplog):
+    attempts.failure = failure
+    template, (base, booted) = attempts.get()
     assert template.key == key(attempts.request)
-    assert (event.kind, event.tier) == ("boot", "cold")
-    assert event.why == "no template yet; its cards could not be plugged in: no hot-plug here"
+    assert (base.kind, booted.kind) == ("boot", "boot")
+    assert booted.why == f"no template yet; its cards could not be plugged in: {failure}"
     assert attempts.done == [("boot", 0, []), ("derive", 1), ("boot", 1, [])]
+    assert f"web: its template was booted, and not derived: {failure}" in caplog.messages
 
 
 def test_a_template_that_qemu_refuses_is_no_base_for_others(attempts):
@@ -147,9 +167,44 @@ def test_a_template_that_qemu_refuses_is_no_base_for_others(attempts):
     assert attempts.done[3:] == [("boot", 0, []), ("derive", 2)]
 
 
-@pytest.mark.parametrize("kind", [NicWithoutDriver, GuestGone])
-def test_a_boot_would_not_help(attempts, kind):
-    attempts.failure = kind("as it is")
-    with pytest.raises(kind):
+def test_a_derived_template_that_qemu_refuses_is_not_derived_again(attempts):
+    template, _ = attempts.get()
+    attempts.templates.discard(attempts.request, template, reason="QEMU refused its state")
+    again, _ = attempts.get()
+    assert again is not template
+    assert attempts.done == [("boot", 0, []), ("derive", 1), ("boot", 1, [])]
+
+
+def test_a_guest_that_was_removed_meanwhile_is_nothing_to_warn_of(attempts, monkeypatch, caplog):
+    attempts.get()
+    attempts.failure = DomainFailed("the domain has ended: destroyed")
+    attempts.request = request_for(replace(CLIENT, nics=[kvm.Nic(LAN), kvm.Nic(LAN)]))
+
+    def boot(*_arguments: Any, **_more: Any):
+        raise GuestGone("web was removed")
+
+    monkeypatch.setattr(RunTemplates, "_boot", boot)
+    with pytest.raises(GuestGone):
         attempts.get()
-    assert attempts.done == [("boot", 0, []), ("derive", 1)]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_room_is_looked_for_when_the_base_is_there(attempts):
+    attempts.free = 1000
+    with pytest.raises(NoCapacity):
+        attempts.get()
+    assert attempts.done == [("boot", 0, [])]
+
+
+def test_without_room_for_two_templates_there_is_none_but_the_guests_own(attempts, monkeypatch):
+    whole = RunTemplates.get
+
+    def get(self, request, tier, *, key):
+        if not request.spec.nics:
+            raise NoCapacity("no room for the base")
+        return whole(self, request, tier, key=key)
+
+    monkeypatch.setattr(RunTemplates, "get", get)
+    _, (event,) = attempts.get()
+    assert event.kind == "boot"
+    assert attempts.done == [("boot", 1, [])]

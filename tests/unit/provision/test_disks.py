@@ -20,9 +20,11 @@ def test_copies_keep_their_format_and_what_is_behind_them(tmp_path):
     root, disk = template / "root.qcow2", template / "disk1"
     qemu_img.create_overlay(root, backing=image)
     qemu_img.point_at(root, backing=image.relative_to(template), backing_format="qcow2")
-    qemu_img.create_overlay(disk, backing=host_file)
+    link = tmp_path / "latest.img"
+    link.symlink_to(host_file)
+    qemu_img.create_overlay(disk, backing=link)
 
-    spec = kvm.GuestSpec(disks=[kvm.Disk(file=host_file), kvm.Disk(size="1MiB", format="raw")])
+    spec = kvm.GuestSpec(disks=[kvm.Disk(file=link), kvm.Disk(size="1MiB", format="raw")])
     frozen = [(root, "qcow2"), (disk, "qcow2"), (blank, "raw")]
     plans = copies_of(spec, frozen, seed=template / "seed.iso", folder=copies)
 
@@ -32,11 +34,8 @@ def test_copies_keep_their_format_and_what_is_behind_them(tmp_path):
         ("disk2.raw", "raw"),
         ("seed.iso", "raw"),
     ]
-    found = [qemu_img.info(plan.path) for plan in plans[:2]]
-    assert [(each.backing_file, each.backing_format) for each in found] == [
-        (str(image), "qcow2"),
-        (str(host_file), "raw"),
-    ]
+    # The path to the host's file stays what the spec says, also if that leads to another file one day.
+    assert [qemu_img.info(plan.path).backing_file for plan in plans[:2]] == [str(image), str(link)]
     subprocess.run(["qemu-img", "compare", "-q", disk, copies / "disk1"], check=True)
     assert (copies / "disk2.raw").read_bytes() == blank.read_bytes()
     assert (copies / "disk2.raw").stat().st_blocks * 512 < 1 << 18

@@ -39,6 +39,11 @@ from pytest_kvm.provision.template_build import (
 from pytest_kvm.render.plan import DiskPlan, DomainPlan, RamFile
 
 
+def frozen_disks(template: Template, facts: TemplateFacts) -> list[FrozenDisk]:
+    """Return the template's disks, the root disk first, without its seed."""
+    return [(template.path(name), kind) for name, kind in facts.disks]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateFiles:
     """What a machine has its disks and its memory in."""
@@ -136,7 +141,7 @@ def _from_ram_file(
     """Map the template's memory copy-on-write, or its copy, and load the state of the devices."""
     if files is None:
         folder = plan.console_log.parent
-        frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
+        frozen = frozen_disks(template, facts)
         files = StateFiles(
             disks=overlays_of(request.spec, frozen, seed=template.path(SEED), folder=folder),
             ram_file=RamFile(path=template.path(RAM), shared=False, incoming=True),
@@ -159,7 +164,7 @@ def _from_snapshot(
 ) -> tuple[DomainPlan, Domain]:
     """Copy the template's disks with the snapshot in them, and have libvirt start the domain from it."""
     folder = plan.console_log.parent
-    frozen: list[FrozenDisk] = [(template.path(name), kind) for name, kind in facts.disks]
+    frozen = frozen_disks(template, facts)
     plan = replace(plan, disks=copies_of(request.spec, frozen, seed=template.path(SEED), folder=folder))
     domain = resources.hypervisor.create_from_snapshot(
         request.domain.filled_in(plan), snapshot=SNAPSHOT, paused=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +21,14 @@ from pytest_kvm.errors import (
     StateDamaged,
     WaitTimeout,
 )
-from pytest_kvm.provision import run_templates
+from pytest_kvm.provision import derived_template, run_templates
 from pytest_kvm.provision.cache_key import fingerprint
 from pytest_kvm.provision.derived_template import can_derive, without_segments
 from pytest_kvm.provision.events import cold_boot_event
 from pytest_kvm.provision.machine_plan import direct_boot
 from pytest_kvm.provision.run_templates import RunTemplates
 from pytest_kvm.render.domain_draft import draft_domain
-from pytest_kvm.settings import Settings
+from pytest_kvm.settings import Settings, Timeouts
 from pytest_kvm.spec.network import declare_network
 from tests.unit.provision.key_cases import MACHINE, image
 from tests.unit.provision.start_requests import START_REQUEST
@@ -208,3 +209,57 @@ def test_without_room_for_two_templates_there_is_none_but_the_guests_own(attempt
     _, (event,) = attempts.get()
     assert event.kind == "boot"
     assert attempts.done == [("boot", 1, [])]
+
+
+CARD = "52:54:00:00:00:01"
+
+
+class Kernel:
+    """A guest's kernel that has a driver for a card or not, and notices it or has to be told to look."""
+
+    def __init__(self, *, notices: bool = True, has_driver: bool = True):
+        self.notices, self.has_driver = notices, has_driver
+        self.log: list[str] = []
+
+    def run(self, command, **_more: Any):
+        text = command if isinstance(command, str) else " ".join(command)
+        self.log.append(text)
+        self.notices = self.notices or "rescan" in text
+        if "find_idle" in text:
+            return SimpleNamespace(stdout="" if self.has_driver else "0x8086 0x10d3\n")
+        has_card = self.notices and self.has_driver
+        return SimpleNamespace(stdout=f"00:00:00:00:00:00\n{CARD if has_card else ''}")
+
+
+@pytest.fixture
+def find_card(monkeypatch):
+    monkeypatch.setattr(derived_template, "_LOOK_EVERY", 0.001)
+
+    def find_card(kernel):
+        seconds = itertools.count()
+        machine: Any = SimpleNamespace(
+            name="web",
+            shell=kernel,
+            timeouts=Timeouts(),
+            domain=SimpleNamespace(clock=lambda: float(next(seconds))),
+        )
+        derived_template._wait_found(machine, CARD)
+        return kernel.log
+
+    return find_card
+
+
+def test_a_kernel_that_notices_a_card_is_not_told_to_look(find_card):
+    assert not any("rescan" in each for each in find_card(Kernel()))
+
+
+def test_a_kernel_that_does_not_notice_a_card_is_told_to_look(find_card):
+    log = find_card(Kernel(notices=False))
+    assert sum("rescan" in each for each in log) == 1
+
+
+def test_a_card_without_a_driver_is_not_waited_for_twice(find_card):
+    kernel = Kernel(has_driver=False)
+    with pytest.raises(NicWithoutDriver, match="e1000e"):
+        find_card(kernel)
+    assert "uname -r" in kernel.log

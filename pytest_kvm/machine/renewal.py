@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_kvm.errors import AgentError, GuestError, WaitTimeout
 from pytest_kvm.machine import renewal_script
 from pytest_kvm.machine.agent import GuestAgent
+from pytest_kvm.machine.network_services import CardNetwork, NetworkService, ask_for_lease, settings_file
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
@@ -54,17 +55,6 @@ _GOOD_ROUND_TRIP = 60_000_000
 """Nanoseconds. The error of a measurement is at most half of its round trip."""
 
 
-class CardNetwork(NamedTuple):
-    """Settings of a network card."""
-
-    mac: str
-    mtu: int
-    addresses: Sequence[str]
-    """Fixed addresses with their prefix lengths."""
-    dhcp: bool
-    """Whether ``systemd-networkd`` asks for an address."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Renewal:
     """What is changed in a restored guest, besides its random numbers and its clock."""
@@ -82,6 +72,8 @@ class Renewal:
     """(old, new) addresses of network cards."""
     networks: Sequence[CardNetwork] = ()
     """Settings of cards on segments; made after their MAC addresses are changed."""
+    network_service: NetworkService | None = None
+    """What makes the settings of ``networks`` again when the guest boots."""
     renews_leases: bool = False
     """Whether ``systemd-networkd`` is to ask for addresses anew."""
 
@@ -180,14 +172,23 @@ def _orders(renewal: Renewal, *, clock: int) -> bytes:
         orders.append(f"hosts {_base64(renewal.hosts.encode())}")
     orders += [f"mac {old} {new}" for old, new in renewal.macs]
     for card in renewal.networks:
-        words = [*card.addresses, *(["dhcp"] if card.dhcp else [])]
-        orders.append(" ".join(["network", card.mac, str(card.mtu), *words]))
+        orders.append(" ".join(["network", card.mac, str(card.mtu), *card.addresses]))
+        if renewal.network_service is not None:
+            orders += _settings_orders(renewal.network_service, card)
     if renewal.renews_leases:
         orders.append("leases")
     if renewal.host_key is not None:
         private, public = renewal.host_key.private.encode(), f"{renewal.host_key.public}\n".encode()
         orders.append(f"host-key {_base64(private)} {_base64(public)}")
     return "".join(f"{order}\n" for order in [*orders, f"clock {clock}", "end"]).encode()
+
+
+def _settings_orders(service: NetworkService, card: CardNetwork) -> list[str]:
+    file = settings_file(service, card)
+    orders = [f"settings {card.mac} {file.path} {file.mode:o} {_base64(file.text.encode())}"]
+    if card.dhcp:
+        orders += [f"run {card.mac} {' '.join(command)}" for command in ask_for_lease(service, card)]
+    return orders
 
 
 def _base64(data: bytes) -> str:

@@ -52,7 +52,6 @@ _MAC_FOLDERS = (
     "/etc/NetworkManager/system-connections",
 )
 """Where network settings name a card by its address."""
-_NETWORKD = "/etc/systemd/network"
 
 
 def tell_time() -> None:
@@ -160,27 +159,36 @@ def set_hardware_address(old: str, new: str) -> None:
             replace_in_files(folder, old=old.lower(), new=new.lower())
 
 
-def set_network(mac: str, mtu: str, *words: str) -> None:
-    """Set the MTU and the addresses of a card, now and after a reboot.
-
-    systemd-networkd leaves a card alone that none of its files names. It reads
-    the file that is written here when it starts.
+def set_network(mac: str, mtu: str, *addresses: str) -> None:
+    """Set the MTU and the addresses of a card, until the guest boots.
 
     Args:
         mac: The card's MAC address.
         mtu: Bytes.
-        words: Addresses with prefix lengths; or ``dhcp``, which networkd asks for once it is restarted.
+        addresses: Addresses with prefix lengths.
     """
     card = card_of(mac)
-    addresses = [word for word in words if word != "dhcp"]
     _control(card, _SET_MTU, int(mtu).to_bytes(4, sys.byteorder))
     if addresses:
         _set_up(card, addresses)
-    if os.path.isdir(_NETWORKD):
-        lines = ["[Match]", "MACAddress=" + mac, "[Link]", "MTUBytes=" + mtu, "RequiredForOnline=no"]
-        lines += ["[Network]", *("Address=" + each for each in addresses)]
-        lines += [] if addresses else ["DHCP=ipv4", "[DHCPv4]", "UseRoutes=false"]
-        _write(_NETWORKD + "/05-pytest-kvm-" + mac.replace(":", "") + ".network", "\n".join(lines) + "\n")
+
+
+def write_settings(mac: str, *file: str) -> None:
+    """Write a file that has a service set a card up when the guest boots.
+
+    Args:
+        mac: The card's MAC address.
+        file: Its path, its mode and its text, in which ``{card}`` is the card's name.
+    """
+    path, mode, text = file
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _write(path, _text(text).replace("{card}", card_of(mac)), mode=int(mode, 8))
+
+
+def run_for_card(mac: str, *command: str) -> None:
+    """Run a command about a card; ``{card}`` is the card's name."""
+    card = card_of(mac)
+    _run([word.replace("{card}", card) for word in command])
 
 
 def _set_up(card: str, addresses: Iterable[str]) -> None:
@@ -255,8 +263,13 @@ def renew_leases() -> None:
     It is restarted, because it tells DHCP servers who asks by the machine id
     that it read when it started.
     """
-    command = ["systemctl", "--quiet", "try-restart", "systemd-networkd.service"]
-    os.spawnvp(os.P_WAIT, command[0], command)  # noqa: S606 - needs none
+    _run(["systemctl", "--quiet", "try-restart", "systemd-networkd.service"])
+
+
+def _run(command: list[str]) -> None:
+    exit_code = os.spawnvp(os.P_WAIT, command[0], command)  # noqa: S606 - needs no shell
+    if exit_code != 0:
+        raise OSError(" ".join(command) + ": exit code " + str(exit_code))
 
 
 def _text(data: str) -> str:
@@ -299,6 +312,8 @@ ORDERS: dict[str, Callable[..., None]] = {
     "host-key": set_host_key,
     "mac": set_hardware_address,
     "network": set_network,
+    "settings": write_settings,
+    "run": run_for_card,
     "leases": renew_leases,
 }
 

@@ -53,7 +53,7 @@ from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 
-FORMAT = 6
+FORMAT = 7
 """Raise it when templates change in a way that shows neither in the domain XML nor in the seed."""
 
 

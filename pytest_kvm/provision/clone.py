@@ -13,7 +13,8 @@ from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.host.ssh_keys import new_key_pair
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.renewal import CardNetwork, Prestarted, Renewal, renew
+from pytest_kvm.machine.network_services import CardNetwork
+from pytest_kvm.machine.renewal import Prestarted, Renewal, renew
 from pytest_kvm.provision.cold_boot import (
     apply_link_state,
     assemble_machine,
@@ -78,6 +79,18 @@ class Clone:
         self.machine.domain.resume()
         renew(self.machine, renewal, prestarted=first)
         return replace(self, renewal=Renewal(), prestarted=rest)
+
+
+def why_no_clone(request: StartRequest, template: Template) -> str:
+    """Return why a machine that could be cloned from a template should not be, "" if it should."""
+    facts = TemplateFacts.from_json(template.manifest.facts)
+    is_set_up = any(nic.addresses or request.spec.nics[nic.index].uses_dhcp for nic in request.nics)
+    if facts.network_service is not None or not is_set_up:
+        return ""
+    return (
+        "a clone would lose its addresses at a reboot, because the guest runs neither systemd-networkd, "
+        "NetworkManager nor ifupdown"
+    )
 
 
 def start_paused(
@@ -190,5 +203,7 @@ def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -
             for nic in plan.segment_nics
             if nic.is_configured
         ],
-        renews_leases=any(nic.uses_dhcp and (macs or nic.segment is not None) for nic in request.spec.nics),
+        network_service=facts.network_service,
+        renews_leases=facts.network_service == "systemd-networkd"
+        and any(nic.uses_dhcp and (macs or nic.segment is not None) for nic in request.spec.nics),
     )

@@ -12,7 +12,7 @@ from pytest_kvm.images.image import Image
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.provision.clone import Clone, start_paused
+from pytest_kvm.provision.clone import Clone, start_paused, why_no_clone
 from pytest_kvm.provision.cold_boot import power_on, start_again
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
 from pytest_kvm.provision.guest_links import attach_links
@@ -175,6 +175,9 @@ class GuestStarter:
         self, request: StartRequest, tier: TemplateTier, *, key: str, why: str
     ) -> Started:
         template, made = self._templates.get(request, tier, key=key)
+        if refused := why_no_clone(request, template):
+            started = self._boot_cold(request, why=refused)
+            return replace(started, events=(*made, *started.events))
         try:
             started = self._start_clone(request, template, why=why)
         except StateDamaged as failure:  # the template is made anew, once

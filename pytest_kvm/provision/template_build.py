@@ -16,6 +16,7 @@ from pytest_kvm.errors import CommandTimeout, DomainFailed
 from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.machine import Machine
+from pytest_kvm.machine.network_services import NetworkService, find_service, release_cards
 from pytest_kvm.machine.port_forwards import guest_connections
 from pytest_kvm.machine.renewal import Prestarted, prestart
 from pytest_kvm.provision.cold_boot import BootFiles, Powered, power_on
@@ -61,6 +62,8 @@ class TemplateFacts:
     for its first resume, one for the second resume of a spare clone, which is paused in between."""
     boot_seconds: float
     """Seconds of its cold boot, from power on to ready."""
+    network_service: NetworkService | None
+    """What sets the guest's cards up when it boots; None if it is no service that we know."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as the manifest stores them."""
@@ -125,6 +128,7 @@ def freeze(
         SnapshotFailed: A disk cannot hold a snapshot.
     """
     _settle(machine)
+    network_service = _hand_over_cards(machine, plan)
     _log_out(machine)
     more = [prestart(machine) for _ in range(len(prestarted), _PRESTARTED)]
     prestarted = (*prestarted, *(each for each in more if each is not None))
@@ -147,6 +151,7 @@ def freeze(
         disks=tuple((disk.path.name, disk.format) for disk in disks),
         prestarted=prestarted,
         boot_seconds=boot_seconds,
+        network_service=network_service,
     )
 
 
@@ -169,6 +174,14 @@ def _settle(machine: Machine) -> None:
         machine.shell.run(_SETTLE, user="root", timeout=machine.timeouts.agent, check=False)
     except CommandTimeout:
         machine.log.info("the boot has not come to its end; frozen as it is")
+
+
+def _hand_over_cards(machine: Machine, plan: DomainPlan) -> NetworkService | None:
+    """Find out what sets the guest's cards up when it boots; those on segments it leaves to the clones."""
+    service = find_service(machine)
+    if service == "NetworkManager" and plan.segment_nics:
+        release_cards(machine, [planned.mac for planned in plan.segment_nics])
+    return service
 
 
 def _log_out(machine: Machine) -> None:

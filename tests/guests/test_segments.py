@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import pytest_kvm as kvm
+from tests.dhcp_server import DHCP_SERVER
 from tests.guest_specs import SMALL
 
 MACHINES: set[str] = set()
@@ -115,28 +116,10 @@ def test_a_guest_that_was_off_is_on_its_segments_again(pair):
     ping_by_name(pair)
 
 
-DHCP_SERVER = """
-import socket, sys
-server, leased = map(socket.inet_aton, ("10.1.0.12", "10.1.0.100"))
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
-    door.bind(("", 67))
-    print("listening", flush=True)
-    while True:
-        asked = door.recv(1500)
-        kind = {1: 2, 3: 5}[asked[asked.index(b"\\x35\\x01", 240) + 2]]  # to offer, to acknowledge
-        told = {53: bytes([kind]), 54: server, 51: bytes([0, 0, 14, 16]), 1: bytes([255, 255, 255, 0])}
-        options = b"".join(bytes([code, len(value)]) + value for code, value in told.items())
-        head = b"\\2" + asked[1:16] + leased + server + bytes(4) + asked[28:240]
-        door.sendto(head + options + b"\\xff", ("255.255.255.255", 68))
-"""
-"""A server of one lease (RFC 2131)."""
-
-
 def test_a_card_that_asks_another_guest_for_its_address(lan, pair, kvm_guests):
     server, _ = pair
-    with server.start(["python3", "-c", DHCP_SERVER, server.nics[0].device]) as process:
+    arguments = [server.nics[0].device, "10.1.0.12", "10.1.0.100"]
+    with server.start(["python3", "-c", DHCP_SERVER, *arguments]) as process:
         assert next(process.lines()) == "listening"
         client = kvm_guests.boot(replace(SMALL, nics=[kvm.Nic(lan, dhcp=True)]), name="client")
         client.wait_until(["sh", "-c", f"ip address show dev {client.nics[0].device} | grep 10.1.0.100/24"])

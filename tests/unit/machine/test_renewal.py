@@ -14,7 +14,8 @@ from pytest_kvm.errors import AgentError, GuestError, GuestGone
 from pytest_kvm.machine import renewal
 from pytest_kvm.machine import renewal_script as script
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.machine.renewal import CardNetwork, Prestarted, Renewal, prestart, renew
+from pytest_kvm.machine.network_services import CardNetwork
+from pytest_kvm.machine.renewal import Prestarted, Renewal, prestart, renew
 from pytest_kvm.settings import Timeouts
 from tests.fakes import FakeDomain
 
@@ -112,18 +113,23 @@ def test_a_guest_that_is_removed_while_it_is_renewed_is_nothing_to_warn_of(
 
 
 def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine):
-    cards = [CardNetwork("new", 1500, ["10.1.0.5/24"], dhcp=False)]
+    cards = [CardNetwork("new", 1500, ["10.1.0.5/24"], dhcp=False), CardNetwork("other", 1500, [], dhcp=True)]
     renewal = Renewal(
         hostname="a",
         machine_id="0" * 32,
         hosts="10.1.0.6\tb\n",
         macs=[("old", "new")],
         networks=cards,
+        network_service="NetworkManager",
         renews_leases=True,
     )
     renew(machine, renewal)
-    orders = ["seed", "hostname", "machine-id", "hosts", "mac", "network", "leases", "clock", "end"]
-    assert inside.started == orders
+    assert inside.started == [
+        *("seed", "hostname", "machine-id", "hosts", "mac"),
+        *("network", "settings"),
+        *("network", "settings", "run", "run"),
+        *("leases", "clock", "end"),
+    ]
 
 
 def test_a_guest_that_cannot_be_renewed_says_why(inside, hasty, monkeypatch):
@@ -182,17 +188,30 @@ def test_a_card_is_found_by_its_address(tmp_path):
 @pytest.mark.parametrize(("folder", "disabled"), [(False, "0"), (True, "1")])
 def test_a_card_without_ipv6_gets_its_other_addresses(monkeypatch, folder, disabled):
     asked: list[int] = []
-    written: dict[str, str] = {}
     monkeypatch.setattr(script, "card_of", lambda _: "ens3")
     monkeypatch.setattr(script.os.path, "isdir", lambda path: folder or "ipv6" not in path)
     monkeypatch.setattr(script, "_read", lambda _: disabled + "\n")
-    monkeypatch.setattr(script, "_write", written.__setitem__)
+    monkeypatch.setattr(script, "_write", lambda *_: None)
     monkeypatch.setattr(script, "_control", lambda _, request, __: asked.append(request) or bytes(40))
     script.set_network("52:54:00:00:00:01", "576", "10.1.0.5/24", "fd00::5/64")
     assert asked.count(script._SET_ADDRESS) == 1
-    ((path, text),) = written.items()
-    assert path == "/etc/systemd/network/05-pytest-kvm-525400000001.network"
-    assert "Address=fd00::5/64" in text
+
+
+def test_settings_name_the_card_and_are_written_where_no_folder_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "card_of", {"52:54:00:00:00:01": "ens3"}.get)
+    path = tmp_path / "interfaces.d/lan"
+    text = base64.b64encode(b"auto {card}\niface {card} inet dhcp\n").decode()
+    script.write_settings("52:54:00:00:00:01", str(path), "600", text)
+    assert path.read_text() == "auto ens3\niface ens3 inet dhcp\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_command_about_a_card_that_fails_is_no_success(monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "card_of", lambda _: "ens3")
+    script.run_for_card("52:54:00:00:00:01", "touch", f"{tmp_path}/{{card}}")
+    assert [each.name for each in tmp_path.iterdir()] == ["ens3"]
+    with pytest.raises(OSError, match="^rmdir /nosuch/ens3: exit code 1$"):
+        script.run_for_card("52:54:00:00:00:01", "rmdir", "/nosuch/{card}")
 
 
 def test_lines_are_appended_to_a_hosts_file_without_a_last_newline(monkeypatch):

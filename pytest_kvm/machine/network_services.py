@@ -1,0 +1,168 @@
+"""The service that sets up a guest's network cards when it boots: which it is, and the file that it reads.
+
+A clone gets its addresses from the renewal script, at once. The file is for its
+next boot. The services are systemd.network(5), nm-settings-keyfile(5) and
+Debian's interfaces(5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+
+from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.waiting import NotYet, wait_until
+
+if TYPE_CHECKING:
+    from pytest_kvm.machine.machine import Machine
+
+NetworkService = Literal["NetworkManager", "systemd-networkd", "ifupdown"]
+
+CARD = "{card}"
+"""Stands for the name of a card, which only the guest knows."""
+
+_FIND = """\
+manages_cards() {
+    systemctl is-active --quiet NetworkManager.service &&
+    LC_ALL=C nmcli --terse --fields TYPE,STATE device | grep '^ethernet:' | grep -qv ':unmanaged$'
+}
+if manages_cards; then
+    echo NetworkManager
+elif systemctl is-active --quiet systemd-networkd.service; then
+    echo systemd-networkd
+elif systemctl is-active --quiet networking.service; then
+    ! grep -q '^source.*interfaces\\.d' /etc/network/interfaces || echo ifupdown
+fi
+"""
+"""NetworkManager may be there for other devices and leave all cards alone, as on Ubuntu's servers."""
+_RELEASE = """\
+set -e
+for card in /sys/class/net/*; do
+    [ -e "$card/device" ] || continue
+    case " $* " in *" $(cat "$card/address") "*)
+        nmcli device set "${card##*/}" managed no
+        nmcli -g GENERAL.STATE device show "${card##*/}" ;;
+    esac
+done
+"""
+"""Prints the state of each card whose MAC address is an argument."""
+_WAIT_AGAIN = """\
+! systemctl is-failed --quiet NetworkManager-wait-online.service ||
+systemctl restart NetworkManager-wait-online.service
+"""
+_UNMANAGED = "10 "
+"""NM_DEVICE_STATE_UNMANAGED of NetworkManager's D-Bus interface; its name follows."""
+_RELEASED_WITHIN = 30.0
+
+
+class CardNetwork(NamedTuple):
+    """Settings of a network card on a segment."""
+
+    mac: str
+    mtu: int
+    addresses: Sequence[str]
+    """Fixed addresses with their prefix lengths."""
+    dhcp: bool
+    """Whether the service asks for an IPv4 address."""
+
+
+class SettingsFile(NamedTuple):
+    """A file that a service reads when the guest boots."""
+
+    path: str
+    mode: int
+    text: str
+    """With :data:`CARD` for the card's name."""
+
+
+def find_service(machine: Machine) -> NetworkService | None:
+    """Return the service that sets the guest's cards up when it boots; None if it is none that we know."""
+    found = machine.shell.run(_FIND, user="root", timeout=machine.timeouts.command).stdout.strip()
+    return cast("NetworkService", found) if found else None
+
+
+def release_cards(machine: Machine, macs: Sequence[str]) -> None:
+    """Make NetworkManager leave cards alone until the guest boots.
+
+    It would ask for addresses on each card that it has no settings for, and after
+    45 seconds without an answer remove the addresses that the renewal script has set.
+
+    Raises:
+        SnapshotFailed: It did not let go of a card.
+    """
+    wait_until(
+        partial(_release, machine, macs),
+        describe=f"NetworkManager of {machine.name} to leave its cards on segments alone",
+        timeout=_RELEASED_WITHIN,
+        every=0.1,
+        error=SnapshotFailed,
+        clock=machine.domain.clock,
+    )
+    # It has failed if the cards were there at the boot. Not checked: something else may be missing, too.
+    machine.shell.run(_WAIT_AGAIN, user="root", check=False)
+
+
+def _release(machine: Machine, macs: Sequence[str]) -> None:
+    result = machine.shell.run(["sh", "-c", _RELEASE, "sh", *macs], user="root", check=False)
+    states = result.stdout.splitlines()
+    if not result.ok:
+        raise NotYet(result.stderr.strip() or f"exit code {result.exit_code}")
+    if len(states) < len(macs) or not all(state.startswith(_UNMANAGED) for state in states):
+        raise NotYet(f"the states of {len(macs)} cards are {', '.join(states)}")
+
+
+def settings_file(service: NetworkService, card: CardNetwork) -> SettingsFile:
+    """Return the file that has a service set a card up when the guest boots."""
+    name = "pytest-kvm-" + card.mac.replace(":", "")
+    if service == "NetworkManager":
+        path = f"/etc/NetworkManager/system-connections/{name}.nmconnection"
+        return SettingsFile(path, 0o600, _nmconnection(card, name))
+    if service == "systemd-networkd":
+        return SettingsFile(f"/etc/systemd/network/05-{name}.network", 0o644, _network_unit(card))
+    return SettingsFile(f"/etc/network/interfaces.d/{name}", 0o644, _interfaces(card))
+
+
+def ask_for_lease(service: NetworkService, card: CardNetwork) -> list[list[str]]:
+    """Return the commands that have a service ask for an address, once the settings are written.
+
+    There are none for systemd-networkd, which is restarted once for all cards.
+    """
+    if service == "NetworkManager":
+        load = ["nmcli", "connection", "load", settings_file(service, card).path]
+        return [load, ["nmcli", "device", "set", CARD, "managed", "yes"]]
+    if service == "ifupdown":
+        return [["systemctl", "--no-block", "start", f"ifup@{CARD}.service"]]
+    return []
+
+
+def _network_unit(card: CardNetwork) -> str:
+    lines = ["[Match]", f"MACAddress={card.mac}", "[Link]", f"MTUBytes={card.mtu}", "RequiredForOnline=no"]
+    lines += ["[Network]", *(f"Address={each}" for each in card.addresses)]
+    lines += ["DHCP=ipv4", "[DHCPv4]", "UseRoutes=false"] if card.dhcp else []
+    return "\n".join(lines) + "\n"
+
+
+def _nmconnection(card: CardNetwork, name: str) -> str:
+    # Not by its MAC address: until the guest boots, QEMU's card has that of the template.
+    lines = ["[connection]", f"id={name}", "type=ethernet", f"interface-name={CARD}"]
+    lines += ["[ethernet]", f"mtu={card.mtu}"]
+    for version, without in ((4, "disabled"), (6, "link-local")):
+        addresses = [each for each in card.addresses if ip_interface(each).version == version]
+        method = "manual" if addresses else "auto" if card.dhcp and version == 4 else without
+        lines += [f"[ipv{version}]", f"method={method}", "never-default=true", "ignore-auto-dns=true"]
+        lines += [f"address{number}={each}" for number, each in enumerate(addresses, start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def _interfaces(card: CardNetwork) -> str:
+    # A boot waits for cards that are "auto", but not for those that are "allow-hotplug".
+    lines = [f"{'allow-hotplug' if card.dhcp else 'auto'} {CARD}"]
+    mtu = f"    pre-up ip link set dev {CARD} mtu {card.mtu}"
+    for each in card.addresses:
+        address = ip_interface(each)
+        family, no_wait = ("inet6", ["    dad-attempts 0"]) if address.version == 6 else ("inet", [])
+        lines += [f"iface {CARD} {family} static", mtu, f"    address {each}", *no_wait]
+    lines += [f"iface {CARD} inet dhcp", mtu] if card.dhcp else []
+    return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
         if kind is None:
             continue  # a client that gives its address back wants no answer
         told = {53: bytes([kind]), 54: server, 51: bytes([0, 0, 14, 16]), 1: bytes([255, 255, 255, 0])}
+        told |= {3: server, 6: server}  # a router and a name server, which nobody is to use
         options = b"".join(bytes([code, len(value)]) + value for code, value in told.items())
         head = b"\\2" + asked[1:16] + leased + server + bytes(4) + asked[28:240]
         door.sendto(head + options + b"\\xff", ("255.255.255.255", 68))

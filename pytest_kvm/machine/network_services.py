@@ -12,7 +12,7 @@ from functools import partial
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.errors import GuestError
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ if manages_cards; then
     echo NetworkManager
 elif systemctl is-active --quiet systemd-networkd.service; then
     echo systemd-networkd
-elif systemctl is-active --quiet networking.service; then
-    ! grep -q '^source.*interfaces\\.d' /etc/network/interfaces || echo ifupdown
+elif systemctl is-active --quiet networking.service &&
+    grep -Eq '^\\s*source(-directory)?\\s+(/etc/network/)?interfaces\\.d(/\\*)?\\s*$' /etc/network/interfaces
+then
+    echo ifupdown
 fi
 """
 """NetworkManager may be there for other devices and leave all cards alone, as on Ubuntu's servers."""
@@ -42,19 +44,29 @@ set -e
 for card in /sys/class/net/*; do
     [ -e "$card/device" ] || continue
     case " $* " in *" $(cat "$card/address") "*)
-        nmcli device set "${card##*/}" managed no
-        nmcli -g GENERAL.STATE device show "${card##*/}" ;;
+        name=${card##*/}
+        nmcli device set "$name" managed no
+        state=$(nmcli -g GENERAL.STATE device show "$name")
+        echo "$state"
+        case $state in "10 "*)
+            settings=/proc/sys/net/ipv6/conf/$name/addr_gen_mode
+            [ ! -e "$settings" ] || echo 0 >"$settings"
+            ip link set dev "$name" down
+            ip address flush dev "$name" ;;
+        esac ;;
     esac
 done
 """
-"""Prints the state of each card whose MAC address is an argument."""
+"""Prints the state of each card whose MAC address is an argument; 10 is NM_DEVICE_STATE_UNMANAGED.
+
+NetworkManager leaves such a card up, and has taken its link-local address from the kernel's hands: clones
+would all have the same."""
 _WAIT_AGAIN = """\
 ! systemctl is-failed --quiet NetworkManager-wait-online.service ||
 systemctl restart NetworkManager-wait-online.service
 """
-_UNMANAGED = "10 "
-"""NM_DEVICE_STATE_UNMANAGED of NetworkManager's D-Bus interface; its name follows."""
 _RELEASED_WITHIN = 30.0
+_SMALLEST_MTU6 = 1280
 
 
 class CardNetwork(NamedTuple):
@@ -90,14 +102,14 @@ def release_cards(machine: Machine, macs: Sequence[str]) -> None:
     45 seconds without an answer remove the addresses that the renewal script has set.
 
     Raises:
-        SnapshotFailed: It did not let go of a card.
+        GuestError: It did not let go of a card.
     """
     wait_until(
         partial(_release, machine, macs),
         describe=f"NetworkManager of {machine.name} to leave its cards on segments alone",
         timeout=_RELEASED_WITHIN,
         every=0.1,
-        error=SnapshotFailed,
+        error=GuestError,
         clock=machine.domain.clock,
     )
     # It has failed if the cards were there at the boot. Not checked: something else may be missing, too.
@@ -109,13 +121,13 @@ def _release(machine: Machine, macs: Sequence[str]) -> None:
     states = result.stdout.splitlines()
     if not result.ok:
         raise NotYet(result.stderr.strip() or f"exit code {result.exit_code}")
-    if len(states) < len(macs) or not all(state.startswith(_UNMANAGED) for state in states):
+    if len(states) < len(macs) or not all(state.startswith("10 ") for state in states):
         raise NotYet(f"the states of {len(macs)} cards are {', '.join(states)}")
 
 
 def settings_file(service: NetworkService, card: CardNetwork) -> SettingsFile:
     """Return the file that has a service set a card up when the guest boots."""
-    name = "pytest-kvm-" + card.mac.replace(":", "")
+    name = _name_of(card)
     if service == "NetworkManager":
         path = f"/etc/NetworkManager/system-connections/{name}.nmconnection"
         return SettingsFile(path, 0o600, _nmconnection(card, name))
@@ -130,11 +142,19 @@ def ask_for_lease(service: NetworkService, card: CardNetwork) -> list[list[str]]
     There are none for systemd-networkd, which is restarted once for all cards.
     """
     if service == "NetworkManager":
-        load = ["nmcli", "connection", "load", settings_file(service, card).path]
-        return [load, ["nmcli", "device", "set", CARD, "managed", "yes"]]
+        return [
+            ["nmcli", "connection", "load", settings_file(service, card).path],
+            ["nmcli", "connection", "show", _name_of(card)],  # load does not fail if the file is refused
+            ["ip", "link", "set", "dev", CARD, "up"],
+            ["nmcli", "device", "set", CARD, "managed", "yes"],
+        ]
     if service == "ifupdown":
         return [["systemctl", "--no-block", "start", f"ifup@{CARD}.service"]]
     return []
+
+
+def _name_of(card: CardNetwork) -> str:
+    return "pytest-kvm-" + card.mac.replace(":", "")
 
 
 def _network_unit(card: CardNetwork) -> str:
@@ -147,8 +167,10 @@ def _network_unit(card: CardNetwork) -> str:
 def _nmconnection(card: CardNetwork, name: str) -> str:
     # Not by its MAC address: until the guest boots, QEMU's card has that of the template.
     lines = ["[connection]", f"id={name}", "type=ethernet", f"interface-name={CARD}"]
-    lines += ["[ethernet]", f"mtu={card.mtu}"]
-    for version, without in ((4, "disabled"), (6, "link-local")):
+    lines += ["autoconnect-priority=999", "[ethernet]", f"mtu={card.mtu}"]
+    # NetworkManager would raise a smaller MTU, for IPv6.
+    without6 = "link-local" if card.mtu >= _SMALLEST_MTU6 else "disabled"
+    for version, without in ((4, "disabled"), (6, without6)):
         addresses = [each for each in card.addresses if ip_interface(each).version == version]
         method = "manual" if addresses else "auto" if card.dhcp and version == 4 else without
         lines += [f"[ipv{version}]", f"method={method}", "never-default=true", "ignore-auto-dns=true"]
@@ -164,5 +186,6 @@ def _interfaces(card: CardNetwork) -> str:
         address = ip_interface(each)
         family, no_wait = ("inet6", ["    dad-attempts 0"]) if address.version == 6 else ("inet", [])
         lines += [f"iface {CARD} {family} static", mtu, f"    address {each}", *no_wait]
-    lines += [f"iface {CARD} inet dhcp", mtu] if card.dhcp else []
+    # The client takes a default route, too. Without a metric, the control card could not have its own.
+    lines += [f"iface {CARD} inet dhcp", mtu, "    metric 4096"] if card.dhcp else []
     return "\n".join(lines) + "\n"

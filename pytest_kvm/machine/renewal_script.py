@@ -153,7 +153,11 @@ def set_hardware_address(old: str, new: str) -> None:
     QEMU knows the new one already: it holds after a reboot, too.
     """
     octets = bytes.fromhex(new.replace(":", ""))
-    _control(card_of(old), _SET_HARDWARE_ADDRESS, _ETHERNET.to_bytes(2, sys.byteorder) + octets)
+    try:
+        card = card_of(old)
+    except LookupError:
+        card = card_of(new)  # it has been done, and a later order has failed
+    _control(card, _SET_HARDWARE_ADDRESS, _ETHERNET.to_bytes(2, sys.byteorder) + octets)
     for folder in _MAC_FOLDERS:
         if os.path.isdir(folder):
             replace_in_files(folder, old=old.lower(), new=new.lower())
@@ -258,16 +262,21 @@ def replace_in_files(folder: str, *, old: str, new: str) -> None:
 
 
 def renew_leases() -> None:
-    """Have systemd-networkd ask for addresses anew.
+    """Have systemd-networkd ask for addresses anew, if it runs.
 
     It is restarted, because it tells DHCP servers who asks by the machine id
     that it read when it started.
     """
-    _run(["systemctl", "--quiet", "try-restart", "systemd-networkd.service"])
+    if _exit_code(["systemctl", "--quiet", "is-active", "systemd-networkd.service"]) == 0:
+        _run(["systemctl", "--quiet", "restart", "systemd-networkd.service"])
+
+
+def _exit_code(command: list[str]) -> int:
+    return os.spawnvp(os.P_WAIT, command[0], command)  # noqa: S606 - needs no shell
 
 
 def _run(command: list[str]) -> None:
-    exit_code = os.spawnvp(os.P_WAIT, command[0], command)  # noqa: S606 - needs no shell
+    exit_code = _exit_code(command)
     if exit_code != 0:
         raise OSError(" ".join(command) + ": exit code " + str(exit_code))
 

@@ -204,6 +204,5 @@ def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -
             if nic.is_configured
         ],
         network_service=facts.network_service,
-        renews_leases=facts.network_service == "systemd-networkd"
-        and any(nic.uses_dhcp and (macs or nic.segment is not None) for nic in request.spec.nics),
+        renews_leases=any(nic.uses_dhcp and (macs or nic.segment is not None) for nic in request.spec.nics),
     )

@@ -176,7 +176,7 @@ class GuestStarter:
     ) -> Started:
         template, made = self._templates.get(request, tier, key=key)
         if refused := why_no_clone(request, template):
-            started = self._boot_cold(request, why=refused)
+            started = self._boot_cold(request, why="; ".join(filter(None, (why, refused))))
             return replace(started, events=(*made, *started.events))
         try:
             started = self._start_clone(request, template, why=why)

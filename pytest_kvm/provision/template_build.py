@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_kvm.boot_cache.template import Building
-from pytest_kvm.errors import CommandTimeout, DomainFailed
+from pytest_kvm.errors import CommandTimeout, DomainFailed, GuestError, GuestGone
 from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.machine import Machine
@@ -63,7 +63,8 @@ class TemplateFacts:
     boot_seconds: float
     """Seconds of its cold boot, from power on to ready."""
     network_service: NetworkService | None
-    """What sets the guest's cards up when it boots; None if it is no service that we know."""
+    """What sets the cards on segments up when a clone boots; None: nothing that we know, or it has no such
+    card."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as the manifest stores them."""
@@ -177,10 +178,20 @@ def _settle(machine: Machine) -> None:
 
 
 def _hand_over_cards(machine: Machine, plan: DomainPlan) -> NetworkService | None:
-    """Find out what sets the guest's cards up when it boots; those on segments it leaves to the clones."""
-    service = find_service(machine)
-    if service == "NetworkManager" and plan.segment_nics:
-        release_cards(machine, [planned.mac for planned in plan.segment_nics])
+    """Find out what sets the cards on segments up when the guest boots; until then it leaves them alone."""
+    if not plan.segment_nics:
+        return None
+    try:
+        service = find_service(machine)
+        if service == "NetworkManager":
+            release_cards(machine, [planned.mac for planned in plan.segment_nics])
+    except GuestGone:
+        raise
+    except GuestError as failure:
+        machine.log.warning(
+            "nothing that sets the cards of %s up at a boot was found: %s", machine.name, failure
+        )
+        return None
     return service
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -28,7 +29,8 @@ def server(lan):
 @kvm.guest(scope="module")
 def with_network_manager(lan):
     """It has systemd-networkd, too, which is left out where NetworkManager is."""
-    return replace(SMALL, packages=["network-manager"], nics=[kvm.Nic(lan), kvm.Nic(lan, dhcp=True)])
+    nics = [kvm.Nic(lan), kvm.Nic(lan, dhcp=True), kvm.Nic(lan, dhcp=False)]
+    return replace(SMALL, packages=["network-manager"], nics=nics)
 
 
 @kvm.guest(scope="module")
@@ -49,11 +51,13 @@ def addresses(guest, number):
 
 def check_cards(guest, server, lan):
     """Check that each card has its addresses, and that frames come back."""
-    fixed, leased = (nic.device for nic in guest.nics)
+    fixed, leased = (nic.device for nic in guest.nics[:2])
     assert addresses(guest, 0) == list(guest.nics[0].addresses)
     guest.wait_until(["sh", "-c", f"ip address show dev {leased} | grep 10.1.0.100/24"])
     for card in (fixed, leased):
         assert guest.read_text(f"/sys/class/net/{card}/mtu") == "1400\n"
+    routes = guest.run(["ip", "route", "show", "default"]).stdout
+    assert not routes or (guest.name == "with_ifupdown" and "metric 4096" in routes)
     for address in ("server", server.address(lan)):
         guest.run(["ping", "-c", "1", "-W", "20", str(address)])
 
@@ -86,3 +90,13 @@ def test_a_guest_that_would_lose_its_addresses_is_not_cloned(with_neither, serve
     assert "banner" in with_neither.boot_phases, "it was booted"
     assert addresses(with_neither, 0) == list(with_neither.nics[0].addresses)
     with_neither.run(["ping", "-c", "1", "-W", "20", "server"])
+
+
+def test_the_kernel_chooses_link_local_addresses_by_the_cards_own(with_network_manager):
+    """NetworkManager had chosen those of the template, which all clones would have."""
+    fixed, _, left_alone = with_network_manager.nics
+    show = ["ip", "-oneline", "-6", "address", "show", "scope", "link", "dev", fixed.device]
+    octets = fixed.mac.split(":")
+    expected = ip_address(f"fe80::5054:00ff:fe{octets[3]}:{octets[4]}{octets[5]}")
+    assert with_network_manager.run(show).stdout.split()[3] == f"{expected}/64"
+    assert "DOWN" in with_network_manager.run(["ip", "-brief", "link", "show", left_alone.device]).stdout

@@ -8,7 +8,7 @@ from configparser import ConfigParser
 
 import pytest
 
-from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.errors import GuestError
 from pytest_kvm.machine import network_services
 from pytest_kvm.machine.network_services import (
     CardNetwork,
@@ -32,7 +32,9 @@ LEASED = CardNetwork(MAC, 1500, [], dhcp=True)
         ("NetworkManager idle systemd-networkd", "", "systemd-networkd"),
         ("networking systemd-networkd", "source /etc/network/interfaces.d/*", "systemd-networkd"),
         ("networking", "source /etc/network/interfaces.d/*", "ifupdown"),
-        ("networking", "source-directory interfaces.d", "ifupdown"),
+        ("networking", "  source-directory interfaces.d", "ifupdown"),
+        ("networking", "source /etc/network/interfaces.d/*.cfg", ""),
+        ("networking", "source-directory /run/network/interfaces.d", ""),
         ("networking", "# source /etc/network/interfaces.d/*", ""),
         ("networking", None, ""),
         ("wicked", "", ""),
@@ -95,7 +97,7 @@ def test_network_manager_has_let_go_of_a_card_when_it_says_so(machine, shell):
 def test_a_card_that_network_manager_holds_cannot_be_frozen(machine, shell, monkeypatch, answer, told):
     monkeypatch.setattr(network_services, "_RELEASED_WITHIN", 0.0)
     shell.expect("nmcli", answer)
-    with pytest.raises(SnapshotFailed) as refused:
+    with pytest.raises(GuestError) as refused:
         release_cards(machine, [MAC, "52:54:00:00:00:02"])
     assert told in str(refused.value)
 
@@ -114,8 +116,12 @@ def test_networkd_knows_a_card_by_its_address():
 
 @pytest.mark.parametrize(
     ("card", "methods"),
-    [(FIXED, ("manual", "manual")), (LEASED, ("auto", "link-local"))],
-    ids=["fixed", "leased"],
+    [
+        (FIXED, ("manual", "manual")),
+        (LEASED, ("auto", "link-local")),
+        (CardNetwork(MAC, 576, ["10.1.0.5/24"], dhcp=False), ("manual", "disabled")),
+    ],
+    ids=["fixed", "leased", "too narrow for IPv6"],
 )
 def test_network_manager_knows_a_card_by_its_name(card, methods):
     path, mode, text = settings_file("NetworkManager", card)
@@ -127,7 +133,11 @@ def test_network_manager_knows_a_card_by_its_name(card, methods):
     assert profile["ethernet"]["mtu"] == str(card.mtu)
     assert (profile["ipv4"]["method"], profile["ipv6"]["method"]) == methods
     assert [profile[each].get("address1") for each in ("ipv4", "ipv6")] == [*card.addresses, None, None][:2]
-    assert ask_for_lease("NetworkManager", card)[0] == ["nmcli", "connection", "load", path]
+    load, check, _, activate = ask_for_lease("NetworkManager", card)
+    assert (load[-1], check[-1], activate[-3:]) == (
+        *(path, profile["connection"]["id"]),
+        ["{card}", "managed", "yes"],
+    )
 
 
 def test_ifupdown_waits_for_no_lease():
@@ -152,6 +162,7 @@ iface {card} inet6 static
 allow-hotplug {card}
 iface {card} inet dhcp
     pre-up ip link set dev {card} mtu 1500
+    metric 4096
 """
     )
     assert ask_for_lease("ifupdown", LEASED) == [["systemctl", "--no-block", "start", "ifup@{card}.service"]]

@@ -127,7 +127,7 @@ def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine)
     assert inside.started == [
         *("seed", "hostname", "machine-id", "hosts", "mac"),
         *("network", "settings"),
-        *("network", "settings", "run", "run"),
+        *("network", "settings", "run", "run", "run", "run"),
         *("leases", "clock", "end"),
     ]
 
@@ -204,6 +204,32 @@ def test_settings_name_the_card_and_are_written_where_no_folder_is(monkeypatch, 
     script.write_settings("52:54:00:00:00:01", str(path), "600", text)
     assert path.read_text() == "auto ens3\niface ens3 inet dhcp\n"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_mac_address_that_an_earlier_attempt_has_changed_is_no_failure(monkeypatch):
+    cards = {"52:54:00:00:00:02": "ens3"}
+    set_on: list[str] = []
+
+    monkeypatch.setattr(script, "card_of", cards.__getitem__)
+    monkeypatch.setattr(script, "_control", lambda *arguments: set_on.append(arguments[0]))
+    monkeypatch.setattr(script, "_MAC_FOLDERS", ())
+    script.set_hardware_address("52:54:00:00:00:01", "52:54:00:00:00:02")
+    assert set_on == ["ens3"]
+    with pytest.raises(LookupError):
+        script.set_hardware_address("52:54:00:00:00:01", "52:54:00:00:00:03")
+
+
+@pytest.mark.parametrize(("is_active", "verbs"), [(0, ["is-active", "restart"]), (3, ["is-active"])])
+def test_only_a_networkd_that_runs_asks_anew(monkeypatch, is_active, verbs):
+    asked: list[str] = []
+
+    def ended(command: list[str]) -> int:
+        asked.append(command[2])
+        return is_active if command[2] == "is-active" else 0
+
+    monkeypatch.setattr(script, "_exit_code", ended)
+    script.renew_leases()
+    assert asked == verbs
 
 
 def test_a_command_about_a_card_that_fails_is_no_success(monkeypatch, tmp_path):

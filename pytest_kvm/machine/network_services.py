@@ -39,32 +39,31 @@ then
 fi
 """
 """NetworkManager may be there for other devices and leave all cards alone, as on Ubuntu's servers."""
-_RELEASE = """\
-set -e
+_CARDS = """\
 for card in /sys/class/net/*; do
-    [ -e "$card/device" ] || continue
-    case " $* " in *" $(cat "$card/address") "*)
-        name=${card##*/}
-        nmcli device set "$name" managed no
-        state=$(nmcli -g GENERAL.STATE device show "$name")
-        echo "$state"
-        case $state in "10 "*)
-            settings=/proc/sys/net/ipv6/conf/$name/addr_gen_mode
-            [ ! -e "$settings" ] || echo 0 >"$settings"
-            ip link set dev "$name" down
-            ip address flush dev "$name" ;;
-        esac ;;
-    esac
+    [ ! -e "$card/device" ] || echo "$(cat "$card/address") ${card##*/}"
 done
 """
-"""Prints the state of each card whose MAC address is an argument; 10 is NM_DEVICE_STATE_UNMANAGED.
+"""Prints the MAC address and the name of each card; bridges and VLANs are no cards."""
+_TIDY = """\
+set -e
+for name in "$@"; do
+    case $(nmcli --get-values GENERAL.STATE device show "$name") in "10 "*) ;; *) exit ;; esac
+    settings=/proc/sys/net/ipv6/conf/$name/addr_gen_mode
+    [ ! -e "$settings" ] || echo 0 >"$settings"
+    ip link set dev "$name" down
+    ip address flush dev "$name"
+    echo "$name"
+done
+"""
+"""Prints cards that NetworkManager holds no more (10 is NM_DEVICE_STATE_UNMANAGED), up to the first it holds.
 
-NetworkManager leaves such a card up, and has taken its link-local address from the kernel's hands: clones
-would all have the same."""
+It leaves them up, and has taken link-local addresses from the kernel's hands: all clones would have one."""
 _WAIT_AGAIN = """\
 ! systemctl is-failed --quiet NetworkManager-wait-online.service ||
 systemctl restart NetworkManager-wait-online.service
 """
+_MADE_UP = "/run/"
 _RELEASED_WITHIN = 30.0
 _SMALLEST_MTU6 = 1280
 
@@ -100,29 +99,54 @@ def release_cards(machine: Machine, macs: Sequence[str]) -> None:
 
     It would ask for addresses on each card that it has no settings for, and after
     45 seconds without an answer remove the addresses that the renewal script has set.
+    Cards that the guest's owner has set up stay as they are.
 
     Raises:
         GuestError: It did not let go of a card.
     """
-    wait_until(
-        partial(_release, machine, macs),
+    wait = partial(
+        wait_until,
         describe=f"NetworkManager of {machine.name} to leave its cards on segments alone",
         timeout=_RELEASED_WITHIN,
         every=0.1,
         error=GuestError,
         clock=machine.domain.clock,
     )
+    states = wait(partial(_states_of_cards, machine, macs))
+    profiles = _from_nmcli(machine, "DEVICE,FILENAME", "connection", "show", "--active")
+    released: list[str] = []
+    for name, state in states.items():
+        # Settings that NetworkManager has made up are below /run; "externally": without it, by ip(8).
+        if "externally" in state or not profiles.get(name, _MADE_UP).startswith(_MADE_UP):
+            continue
+        machine.shell.run(["nmcli", "device", "set", name, "managed", "no"], user="root")
+        released += [name] if state != "unmanaged" else []
+    wait(partial(_tidy, machine, released))
     # It has failed if the cards were there at the boot. Not checked: something else may be missing, too.
     machine.shell.run(_WAIT_AGAIN, user="root", check=False)
 
 
-def _release(machine: Machine, macs: Sequence[str]) -> None:
-    result = machine.shell.run(["sh", "-c", _RELEASE, "sh", *macs], user="root", check=False)
-    states = result.stdout.splitlines()
-    if not result.ok:
-        raise NotYet(result.stderr.strip() or f"exit code {result.exit_code}")
-    if len(states) < len(macs) or not all(state.startswith("10 ") for state in states):
-        raise NotYet(f"the states of {len(macs)} cards are {', '.join(states)}")
+def _states_of_cards(machine: Machine, macs: Sequence[str]) -> dict[str, str]:
+    """Return NetworkManager's states of the cards that have these MAC addresses, by name."""
+    cards = dict(line.split() for line in machine.shell.run(_CARDS, user="root").stdout.splitlines())
+    names = [name for mac, name in cards.items() if mac in macs]
+    states = _from_nmcli(machine, "DEVICE,STATE", "device")
+    known = {name: states[name] for name in names if name in states}
+    if len(known) < len(macs):
+        raise NotYet(f"it has noticed {len(known)} of {len(macs)}")
+    return known
+
+
+def _from_nmcli(machine: Machine, fields: str, *words: str) -> dict[str, str]:
+    command = ["nmcli", "--terse", "--fields", fields, *words]
+    lines = machine.shell.run(command, user="root", env={"LC_ALL": "C"}).stdout.splitlines()
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _tidy(machine: Machine, released: Sequence[str]) -> None:
+    tidied = machine.shell.run(["sh", "-c", _TIDY, "sh", *released], user="root").stdout.split()
+    if len(tidied) < len(released):
+        raise NotYet(f"it holds {released[len(tidied)]}")
 
 
 def settings_file(service: NetworkService, card: CardNetwork) -> SettingsFile:

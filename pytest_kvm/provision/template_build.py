@@ -133,13 +133,7 @@ def freeze(
     _log_out(machine)
     more = [prestart(machine) for _ in range(len(prestarted), _PRESTARTED)]
     prestarted = (*prestarted, *(each for each in more if each is not None))
-    machine.domain.suspend()
-    if tier == "cow":
-        with os.fdopen(os.open(building.folder / STATE, _NEW_FILE, 0o600), "wb") as target:
-            machine.domain.save_state(target)
-    else:
-        machine.domain.save_libvirt_snapshot(SNAPSHOT)
-    machine.domain.destroy()
+    _save(machine, building, tier)
     shutil.copyfile(machine.console.log, building.folder / CONSOLE)
     _make_relocatable(request, plan.disks[0])
     *disks, _seed = plan.disks
@@ -154,6 +148,16 @@ def freeze(
         boot_seconds=boot_seconds,
         network_service=network_service,
     )
+
+
+def _save(machine: Machine, building: Building, tier: TemplateTier) -> None:
+    machine.domain.suspend()
+    if tier == "cow":
+        with os.fdopen(os.open(building.folder / STATE, _NEW_FILE, 0o600), "wb") as target:
+            machine.domain.save_state(target)
+    else:
+        machine.domain.save_libvirt_snapshot(SNAPSHOT)
+    machine.domain.destroy()
 
 
 def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:

@@ -17,7 +17,6 @@ from pytest_kvm.machine.network_services import (
     release_cards,
     settings_file,
 )
-from tests.fakes import output
 
 MAC = "52:54:00:00:00:01"
 FIXED = CardNetwork(MAC, 9000, ["10.1.0.5/24", "fd00::5/64"], dhcp=False)
@@ -72,34 +71,65 @@ def test_a_guest_without_systemd_has_no_service_that_is_known(machine, shell, tm
     assert find_service(machine) is None
 
 
+CARDS = f"52:54:00:00:00:09 ctl\n{MAC} ens1\n52:54:00:00:00:02 ens2\n"
+
+
+def _released(machine, shell):
+    release_cards(machine, [MAC, "52:54:00:00:00:02"])
+    return [line.split()[3] for line in shell.ran if line.startswith("nmcli device set")]
+
+
+def _expect(shell, *states, profiles="ctl:/etc/NetworkManager/system-connections/ctl.nmconnection\n"):
+    shell.expect("/address", CARDS)
+    shell.expect("DEVICE,STATE", *(f"lo:unmanaged\nctl:connected\n{each}" for each in states))
+    shell.expect("DEVICE,FILENAME", profiles)
+    shell.expect("nmcli device set", "")
+
+
 def test_network_manager_has_let_go_of_a_card_when_it_says_so(machine, shell):
-    shell.expect(
-        "nmcli",
-        output("", exit_code=8, stderr="Error: NetworkManager is not running."),
-        "100 (connected)\n",
-        "10 (unmanaged)\n",
-    )
+    _expect(shell, "ens1:connecting (prepare)\n", "ens1:connecting (prepare)\nens2:disconnected\n")
+    shell.expect("addr_gen_mode", "ens1\n", "ens1\nens2\n")
     shell.expect("is-failed", "")
-    release_cards(machine, [MAC])
-    *asked, waited = shell.ran
-    assert len(asked) == 3
-    assert all(line.endswith(MAC) for line in asked)
-    assert "NetworkManager-wait-online" in waited
+    assert _released(machine, shell) == ["ens1", "ens2"]
+    assert sum(line.endswith("sh ens1 ens2") for line in shell.ran) == 2
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("state", "profile", "is_tidied"),
     [
-        (output("", exit_code=127, stderr="sh: 1: nmcli: not found"), "nmcli: not found"),
-        ("10 (unmanaged)\n", "the states of 2 cards are 10 (unmanaged)"),
+        ("connecting (getting IP configuration)", "/run/NetworkManager/system-connections/Wired", True),
+        ("disconnected", "", True),
+        ("unmanaged", "", False),
     ],
 )
-def test_a_card_that_network_manager_holds_cannot_be_frozen(machine, shell, monkeypatch, answer, told):
+def test_a_card_that_nobody_has_set_up_is_released(machine, shell, state, profile, is_tidied):
+    _expect(shell, f"ens1:{state}\nens2:unmanaged\n", profiles=f"ens1:{profile}\n" if profile else "")
+    shell.expect("addr_gen_mode", "ens1\n" if is_tidied else "")
+    shell.expect("is-failed", "")
+    assert _released(machine, shell) == ["ens1", "ens2"]
+    assert any(line.endswith("sh ens1") for line in shell.ran) is is_tidied
+
+
+@pytest.mark.parametrize(
+    ("state", "profile"),
+    [
+        ("connected", "/etc/NetworkManager/system-connections/mine.nmconnection"),
+        ("connected (externally)", "/run/NetworkManager/system-connections/ens1.nmconnection"),
+    ],
+)
+def test_a_card_that_the_spec_has_set_up_stays_as_it_is(machine, shell, state, profile):
+    _expect(shell, f"ens1:{state}\nens2:unmanaged\n", profiles=f"ens1:{profile}\n")
+    shell.expect("addr_gen_mode", "")
+    shell.expect("is-failed", "")
+    assert _released(machine, shell) == ["ens2"]
+
+
+def test_a_card_that_network_manager_holds_cannot_be_frozen(machine, shell, monkeypatch):
     monkeypatch.setattr(network_services, "_RELEASED_WITHIN", 0.0)
-    shell.expect("nmcli", answer)
-    with pytest.raises(GuestError) as refused:
-        release_cards(machine, [MAC, "52:54:00:00:00:02"])
-    assert told in str(refused.value)
+    _expect(shell, "ens1:connected\nens2:connected\n")
+    shell.expect("addr_gen_mode", "ens1\n")
+    with pytest.raises(GuestError, match="NetworkManager of .* it holds ens2"):
+        _released(machine, shell)
 
 
 def test_networkd_knows_a_card_by_its_address():

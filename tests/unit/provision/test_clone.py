@@ -86,7 +86,8 @@ CARDS: Any = SimpleNamespace(segment_nics=[SimpleNamespace(mac="52:54:00:00:00:0
 def test_a_machine_whose_cards_are_set_up_by_nothing_that_is_known(machine, shell, monkeypatch, caplog):
     monkeypatch.setattr(network_services, "_RELEASED_WITHIN", 0.0)
     shell.expect("is-active", "NetworkManager\n")
-    shell.expect("nmcli device set", "100 (connected)\n")
+    shell.expect("/address", "52:54:00:00:00:02 ens1\n")
+    shell.expect("DEVICE,STATE", "ens2:connected\n")
     assert _hand_over_cards(machine, CARDS) is None
     assert "leave its cards on segments alone" in caplog.text
 

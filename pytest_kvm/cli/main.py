@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,16 +13,26 @@ from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    Returns:
+        0 done, 1 failed, 2 misused, 130 interrupted, 141 nobody reads what it prints any more.
+    """
     arguments = parser().parse_args(argv)
     try:
         settings = settings_from([lambda option: _flag_and_value(arguments, option), from_environment])
-        return int(arguments.handler(arguments, settings))
+        exit_code = int(arguments.handler(arguments, settings))
+        sys.stdout.flush()
+        return exit_code
     except KvmError as error:
         sys.stderr.write(f"pytest-kvm: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # What is left in the buffer would fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def parser() -> argparse.ArgumentParser:

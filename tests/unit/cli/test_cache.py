@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -54,6 +56,16 @@ def test_an_empty_cache(cache):
     assert cache("gc") == (0, "0 templates removed, 0 B\n")
     assert cache("verify") == (0, "0 templates read, none damaged\n")
     assert cache("list", "--json") == (0, "[]\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure_to_tell_of(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "import sys; from pytest_kvm.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "--kvm-cache-dir", str(tmp_path), "cache", "list"]
+    with os.fdopen(writer) as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_list(cache, make, store):

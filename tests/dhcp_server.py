@@ -1,4 +1,4 @@
-"""A program for a guest: a DHCP server of one lease (RFC 2131)."""
+"""A program for a guest: a DHCP server of one lease, for the first card that asks (RFC 2131)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
     door.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
     door.bind(("", 67))
     print("listening", flush=True)
+    owner = None
     while True:
         asked = door.recv(1500)
+        owner = owner or asked[28:34]
+        if asked[28:34] != owner:
+            continue  # NetworkManager asks on each card that it finds at a boot
         kind = {1: 2, 3: 5}.get(asked[asked.index(b"\\x35\\x01", 240) + 2])  # to offer, to acknowledge
         if kind is None:
             continue  # a client that gives its address back wants no answer

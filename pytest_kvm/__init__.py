@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         UnknownTemplate,
         WaitTimeout,
     )
+    from pytest_kvm.handles.fault import Fault
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.handles.segment import GuestNic, Segment
     from pytest_kvm.machine.savepoints import Savepoint
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from pytest_kvm.spec.nic import Nic
     from pytest_kvm.spec.prepare import HostFile, Script
     from pytest_kvm.ssh.process import Process
+    from pytest_kvm.switch.packets import Packet
 
 _HOMES = {
     "errors": (
@@ -90,6 +92,7 @@ _HOMES = {
         *("SpecError", "SshNeverAnswered", "SshUnavailable", "StateDamaged", "SwitchFailed", "UnitFailed"),
         *("UnitNotActive", "UnknownImage", "UnknownTemplate", "WaitTimeout"),
     ),
+    "handles.fault": ("Fault",),
     "handles.guest": ("Guest",),
     "handles.segment": ("GuestNic", "Segment"),
     "ssh.process": ("Process",),
@@ -105,6 +108,7 @@ _HOMES = {
     "spec.network": ("NetworkSpec",),
     "spec.nic": ("Nic",),
     "spec.prepare": ("HostFile", "Script"),
+    "switch.packets": ("Packet",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -125,6 +129,7 @@ __all__ = [
     "DomainFailed",
     "DownloadFailed",
     "EmergencyMode",
+    "Fault",
     "File",
     "Guest",
     "GuestDeclaration",
@@ -151,6 +156,7 @@ __all__ = [
     "NicWithoutDriver",
     "NoBootableDevice",
     "NoCapacity",
+    "Packet",
     "PrepareFailed",
     "Process",
     "QemuDied",

@@ -152,6 +152,12 @@ OPTIONS: tuple[Option, ...] = (
         "all, while twice the guest's memory is free",
     ),
     Option(
+        name="seed",
+        metavar="SEED",
+        default="new in each run",
+        help="any text: faults of segments make the same random choices again; failed tests show it",
+    ),
+    Option(
         name="events",
         metavar="FILE",
         parse=_path,

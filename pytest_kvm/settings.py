@@ -74,6 +74,8 @@ class Settings:
     pool: int | None = None
     """Spare clones for each guest, started ahead of need; None: one from its second start on, while there
     is memory for it."""
+    seed: str | None = None
+    """Makes the random choices of segments' faults repeatable; None: the run chooses one."""
     events: Path | None = None
     """File that gets one line of JSON for each thing done to a guest; None: nothing is written."""
 

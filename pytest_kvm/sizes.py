@@ -1,12 +1,16 @@
-"""Sizes as people write them: ``"1GiB"``, ``"512MiB"``."""
+"""Sizes and bandwidths as people write them: ``"1GiB"``, ``"512MiB"``, ``"10Mbit"``."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from pytest_kvm.errors import SpecError
 
 _UNITS = {"KiB": 1, "MiB": 1024, "GiB": 1024**2, "TiB": 1024**3}
+_BIT_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+"""Units of tc(8), of which ``kbit`` is 1000 bits; case does not matter."""
+_BANDWIDTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?bit)\s*", re.IGNORECASE)
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB)\s*")
 
 
@@ -30,3 +34,28 @@ def parse_kib(size: object, *, field: str) -> int:
     if kib <= 0 or kib != int(kib):
         raise SpecError(f"{field}: {size!r} is not a positive whole number of KiB")
     return int(kib)
+
+
+def parse_bits_per_second(bandwidth: object, *, field: str) -> float:
+    """Return a bandwidth in bits per second.
+
+    Args:
+        bandwidth: "10Mbit", "1.5 Gbit", "500kbit", or a number of bits per second.
+        field: Where it stands, for the message.
+
+    Raises:
+        SpecError: It is no bandwidth, or not above zero.
+    """
+    match = _BANDWIDTH.fullmatch(bandwidth) if isinstance(bandwidth, str) else None
+    if match is not None:
+        bits = float(match[1]) * _BIT_UNITS[match[2].lower()]
+    elif isinstance(bandwidth, (int, float)) and not isinstance(bandwidth, bool):
+        bits = float(bandwidth)
+    else:
+        raise SpecError(
+            f"{field}: {bandwidth!r} is not a bandwidth",
+            resolution='write a number and a unit: "500kbit", "10Mbit", "1.5Gbit"; or bits per second',
+        )
+    if not 0 < bits < math.inf:
+        raise SpecError(f"{field}: {bandwidth!r} is not a bandwidth above zero")
+    return bits

@@ -8,10 +8,12 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvm.errors import GuestGone, SpecError
+from pytest_kvm.handles.fault_verbs import FaultableSegment
 from pytest_kvm.spec.network import IpVersion, Network, NetworkSpec
 from pytest_kvm.spec.value import check_choice
 
 if TYPE_CHECKING:
+    from pytest_kvm.handles.fault import FaultControl
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.spec.network import Address
     from pytest_kvm.switch.link import Direction
@@ -26,7 +28,7 @@ exit 1
 Counters = Mapping["Direction", Mapping[str, Any]]
 
 
-class Segment(Network):
+class Segment(FaultableSegment, Network):
     """An Ethernet segment that guests are joined by; what a ``@kvm.network`` fixture returns.
 
     Args:
@@ -36,6 +38,7 @@ class Segment(Network):
         subnet6: Its IPv6 subnet, likewise.
         tag: Its name in the switch.
         counters: Returns the counters of each link of a segment.
+        faults: Sets faults.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Segment(Network):
         subnet6: IPv6Network | None,
         tag: str,
         counters: Callable[[Segment], Mapping[str, Counters]],
+        faults: FaultControl,
     ) -> None:
         super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
         self.tag = tag
         self._nics: list[GuestNic] = []
         self._counters = counters
+        self._faults = faults
 
     def __repr__(self) -> str:
         subnets = [str(subnet) for subnet in (self.subnet, self.subnet6) if subnet is not None]
@@ -61,11 +66,6 @@ class Segment(Network):
     def nics(self) -> tuple[GuestNic, ...]:
         """The cards on the segment, in the order in which their guests were started."""
         return tuple(self._nics)
-
-    @property
-    def guests(self) -> list[Guest]:
-        """The guests on the segment, in the order in which they were started."""
-        return list(dict.fromkeys(nic.guest for nic in self.nics))
 
     def address_of(self, guest: Guest, *, version: IpVersion = 4) -> str:
         """Return the fixed address of a guest on this segment.
@@ -78,13 +78,7 @@ class Segment(Network):
             SpecError: The guest has no card here, or no fixed address.
         """
         check_choice(version, IpVersion, field="version")
-        own = [nic for nic in guest.nics if nic.segment is self]
-        if not own:
-            here = ", ".join(each.name for each in self.guests) or "nobody"
-            raise SpecError(
-                f"{guest.name} has no card on the segment {self.name}; on it: {here}",
-                resolution=f"ask a guest that is on it, or put kvm.Nic({self.name}) into its spec's nics",
-            )
+        own = [nic for nic in guest.nics if nic.segment is self] or self._nics_of(guest)
         addresses = (nic.address if version == 4 else nic.address6 for nic in own)
         address = next((each for each in addresses if each is not None), None)
         if address is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.hosts_file import HostsFile
 from pytest_kvm.machine.port_forwards import Forwards
@@ -69,6 +70,8 @@ class Machine:
     """What a test has open between host and guest, besides processes."""
     hosts_file: HostsFile = field(default_factory=HostsFile)
     """The names of other guests that the guest was told."""
+    carriers: Carriers = field(default_factory=Carriers)
+    """Which of the guest's cards on segments have a carrier."""
     savepoints: dict[str, Prestarted | None] = field(default_factory=dict[str, "Prestarted | None"])
     """The savepoints in the guest's disks, by name, each with the renewal script that waits in it, if any."""
     renewal_due: threading.Event = field(default_factory=threading.Event)

@@ -84,6 +84,7 @@ def restore(machine: Machine, name: str) -> None:
             resolution="let the guest run on: a savepoint lasts as long as its QEMU",
         )
     machine.domain.load_snapshot(name)
+    machine.carriers.set_again(machine.domain)
     machine.hosts_file.forget()
     for thing in machine.open_resources.all():
         thing.close()

@@ -70,11 +70,16 @@ def guests_of(item: pytest.Item) -> list[Guest]:
 
 
 def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Put the end of each guest's console into the report of a failed test."""
+    """Put the end of each guest's console, and the faults of segments, into the report of a failed test."""
     for guest in guests_of(item):
         tail = guest.console_tail(CONSOLE_LINES)
         if tail:
             report.sections.append((f"console of {guest.name}, last {CONSOLE_LINES} lines", tail))
+    run = existing_run(item.config)
+    faults = [] if run is None else run.faults.at_work()
+    if run is not None and faults:
+        title = f"faults of segments (--kvm-seed={run.faults.seed} repeats their random choices)"
+        report.sections.append((title, "\n".join(map(str, faults))))
 
 
 def is_infrastructure(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import Place, StartRequest
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.plan import DomainPlan, RamFile
-from pytest_kvm.render.qemu_args import card_id, segment_netdev, user_netdev
+from pytest_kvm.render.qemu_args import card_id, user_netdev
 from pytest_kvm.render.seed import seed_bytes
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.shell import Shell
@@ -181,17 +181,14 @@ def _write_seed(request: StartRequest, plan: DomainPlan, identity: Identity, *, 
 
 
 def apply_link_state(domain: Domain, request: StartRequest) -> None:
-    """Set the link of cards down if the spec says so; libvirt does it for the cards in its XML.
+    """Set the link of lone cards down if the spec says so.
 
-    A template's cards on segments stay up, because each guest has its own link.
+    libvirt does it for the cards in its XML, and cards on segments have the links of their guest.
     """
     lone = [nic for nic in request.spec.nics if not nic.is_shared]
-    netdevs = [user_netdev(index) for index, nic in enumerate(lone, start=1) if nic.link == "down"]
-    for number, joined in enumerate(request.nics, start=1):
-        if request.spec.nics[joined.index].link == "down":
-            netdevs.append(segment_netdev(number))
-    for netdev in netdevs:
-        domain.qmp("set_link", {"name": card_id(netdev), "up": False})
+    for index, nic in enumerate(lone, start=1):
+        if nic.link == "down":
+            domain.qmp("set_link", {"name": card_id(user_netdev(index)), "up": False})
 
 
 def assemble_machine(

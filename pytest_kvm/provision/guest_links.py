@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_kvm.errors import DomainFailed, GuestGone, SavepointRefused, SnapshotFailed, SwitchFailed
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision.machine_plan import port_path
-from pytest_kvm.render.qemu_args import segment_netdev
+from pytest_kvm.render.qemu_args import card_id, segment_netdev
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.run_resources import Lazy
     from pytest_kvm.render.plan import DomainPlan
-    from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.switch.client import Switch
 
 _TAKEN_WITHIN = 10.0
@@ -36,18 +35,11 @@ class GuestLinks:
     Args:
         switch: The run's switch.
         nics: The guest's cards on segments.
-        spec: What the guest is made of.
     """
 
-    def __init__(self, switch: Lazy[Switch], nics: Sequence[GuestNic], *, spec: GuestSpec) -> None:
+    def __init__(self, switch: Lazy[Switch], nics: Sequence[GuestNic]) -> None:
         self._switch = switch
         self._nics = tuple(nics)
-        self._plugged_in = {
-            segment_netdev(number): nic
-            for number, nic in enumerate(nics, start=1)
-            if spec.nics[nic.index].link == "up"
-        }
-        """By QEMU's id of its back end; the other cards take no frames."""
 
     def reached(self) -> int:
         """Return how many frames have come by which other guests can have changed this one.
@@ -96,6 +88,7 @@ class GuestLinks:
             yield
         except SavepointRefused:  # it was not loaded
             self.detach()
+            machine.carriers.set_again(machine.domain)
             if not was_paused:
                 machine.domain.resume()
             raise
@@ -107,13 +100,13 @@ class GuestLinks:
         if is_paused:
             machine.domain.resume()  # each card of a paused guest holds back one frame until it runs
         machine.domain.suspend()
-        for nic in self._plugged_in.values():
+        for nic in self._nics:
             self._wait_drained(nic, machine)
         self._set_links(machine.domain, up=True)
 
     def _set_links(self, domain: Domain, *, up: bool) -> None:
-        for netdev in self._plugged_in:
-            domain.qmp("set_link", {"name": netdev, "up": up})
+        for number in range(1, len(self._nics) + 1):
+            domain.qmp("set_link", {"name": segment_netdev(number), "up": up})
 
     def _wait_drained(self, nic: GuestNic, machine: Machine) -> None:
         port = port_path(machine.folder, nic.index)
@@ -152,9 +145,23 @@ def close_ports(switch: Lazy[Switch], plan: DomainPlan) -> None:
 def attach_links(switch: Lazy[Switch], nics: Sequence[GuestNic], *, machine: Machine) -> None:
     """Attach a guest's links to a machine that is about to run; the links of its former machine are moved.
 
+    The machine's cards have a carrier if the links are plugged in.
+
     Raises:
+        DomainFailed: QEMU has ended.
         SwitchFailed: The switch has ended.
     """
     for nic in nics:
         port = port_path(machine.folder, nic.index)
-        switch.get().attach(nic.segment.tag, nic.link, port=port)
+        is_plugged_in = switch.get().attach(nic.segment.tag, nic.link, port=port)
+        set_carrier(machine, nic, on=is_plugged_in)
+
+
+def set_carrier(machine: Machine, nic: GuestNic, *, on: bool) -> None:
+    """Give a guest's card its carrier, or take it away.
+
+    Raises:
+        DomainFailed: QEMU has ended.
+    """
+    number = nic.guest.nics.index(nic) + 1
+    machine.carriers.set(machine.domain, card_id(segment_netdev(number)), on=on)

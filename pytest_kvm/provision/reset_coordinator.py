@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +17,7 @@ from pytest_kvm.provision.undo_log import Owner, UndoLog
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment import Segment
     from pytest_kvm.spec.guest import Reset
 
 _log = logging.getLogger("pytest_kvm.provision")
@@ -71,15 +72,28 @@ class ResetCoordinator:
             if undo_log is not None:
                 undo_log.touch()
             return
-        used = [] if undo_log is None else [undo_log]
-        exposed = self._neighbours(guest)
-        actions = [partial(each.use, owner) for each in used]
-        actions += [partial(each.expose, owner) for each in exposed]
-        if sum(not each.is_settled(owner) for each in [*used, *exposed]) > 1:
-            self._do_at_once(actions)
+        actions = {} if undo_log is None else {undo_log: partial(undo_log.use, owner)}
+        actions |= {each: partial(each.expose, owner) for each in self._reached_from([guest]) - {undo_log}}
+        self._undo_and_do(actions, owner)
+
+    def before_fault(self, guests: Collection[Guest]) -> None:
+        """Undo changes of owners that have ended; called before each fault of a segment.
+
+        Frames that do not come change a guest as well as those that come. So all
+        guests that frames from the segment can reach count as changed.
+
+        Args:
+            guests: The guests on the segment.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        changed, owner = self._reached_from(guests), self.owner
+        if owner is None:
+            for each in changed:
+                each.touch()
         else:
-            for action in actions:
-                action()
+            self._undo_and_do({each: partial(each.expose, owner, is_change=True) for each in changed}, owner)
 
     def settle(self, guests: Collection[Guest]) -> None:
         """Do the slow part of :meth:`before_use` in advance, for all guests at the same time.
@@ -93,10 +107,18 @@ class ResetCoordinator:
             return
         held = (self._undo_logs.get(guest) for guest in guests)
         undo_logs = list(dict.fromkeys(each for each in held if each is not None))
-        neighbours = {neighbour for guest in guests for neighbour in self._neighbours(guest)}
+        neighbours = self._reached_from(guests).difference(undo_logs)
         actions = [partial(each.settle, owner) for each in undo_logs]
-        actions += [partial(each.undo_ended, owner) for each in neighbours.difference(undo_logs)]
+        actions += [partial(each.undo_ended, owner) for each in neighbours]
         self._do_at_once(actions)
+
+    def _undo_and_do(self, actions: Mapping[UndoLog, Callable[[], None]], owner: Owner) -> None:
+        """Do what may undo changes: at the same time, if those of several guests are undone."""
+        if sum(not undo_log.is_settled(owner) for undo_log in actions) > 1:
+            self._do_at_once(list(actions.values()))
+        else:
+            for action in actions.values():
+                action()
 
     def _do_at_once(self, actions: Sequence[Callable[[], None]]) -> None:
         """Do all at the same time; after Ctrl-C no guest is reset any more.
@@ -111,18 +133,16 @@ class ResetCoordinator:
                 self._undo_logs.clear()
             raise
 
-    def _neighbours(self, guest: Guest) -> list[UndoLog]:
-        """Return the undo logs of all guests that frames of a guest can reach, also by way of others."""
-        met = {guest: None}
-        segments = [nic.segment for nic in guest.nics]
-        for segment in segments:  # grows
-            for other in segment.guests:
-                if other not in met:
-                    met[other] = None
-                    segments += [nic.segment for nic in other.nics if nic.segment not in segments]
-        del met[guest]
-        watched = ((other, self._undo_logs.get(other)) for other in met)
-        return [each for other, each in watched if each is not None and other.state != "failed"]
+    def _reached_from(self, guests: Collection[Guest]) -> set[UndoLog]:
+        """Return the undo logs of guests and of all that their frames can reach, also by way of others."""
+        met = list(dict.fromkeys(guests))
+        segments: list[Segment] = []
+        for guest in met:  # grows
+            for segment in {nic.segment for nic in guest.nics}.difference(segments):
+                segments.append(segment)
+                met += [other for other in segment.guests if other not in met]
+        watched = ((guest, self._undo_logs.get(guest)) for guest in met)
+        return {each for guest, each in watched if each is not None and guest.state != "failed"}
 
     # ------------------------------------------------------------ owners
 

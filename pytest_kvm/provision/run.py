@@ -20,6 +20,7 @@ from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
+from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
 from pytest_kvm.provision.start_request import Place
 from pytest_kvm.provision.starter import GuestStarter
@@ -55,7 +56,8 @@ class Run:
         self._coordinator = coordinator
         self._tell = tell
         self._switch = Lazy(lambda: closing(Switch()))
-        self.segments = Segments(self._switch)
+        self.faults = SegmentFaults(self._switch, coordinator, seed=settings.seed)
+        self.segments = Segments(self._switch, faults=self.faults)
         self._resources = Lazy(lambda: open_run_resources(settings, self._switch))
         self._starter = Lazy(lambda: closing(GuestStarter(settings, self._resources.get())))
         self._lock = threading.Lock()
@@ -93,7 +95,7 @@ class Run:
             self.remove(guest)
             raise
         if resets:
-            links = GuestLinks(self._switch, guest.nics, spec=spec)
+            links = GuestLinks(self._switch, guest.nics)
             self._coordinator.watch(guest, GuestState(machines, links=links), reset=spec.reset)
         boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         return guest

@@ -29,6 +29,7 @@ from pytest_kvm.spec.neighbours import hostname_from, names_of
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.provision.run_resources import Lazy
+    from pytest_kvm.provision.segment_faults import SegmentFaults
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.network import NetworkSpec
     from pytest_kvm.switch.client import Switch
@@ -39,10 +40,12 @@ class Segments:
 
     Args:
         switch: The run's switch; its process is started for the first segment.
+        faults: The faults of all segments.
     """
 
-    def __init__(self, switch: Lazy[Switch]) -> None:
+    def __init__(self, switch: Lazy[Switch], *, faults: SegmentFaults) -> None:
         self._switch = switch
+        self._faults = faults
         self._lock = threading.Lock()
         self._segments: dict[Segment, frozenset[str]] = {}
         """Each with the addresses that guests on it have only if their specs name them."""
@@ -70,8 +73,10 @@ class Segments:
                 subnet6=choose_subnet6(name, spec, others=self._segments),
                 tag=tag,
                 counters=self._counters,
+                faults=self._faults,
             )
             switch.add_segment(tag)
+            self._faults.add(segment)
             self._segments[segment] = frozenset(reserved)
         return segment
 
@@ -79,6 +84,7 @@ class Segments:
         """Remove a segment; guests that are still on it are cut off."""
         with self._lock:
             if self._segments.pop(segment, None) is not None:
+                self._faults.discard(segment)
                 self._switch.get().remove_segment(segment.tag)
 
     def join(self, guest: Guest, spec: GuestSpec, *, declared_name: str) -> tuple[GuestNic, ...]:
@@ -168,6 +174,8 @@ class Segments:
                 interface6=choose_interface6(nic, segment, reserved=reserved),
             )
             self._switch.get().add_link(segment.tag, link)
+            if nic.link == "down":
+                self._switch.get().set_link(segment.tag, link, up=False)
             add_nic(segment, joined)
             newcomer.joined.append(joined)
 

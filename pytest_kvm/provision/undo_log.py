@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -42,6 +43,8 @@ class Owner:
         self.reset: Reset | None = reset
         self.ended = False
         """Whether its changes are to be undone."""
+        self.on_end = ExitStack()
+        """Undoes what it has done outside of guests; closed when it has ended."""
 
     def __repr__(self) -> str:
         return f"<Owner {self.name}{', ended' if self.ended else ''}>"
@@ -96,13 +99,17 @@ class UndoLog:
             self._push_entry(owner, is_used=True)
             self._here = None
 
-    def expose(self, owner: Owner) -> None:
+    def expose(self, owner: Owner, *, is_change: bool = False) -> None:
         """Note that ``owner`` is about to use a neighbour, which may change the guest.
 
         A guest that cannot be saved now keeps what its neighbours do to it:
         a fixture's process, for instance, is at work in it for all tests. One
         that cannot be put back stays cut off. The owner's next steps are no
         reason to try again, and only a use of the guest itself is an error.
+
+        Args:
+            owner: The owner at work.
+            is_change: Whether the guest counts as changed even if no frame comes.
 
         Raises:
             SwitchFailed: The switch has ended.
@@ -111,12 +118,14 @@ class UndoLog:
             self._note_here()
             if owner not in self._given_up and self._try_to_undo(owner):
                 try:
-                    self._push_entry(owner, is_used=False)
+                    self._push_entry(owner, is_used=is_change)
                 except SwitchFailed:
                     raise
                 except KvmError as failure:
                     self._given_up.add(owner)
                     _log.info("%s keeps what its neighbours do to it: %s", self._guest, failure)
+            if is_change:
+                self._here = None
 
     def is_settled(self, owner: Owner) -> bool:
         """Say whether there is nothing to undo before ``owner`` uses the guest."""

@@ -7,20 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_kvm.switch.faults import Faults
-from pytest_kvm.switch.frames import (
-    HEADER,
-    LONGEST,
-    PREFIX,
-    BrokenStreamError,
-    is_discovery,
-    is_group,
-    station,
-)
+from pytest_kvm.switch.frames import HEADER, PREFIX, frames_in, is_discovery, is_group, station
 from pytest_kvm.switch.link import Link, Port
 
 if TYPE_CHECKING:
@@ -45,6 +37,18 @@ Ask = Callable[[int, bytes, AnswerCallback], None]
 """Asks the test whether a fault (by number) drops a frame; calls back with the answer."""
 
 
+class _Cut(NamedTuple):
+    """A cut between groups of links."""
+
+    groups: list[frozenset[Link]]
+    joins_others: bool
+
+    def joins(self, source: Link, target: Link) -> bool:
+        """Say whether frames pass between two links."""
+        sides = [next((group for group in self.groups if link in group), None) for link in (source, target)]
+        return sides[0] is sides[1] and (sides[0] is not None or self.joins_others)
+
+
 class Bridge:
     """A learning switch.
 
@@ -61,7 +65,7 @@ class Bridge:
         self._schedule = schedule
         self._ask = ask
         self._link_of: dict[bytes, Link] = {}
-        self._cuts: dict[int, list[frozenset[Link]]] = {}
+        self._cuts: dict[int, _Cut] = {}
         self._in_flight = 0
         self._moves = 0
         """How often links were moved; a frame keeps the number at which it was sent."""
@@ -88,19 +92,30 @@ class Bridge:
         """Forget which addresses are behind a link."""
         self._link_of = {key: each for key, each in self._link_of.items() if each is not link}
 
-    def cut(self, number: int, groups: list[frozenset[Link]]) -> None:
-        """Let frames pass only between links of the same group; a link in no group reaches no other."""
-        self._cuts[number] = groups
+    def cut(self, number: int, groups: list[frozenset[Link]], *, joins_others: bool) -> None:
+        """Let frames pass only between links of the same group.
+
+        Frames that wait for a guest on the other side of the cut are dropped.
+
+        Args:
+            number: The number to undo it by.
+            groups: The groups.
+            joins_others: Whether the links in no group are one more group; else each of them is alone.
+        """
+        self._cuts[number] = _Cut(groups, joins_others)
+        for link in self.links.values():
+            link.withdraw(partial(self._are_cut, link), reason="partition")
 
     def mend(self, number: int) -> None:
         """Undo a cut."""
         self._cuts.pop(number, None)
 
+    def _are_cut(self, target: Link, source: Link) -> bool:
+        return not self.are_joined(source, target)
+
     def are_joined(self, source: Link, target: Link) -> bool:
         """Say whether no cut lies between two links."""
-        return all(
-            any(source in group and target in group for group in groups) for groups in self._cuts.values()
-        )
+        return all(cut.joins(source, target) for cut in self._cuts.values())
 
     # ------------------------------------------------------------ frames
 
@@ -117,7 +132,7 @@ class Bridge:
         if source.up and source.out.is_clear and self.faults.is_clear and not watched:
             return self._receive_fast(source, data)
         end = 0
-        for begin, end in _frames(data):
+        for begin, end in frames_in(data):
             self._from_guest(source, data[begin:end])
         return end
 
@@ -127,13 +142,13 @@ class Bridge:
         begin = at = frames = total = 0
         last = b""
         target: Link | None = None
-        for begins, ends in _frames(data):
+        for begins, ends in frames_in(data):
             key = data[begins : begins + _KEY]
             if key != last:
                 last, way = key, self._target_of(source, data[begins:ends])
                 if way is not target:
                     if target is not None:
-                        target.deliver(view[begin:at], frames=frames)
+                        target.deliver(view[begin:at], frames=frames, sender=source)
                     begin, frames, target = at, 0, way
             if target is None:
                 self._switch(source, self._moves, data[begins:ends])
@@ -143,7 +158,7 @@ class Bridge:
             total += 1
             at = ends
         if target is not None:
-            target.deliver(view[begin:at], frames=frames)
+            target.deliver(view[begin:at], frames=frames, sender=source)
         source.sent.frames += total
         source.sent.bytes += at - PREFIX.size * total
         return at
@@ -213,7 +228,7 @@ class Bridge:
             if target.moved > sent:
                 target.got.dropped["unplugged"] += 1
             elif target.is_clear:
-                target.hand_one(frame, is_discovery=discovery)
+                target.hand_one(frame, sender=source, is_discovery=discovery)
             else:
                 then = partial(self._to_guest, source, target, sent)
                 self._apply_faults(target.into, target, frame, then=then)
@@ -228,7 +243,7 @@ class Bridge:
         elif max(source.moved, target.moved) > sent:
             target.got.dropped["unplugged"] += 1
         else:
-            target.hand_one(frame, is_discovery=is_discovery(frame))
+            target.hand_one(frame, sender=source, is_discovery=is_discovery(frame))
 
     def _apply_faults(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]
@@ -261,10 +276,7 @@ class Bridge:
     ) -> None:
         """Apply the faults that do not ask the test: they drop, change, repeat or delay a frame."""
         now = time.monotonic()
-        left = faults.through(frame, now)
-        if not left:
-            dropped["fault"] += 1
-        for each, moment in left:
+        for each, moment in faults.through(frame, now, dropped=dropped):
             if moment <= now:
                 then(each)
             elif self._in_flight >= _MOST_IN_FLIGHT:
@@ -280,18 +292,4 @@ class Bridge:
 
 def length_of_whole_frames(data: bytes) -> int:
     """Return how many bytes at the beginning are whole frames; see :meth:`Bridge.receive`."""
-    return max((end for _, end in _frames(data)), default=0)
-
-
-def _frames(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the begin (after its length) and the end of each whole frame."""
-    at, size = 0, len(data)
-    while at + PREFIX.size <= size:
-        (length,) = PREFIX.unpack_from(data, at)
-        if length > LONGEST:
-            raise BrokenStreamError(f"a frame of {length} bytes")
-        begin = at + PREFIX.size
-        at = begin + length
-        if at > size:
-            return
-        yield begin, at
+    return max((end for _, end in frames_in(data)), default=0)

@@ -126,17 +126,23 @@ class Switch:
         """Close a port, and the connection of its card; a second call does nothing."""
         self._order("close_port", port=str(path))
 
-    def attach(self, segment: str, link: str, *, port: Path | None) -> None:
+    def attach(self, segment: str, link: str, *, port: Path | None) -> bool:
         """Attach a link to a port in place of its former one; None only detaches it from that one.
 
         Frames that are on their way from or to the link are lost, and so are those that the card at
         the port has sent before.
-        """
-        self._order("attach", segment=segment, link=link, port=None if port is None else str(port))
 
-    def set_link(self, segment: str, link: str, *, up: bool) -> None:
-        """Plug a link in, or unplug it, so that no frames pass."""
-        self._order("set_link", segment=segment, link=link, up=up)
+        Returns:
+            Whether the link is plugged in.
+        """
+        path = None if port is None else str(port)
+        is_up: bool = self._order("attach", segment=segment, link=link, port=path)
+        return is_up
+
+    def set_link(self, segment: str, link: str, *, up: bool) -> bool:
+        """Plug a link in, or unplug it, so that no frames pass; say whether it was plugged in."""
+        was_up: bool = self._order("set_link", segment=segment, link=link, up=up)
+        return was_up
 
     def is_drained(self, path: Path) -> bool:
         """Say whether the card at a port has taken all that was sent to it."""
@@ -213,9 +219,19 @@ class Switch:
         number: int = self._order("ask", heard=lambda number: self._judges.appoint(number, judge), **place)
         return number
 
-    def cut(self, segment: str, groups: Sequence[Sequence[str]]) -> int:
-        """Let frames pass only between links of the same group; return the number to undo it by."""
-        number: int = self._order("cut", segment=segment, groups=[list(group) for group in groups])
+    def cut(self, segment: str, groups: Sequence[Sequence[str]], *, joins_others: bool = False) -> int:
+        """Let frames pass only between links of the same group; return the number to undo it by.
+
+        Once this has returned, no frame is handed to a guest on the other side, not even one on its way.
+
+        Args:
+            segment: The segment's name.
+            groups: The groups.
+            joins_others: Whether the links in no group are one more group; else each of them is alone.
+        """
+        number: int = self._order(
+            "cut", segment=segment, groups=[list(group) for group in groups], joins_others=joins_others
+        )
         return number
 
     def undo(self, number: int) -> None:
@@ -265,6 +281,11 @@ class Switch:
     def _send(
         self, do: str, arguments: Mapping[str, object], *, heard: Callable[[Any], None] | None = None
     ) -> tuple[int, Future[Any]]:
+        if threading.current_thread() is self._listener:
+            raise SwitchFailed(
+                f"{do} was ordered by a predicate, for whose answer the switch waits",
+                resolution="a predicate of drop() must not use guests or segments",
+            )
         number = next(self._numbers)
         answer: Future[Any] = Future()
         if heard is not None:

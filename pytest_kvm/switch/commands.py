@@ -97,8 +97,12 @@ class Commands:
             self._detach(closed)
             self._cards.hang_up(closed)
 
-    def do_attach(self, *, segment: str, link: str, port: str | None) -> None:
-        """Attach a link to a port; None only detaches the link. Frames that the card sent before are lost."""
+    def do_attach(self, *, segment: str, link: str, port: str | None) -> bool:
+        """Attach a link to a port; None only detaches the link. Frames that the card sent before are lost.
+
+        Returns:
+            Whether the link is plugged in.
+        """
         where = self.segments[segment]
         cable = where.links[link]
         card = None if port is None else self._ports[port]
@@ -109,10 +113,17 @@ class Commands:
             self._skip(card)
             where.move(cable, card)
             self.link_of[card] = cable
+        return cable.up
 
-    def do_set_link(self, *, segment: str, link: str, up: bool) -> None:
-        """Plug a link in, or unplug it."""
-        self.segments[segment].links[link].up = up
+    def do_set_link(self, *, segment: str, link: str, up: bool) -> bool:
+        """Plug a link in, or unplug it; say whether it was plugged in."""
+        cable = self.segments[segment].links[link]
+        was_up = cable.up
+        if up:
+            cable.up = True
+        else:
+            cable.unplug()
+        return was_up
 
     def do_is_drained(self, *, port: str) -> bool:
         """Say whether the card at a port has taken all that was sent to it."""
@@ -142,7 +153,8 @@ class Commands:
         """Apply a fault to frames from now on; return its number."""
         faults = self._faults(segment, link, direction)
         number = next(self._numbers)
-        faults.add(number, KINDS[kind](chance=Random(seed), **settings))  # type: ignore[arg-type]  # noqa: S311 - no secret
+        chance = Random(seed)  # noqa: S311 - no secret
+        faults.add(number, KINDS[kind](chance=chance, **settings), kind=kind)  # type: ignore[arg-type]
         self._undo[number] = lambda: faults.remove(number)
         return number
 
@@ -154,11 +166,12 @@ class Commands:
         self._undo[number] = lambda: faults.remove(number)
         return number
 
-    def do_cut(self, *, segment: str, groups: Sequence[Sequence[str]]) -> int:
+    def do_cut(self, *, segment: str, groups: Sequence[Sequence[str]], joins_others: bool) -> int:
         """Let frames pass only between links of the same group; return the number of this cut."""
         where = self.segments[segment]
         number = next(self._numbers)
-        where.cut(number, [frozenset(where.links[link] for link in group) for group in groups])
+        cut = [frozenset(where.links[link] for link in group) for group in groups]
+        where.cut(number, cut, joins_others=joins_others)
         self._undo[number] = lambda: where.mend(number)
         return number
 

@@ -9,6 +9,7 @@ generator of its own, so the same traffic meets the same faults again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -17,8 +18,8 @@ from typing import Protocol
 from pytest_kvm.switch.frames import HEADER
 
 
-class Fault(Protocol):
-    """One kind of fault, with its settings."""
+class FrameFault(Protocol):
+    """One fault, with its settings."""
 
     def through(self, frame: bytes, at: float) -> Iterator[tuple[bytes, float]]:
         """Yield the copies of a frame that leave this fault, each with the moment at which it leaves.
@@ -136,8 +137,9 @@ class Faults:
     """The faults of one direction of a link, or those of a segment."""
 
     def __init__(self) -> None:
-        self._faults: dict[int, Fault] = {}
-        self._order: list[Fault] = []
+        self._faults: dict[int, tuple[str, FrameFault]] = {}
+        """By number, each with its kind."""
+        self._order: list[tuple[str, FrameFault]] = []
         self.asks: list[int] = []
         """Numbers of the faults that ask the test about each frame; they come first."""
 
@@ -146,9 +148,9 @@ class Faults:
         """Whether there are no faults, so that frames pass unchanged."""
         return not (self._order or self.asks)
 
-    def add(self, number: int, fault: Fault) -> None:
-        """Add a fault under its number."""
-        self._faults[number] = fault
+    def add(self, number: int, fault: FrameFault, *, kind: str) -> None:
+        """Add a fault of a kind under its number."""
+        self._faults[number] = kind, fault
         self._sort()
 
     def remove(self, number: int) -> None:
@@ -158,13 +160,25 @@ class Faults:
             self.asks.remove(number)
         self._sort()
 
-    def through(self, frame: bytes, at: float) -> list[tuple[bytes, float]]:
-        """Return the copies of a frame that leave all faults, each with its moment."""
+    def through(self, frame: bytes, at: float, *, dropped: Counter[str]) -> list[tuple[bytes, float]]:
+        """Return the copies of a frame that leave all faults, each with its moment.
+
+        Args:
+            frame: The frame.
+            at: The moment at which it comes.
+            dropped: Counts the copies that are lost, by the kind of the fault.
+        """
         passing = [(frame, at)]
-        for fault in self._order:
-            passing = [left for each, moment in passing for left in fault.through(each, moment)]
+        for kind, fault in self._order:
+            left: list[tuple[bytes, float]] = []
+            for each, moment in passing:
+                copies = list(fault.through(each, moment))
+                if not copies:
+                    dropped[kind] += 1
+                left += copies
+            passing = left
         return passing
 
     def _sort(self) -> None:
-        kinds = list(KINDS.values())
-        self._order = sorted(self._faults.values(), key=lambda fault: kinds.index(type(fault)))  # type: ignore[arg-type]
+        kinds = list(KINDS)
+        self._order = sorted(self._faults.values(), key=lambda each: kinds.index(each[0]))

@@ -7,6 +7,7 @@ the length is four bytes, most significant first (``net/stream.c``).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 PREFIX = struct.Struct(">I")
 HEADER = 14
@@ -22,6 +23,24 @@ _VLAN_ID = 0x0FFF
 
 class BrokenStreamError(Exception):
     """The bytes read from a card cannot be frames."""
+
+
+def frames_in(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """Yield the begin (after its length) and the end of each whole frame.
+
+    Raises:
+        BrokenStreamError: The bytes cannot be frames.
+    """
+    at, size = 0, len(data)
+    while at + PREFIX.size <= size:
+        (length,) = PREFIX.unpack_from(data, at)
+        if length > LONGEST:
+            raise BrokenStreamError(f"a frame of {length} bytes")
+        begin = at + PREFIX.size
+        at = begin + length
+        if at > size:
+            return
+        yield begin, at
 
 
 def to_wire(frame: bytes) -> bytes:

@@ -11,10 +11,10 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_kvm.switch.faults import Faults
-from pytest_kvm.switch.frames import PREFIX, to_wire
+from pytest_kvm.switch.frames import PREFIX, frames_in, to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ class Link:
         self.reached = 0
         """Frames to the guest by which others can have changed it: all but discovery."""
         self.up = True
+        """Whether it is plugged in."""
         self.out = Faults()
         """Faults of frames that come from the guest."""
         self.into = Faults()
@@ -58,11 +59,30 @@ class Link:
         """Whether frames to the guest pass without faults and captures."""
         return self.into.is_clear and not self.captures
 
-    def deliver(self, data: memoryview, *, frames: int, are_discovery: bool = False) -> None:
+    def unplug(self) -> None:
+        """Let no frame pass, nor those that the card has not taken yet."""
+        self.up = False
+        self.withdraw(lambda _: True, reason="unplugged")
+
+    def withdraw(self, is_unwanted: Callable[[Link], bool], *, reason: str) -> None:
+        """Drop the frames of some senders that wait for the card.
+
+        Args:
+            is_unwanted: Says of a sender whether its frames are dropped.
+            reason: What they are counted as.
+        """
+        if self.port is not None:
+            withdrawn = self.port.withdraw(is_unwanted)
+            self.got.frames -= len(withdrawn)
+            self.got.bytes -= sum(withdrawn)
+            if withdrawn:
+                self.got.dropped[reason] += len(withdrawn)
+
+    def deliver(self, data: memoryview, *, frames: int, sender: Link, are_discovery: bool = False) -> None:
         """Queue frames, each preceded by its length, for the card; count them, dropped ones too."""
         if not self.up or self.port is None or not self.port.connected:
             self.got.dropped["unplugged"] += frames
-        elif not self.port.offer(data):
+        elif not self.port.offer(_Batch(data, sender)):
             self.got.dropped["guest too slow"] += frames
         else:
             self.got.frames += frames
@@ -70,10 +90,10 @@ class Link:
             self.reached += 0 if are_discovery else frames
             self._wake(self.port)
 
-    def hand_one(self, frame: bytes, *, is_discovery: bool) -> None:
+    def hand_one(self, frame: bytes, *, sender: Link, is_discovery: bool) -> None:
         """Queue one frame for the card, and capture it unless it was dropped."""
         before = self.got.frames
-        self.deliver(memoryview(to_wire(frame)), frames=1, are_discovery=is_discovery)
+        self.deliver(memoryview(to_wire(frame)), frames=1, sender=sender, are_discovery=is_discovery)
         if self.got.frames > before:
             for capture in self.captures:
                 capture.take(frame)
@@ -84,6 +104,13 @@ _QUEUE = 1 << 20
 """Bytes that may wait for a guest that does not take its frames."""
 _VECTORS = 1024
 """Buffers in one call (``IOV_MAX`` of ``sendmsg(2)``)."""
+
+
+class _Batch(NamedTuple):
+    """Frames of one sender, each preceded by its length."""
+
+    data: memoryview
+    sender: Link
 
 
 class Port:
@@ -101,8 +128,11 @@ class Port:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
         self._socket.listen(1)
-        self._queue: deque[memoryview] = deque()
+        self._queue: deque[_Batch] = deque()
         self._queued = 0
+        """Bytes that wait to be sent."""
+        self._begun = 0
+        """Bytes of the queue's first batch that were sent."""
         self._rest = b""
         self._unwanted = 0
         """Bytes that are still to come of a frame that is dropped."""
@@ -159,44 +189,67 @@ class Port:
         unread = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
         return not self._queued and not int.from_bytes(unread, sys.byteorder)
 
-    def offer(self, data: memoryview) -> bool:
+    def offer(self, batch: _Batch) -> bool:
         """Queue whole frames for the card; say whether they fit."""
-        if self._queued + len(data) > _QUEUE:
+        size = len(batch.data)
+        if self._queued + size > _QUEUE:
             return False
-        self._queue.append(data)
-        self._queued += len(data)
+        self._queue.append(batch)
+        self._queued += size
         return True
+
+    def withdraw(self, is_unwanted: Callable[[Link], bool]) -> list[int]:
+        """Take frames of some senders out of the queue, but one that is sent in part; return their sizes."""
+        withdrawn: list[int] = []
+        kept: deque[_Batch] = deque()
+        begun, self._begun = self._begun, 0
+        for index, batch in enumerate(self._queue):
+            sent = begun if index == 0 else 0
+            if is_unwanted(batch.sender):
+                ends = [0, *(end for _, end in frames_in(batch.data))]
+                keep = next(end for end in ends if end >= sent)
+                withdrawn += [end - begin for begin, end in frames_in(batch.data) if begin > keep]
+            else:
+                keep = len(batch.data)
+            if keep > sent:
+                kept.append(batch._replace(data=batch.data[:keep]))
+                self._begun += sent
+        self._queue = kept
+        self._queued = sum(len(batch.data) for batch in kept) - self._begun
+        return withdrawn
 
     def flush(self) -> bool:
         """Send as much of the queue as the card takes now; say whether the queue is empty."""
         queue = self._queue
         while queue:
+            pieces = [batch.data for batch in islice(queue, _VECTORS)]
+            pieces[0] = pieces[0][self._begun :]
             try:
-                sent = self._socket.sendmsg(islice(queue, _VECTORS))
+                sent = self._socket.sendmsg(pieces)
             except BlockingIOError:
                 return False
             except ConnectionError:
-                queue.clear()  # QEMU has ended; the caller learns that from read()
-                self._queued = 0
+                self._clear()  # QEMU has ended; the caller learns that from read()
                 return True
             self._queued -= sent
-            while sent:
-                first = queue.popleft()
-                if len(first) > sent:
-                    queue.appendleft(first[sent:])
-                    break
-                sent -= len(first)
+            sent += self._begun
+            while queue and sent >= len(queue[0].data):
+                sent -= len(queue.popleft().data)
+            self._begun = sent
         return True
 
     def close(self) -> None:
         """Close the socket, and remove its file if no card has connected."""
         self._socket.close()
-        self._queue.clear()
-        self._queued = 0
+        self._clear()
         if not self.connected:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
         self.connected = False
+
+    def _clear(self) -> None:
+        self._queue.clear()
+        self._queued = self._begun = 0
 
 
 Direction = Literal["out", "in"]

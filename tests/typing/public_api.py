@@ -116,6 +116,22 @@ def goes_back(plain: kvm.Guest) -> None:
         assert_type(block, kvm.Savepoint)
 
 
+def makes_a_network_fail(lan: kvm.Segment, one: kvm.Guest, other: kvm.Guest) -> None:
+    """Check that each verb takes guests and cards, and that a fault is a block."""
+    with lan.partition(one, [other]) as cut:
+        assert_type(cut, kvm.Fault)
+    lan.partition({one}, {other.nics[0]}).undo()
+    lan.isolate(one, other.nics[0])
+    lan.heal()
+    lan.unplug(one)
+    lan.plug(one)
+    lan.delay(0.1, jitter=0.02, link=one, direction="in")
+    lan.rate("10Mbit", queue="64KiB", link=one.nics[0], direction="out")
+    lan.rate(1e6)
+    lan.drop(lambda packet: packet.dport == 80 and "SYN" in packet.tcp_flags)
+    assert_type(lan.faults, tuple[kvm.Fault, ...])
+
+
 def starts_on_the_fly(kvm_guests: kvm.Guests) -> None:
     """Check the factory."""
     spec = kvm.GuestSpec("debian-13")

@@ -80,6 +80,14 @@ class OneGuest:
     def holds(self, value):
         return value is self.web
 
+    @property
+    def faults(self):
+        return self
+
+    def at_work(self):
+        """Return no fault, because the guest is on no segment."""
+        return []
+
     def close(self):
         """Nothing is open."""
 

@@ -4,7 +4,9 @@ from contextlib import closing
 
 import pytest
 
+from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy
+from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
 from pytest_kvm.switch.client import Switch
 
@@ -17,5 +19,15 @@ def switch():
 
 
 @pytest.fixture
-def segments(switch):
-    return Segments(switch)
+def coordinator():
+    return ResetCoordinator()
+
+
+@pytest.fixture
+def faults(switch, coordinator):
+    return SegmentFaults(switch, coordinator, seed="of a test")
+
+
+@pytest.fixture
+def segments(switch, faults):
+    return Segments(switch, faults=faults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,10 @@ AUTO = kvm.NetworkSpec()
 def _segment(name, spec=AUTO, others=()):
     subnet = choose_subnet4(name, spec, others=others)
     subnet6 = choose_subnet6(name, spec, others=others)
-    return kvm.Segment(name, spec, subnet=subnet, subnet6=subnet6, tag=name, counters=lambda _: {})
+    faults: Any = None
+    return kvm.Segment(
+        name, spec, subnet=subnet, subnet6=subnet6, tag=name, counters=lambda _: {}, faults=faults
+    )
 
 
 def _join(segment, link, nic=None, reserved=()):

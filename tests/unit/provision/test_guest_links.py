@@ -10,6 +10,7 @@ import pytest
 import pytest_kvm as kvm
 from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
 from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.provision import guest_links
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.machine_plan import port_path
@@ -57,8 +58,8 @@ def join(switch, segments, tmp_path):
     def join(name, *links):
         spec = kvm.GuestSpec(nics=[kvm.Nic(lan, link=each) for each in links])
         guest: Any = SimpleNamespace(name=name)
-        nics = segments.join(guest, spec, declared_name=name)
-        machine: Any = SimpleNamespace(name=name, folder=tmp_path / name)
+        guest.nics = nics = segments.join(guest, spec, declared_name=name)
+        machine: Any = SimpleNamespace(name=name, folder=tmp_path / name, carriers=Carriers())
         machine.folder.mkdir()
         own: list[Card] = []
         for index, _ in enumerate(links):
@@ -67,7 +68,7 @@ def join(switch, segments, tmp_path):
         cards.extend(own)
         machine.domain = FakeDomain(own[0])
         guest_links.attach_links(switch, nics, machine=machine)
-        return GuestLinks(switch, nics, spec=spec), machine, own
+        return GuestLinks(switch, nics), machine, own
 
     yield join
     for card in cards:
@@ -91,11 +92,11 @@ def test_no_frame_passes_while_links_are_detached(join):
 
 @pytest.mark.parametrize(("runs", "first"), [(True, []), (False, ["resume"])])
 def test_frames_for_a_machine_are_dropped_before_it_is_loaded(join, runs, first):
-    links, machine, (card, _, second) = join("web", "up", "down", "up")
+    links, machine, (card, second) = join("web", "up", "up")
     machine.domain.running = runs
     links.detach()
     second.drain(timeout=0.05)
-    down, up = ([f"set_link kvmsegment{number} {to}" for number in (1, 3)] for to in ("down", "up"))
+    down, up = ([f"set_link kvmsegment{number} {to}" for number in (1, 2)] for to in ("down", "up"))
     with links.attaching(machine):
         assert machine.domain.done == [*down, *first, "suspend", *up]
         assert not machine.domain.running
@@ -134,9 +135,23 @@ def test_a_guest_that_is_not_loaded_goes_on_as_it_was_and_stays_detached(join, r
     assert card.drain(timeout=0.05) == []
 
 
+def test_cables_that_are_unplugged_stay_so_when_a_machine_is_attached_or_not_loaded(join):
+    links, machine, _ = join("web", "up", "down")
+    unplugged = "set_link kvmsegment2-card down"
+    assert machine.domain.done == [unplugged]
+    machine.domain.done.clear()
+    with links.attaching(machine):
+        pass
+    assert unplugged not in machine.domain.done, "the savepoint that is loaded decides, and who loads it"
+    machine.domain.running = True
+    with pytest.raises(SavepointRefused), links.attaching(machine):
+        raise SavepointRefused("web: cannot go back")
+    assert machine.domain.done[-3:] == ["set_link kvmsegment1-card up", unplugged, "resume"]
+
+
 def test_a_guest_without_cards_on_segments_needs_no_switch():
     switch: Any = None
-    links = GuestLinks(switch, [], spec=kvm.GuestSpec())
+    links = GuestLinks(switch, [])
     machine: Any = None
     links.detach()
     with links.attaching(machine):

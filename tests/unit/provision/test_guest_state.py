@@ -14,7 +14,6 @@ from pytest_kvm.provision import guest_state as state_module
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
-from tests.unit.provision.start_requests import START_REQUEST
 from tests.unit.provision.started_machines import future_of, started
 
 
@@ -24,7 +23,7 @@ def test_a_guest_that_is_off_has_no_savepoint():
     machines = GuestMachines(
         future_of(started([], is_on=False)), starter, lead_handle_to=lambda machine: None
     )
-    state = GuestState(machines, links=GuestLinks(switch, [], spec=START_REQUEST.spec))
+    state = GuestState(machines, links=GuestLinks(switch, []))
     with pytest.raises(SavepointRefused, match=r"web is off \(guest shutdown\)"):
         state.take()
 
@@ -41,7 +40,7 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     monkeypatch.setattr(state_module.savepoints, "restore", refuse)
     guest = Guest("web", Future())
     switch: Any = None  # a guest without cards on segments asks nothing of it
-    links = GuestLinks(switch, [], spec=START_REQUEST.spec)
+    links = GuestLinks(switch, [])
     machines = GuestMachines(first, starter, lead_handle_to=lambda machine: replace_machine(guest, machine))
     state = GuestState(machines, links=links)
     assert state.restore(state.base) == "cold"

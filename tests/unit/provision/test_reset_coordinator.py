@@ -10,14 +10,8 @@ import threading
 import pytest
 
 from pytest_kvm.errors import BootFailed, GuestGone, SnapshotFailed, SshUnavailable, SwitchFailed
-from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.undo_log import Owner
 from tests.fakes_state import FakeGuest, FakeSegment, FakeState
-
-
-@pytest.fixture
-def coordinator():
-    return ResetCoordinator()
 
 
 @pytest.fixture
@@ -171,6 +165,58 @@ def test_a_neighbour_that_cannot_be_saved_keeps_what_others_do_to_it(coordinator
     assert caplog.text.count("a process is at work") == 2, "it is tried once for each test"
     assert server.state.content == ["a process that is at work", "test", "test"]
     assert not server.state.is_detached
+
+
+# ------------------------------------------------------------ faults of segments
+
+
+def test_a_fault_changes_all_guests_that_the_segment_leads_to(coordinator, lab):
+    client, router, _ = lab
+    with coordinator.at_work(test := Owner("test")):
+        coordinator.before_fault([client, router])
+    end(coordinator, test)
+    assert all(guest.state.is_detached for guest in lab)
+    with coordinator.at_work(Owner("next")):
+        coordinator.before_fault([client])
+    assert [guest.state.done for guest in lab] == [["restore"]] * 3
+
+
+def test_guests_are_reset_to_how_they_were_under_a_fixtures_fault(coordinator, lab):
+    client, _, server = lab
+    with coordinator.at_work(Owner("fixture")):
+        coordinator.before_fault(lab)
+    server.state.content.append("what the fault has done")
+    for name in "ab":
+        with coordinator.at_work(test := Owner(name)):
+            client.talk_to(server, name)
+            assert server.state.content == ["what the fault has done", name]
+        end(coordinator, test)
+    assert server.state.done == ["take", "restore"]
+
+
+def test_a_fault_fails_nobody_whose_guest_cannot_be_saved(coordinator, lab):
+    client, _, server = lab
+    with coordinator.at_work(Owner("fixture")):
+        server.change("a process that is at work")
+    server.state.refuses = "a process is at work"
+    with coordinator.at_work(test := Owner("test")):
+        coordinator.before_fault(lab)
+        client.talk_to(server, "test")
+    end(coordinator, test)
+    assert server.state.content == ["a process that is at work", "test"]
+
+
+def test_a_fault_between_tests_is_undone_with_the_newest_change(coordinator, lab):
+    with coordinator.at_work(test := Owner("test")):
+        coordinator.before_fault(lab)
+    coordinator.before_fault(lab)
+    end(coordinator, test)
+    with coordinator.at_work(Owner("next")):
+        coordinator.settle(lab)
+    assert [guest.state.done for guest in lab] == [["restore"]] * 3
+
+
+# ------------------------------------------------------------ resets that fail
 
 
 def test_tests_that_go_on_from_each_other_do_so_on_neighbours_too(coordinator, lab):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.sizes import parse_kib
+from pytest_kvm.sizes import parse_bits_per_second, parse_kib
 from pytest_kvm.spec.network import declare_network
 from pytest_kvm.spec.value import misfit
 
@@ -421,6 +421,14 @@ def test_sizes_are_binary():
     assert parse_kib("1.5 MiB", field="x") == 1536
     with pytest.raises(kvm.SpecError):
         parse_kib("0.0001KiB", field="x")
+
+
+def test_bandwidths_are_decimal():
+    texts = ["1.5Gbit", " 10 mbit", "500KBIT", "7bit", 2, 0.5]
+    assert [parse_bits_per_second(text, field="x") for text in texts] == [1.5e9, 1e7, 5e5, 7, 2, 0.5]
+    for wrong in ("10", "1MiB", "-1bit", "0bit", 0, -1, float("nan"), float("inf"), True, None):
+        with pytest.raises(kvm.SpecError, match="x: .* is not a bandwidth"):
+            parse_bits_per_second(wrong, field="x")
 
 
 def test_a_spec_is_short_to_print():

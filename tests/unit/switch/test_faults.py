@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from functools import partial
 from random import Random
 
@@ -88,17 +89,28 @@ def test_reordered_frames_are_held_back():
 def test_faults_of_a_path_add_up_whichever_came_first():
     one, other = Faults(), Faults()
     faults = {
-        1: Delay(seconds=1.0, jitter=0.0, chance=Random(1)),
-        2: Rate(bits_per_second=80, queue=1000, chance=Random(1)),
+        "delay": Delay(seconds=1.0, jitter=0.0, chance=Random(1)),
+        "rate": Rate(bits_per_second=80, queue=1000, chance=Random(1)),
     }
-    for path, order in ((one, (1, 2)), (other, (2, 1))):
-        for number in order:
-            path.add(number, faults[number])
-        assert path.through(bytes(10), 100.0 * len(order))[0][1] > 200
+    for path, order in ((one, ("delay", "rate")), (other, ("rate", "delay"))):
+        for number, kind in enumerate(order, start=1):
+            path.add(number, faults[kind], kind=kind)
+        assert path.through(bytes(10), 200.0, dropped=Counter())[0][1] > 200
     assert one._order == other._order
     one.remove(1)
     one.remove(2)
     assert one.is_clear
+
+
+def test_each_lost_copy_is_counted_by_what_lost_it():
+    faults, dropped = Faults(), Counter()
+    faults.add(1, Duplicate(probability=1.0, chance=Random(1)), kind="duplicate")
+    faults.add(2, Rate(bits_per_second=80, queue=15, chance=Random(1)), kind="rate")
+    for _ in range(3):
+        faults.through(bytes(10), 1.0, dropped=dropped)
+    faults.add(3, Loss(probability=1.0, chance=Random(1)), kind="loss")
+    assert faults.through(bytes(10), 1.0, dropped=dropped) == []
+    assert dropped == {"rate": 4, "loss": 1}
 
 
 # ------------------------------------------------------------ on real sockets
@@ -145,7 +157,7 @@ def test_loss_on_each_stretch_of_the_way(lab, pair, place):
         b.send(*[way_back] * 100)
         assert len(a.drain()) == 100, "the other direction is another"
     counted = lab.switch.counters("lan")
-    lost = counted["a"]["out"]["dropped"].get("fault", 0) + counted["b"]["in"]["dropped"].get("fault", 0)
+    lost = counted["a"]["out"]["dropped"].get("loss", 0) + counted["b"]["in"]["dropped"].get("loss", 0)
     assert lost == 2000 - len(got)
 
 
@@ -183,6 +195,43 @@ def test_an_unplugged_cable_carries_nothing(lab, pair):
     lab.switch.set_link("lan", "a", up=True)
     a.send(numbered(1)[0])
     assert b.receive() == numbered(1)[0]
+
+
+def flood(lab, a):
+    """Have a send numbered frames to b, which does not read, until the switch has passed all on it can."""
+    count = 0
+    while not lab.dropped("b", "in").get("guest too slow"):
+        a.send(*(frame(mac(2), mac(1), b"%06d" % n + bytes(1400)) for n in range(count, count + 100)))
+        count += 100
+    while lab.switch.counters("lan")["a"]["out"]["frames"] <= count:
+        pass
+
+
+def numbers_in(frames):
+    return [int(each[14:20]) for each in frames]
+
+
+@pytest.mark.parametrize("done", ["cut", "unplugged"])
+def test_frames_that_wait_for_a_guest_do_not_cross_either(lab, pair, done):
+    """A guest that takes its frames late gets those that its QEMU had, and no others."""
+    a, b = pair
+    c = lab.plug("c")
+    flood(lab, a)
+    before = lab.switch.counters("lan")["b"]["in"]
+    if done == "cut":
+        lab.switch.cut("lan", [["a"], ["b", "c"]])
+    else:
+        lab.switch.set_link("lan", "b", up=False)
+    after = lab.switch.counters("lan")["b"]["in"]
+    reason = {"cut": "partition", "unplugged": "unplugged"}[done]
+    withdrawn = after["dropped"][reason]
+    assert withdrawn > 100
+    assert before["frames"] - after["frames"] == withdrawn
+    assert before["bytes"] - after["bytes"] == withdrawn * 1420
+    assert numbers_in(b.drain()) == list(range(after["frames"] - 1)), "the pair had one frame before"
+    if done == "cut":
+        c.send(frame(mac(2), mac(3), b"123456"))
+        assert numbers_in([b.receive()]) == [123456]
 
 
 def test_the_test_judges_each_frame_in_order(lab, pair):

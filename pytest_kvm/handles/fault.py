@@ -1,0 +1,135 @@
+"""``Fault``: something that a test has done to a segment; and what sets faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.fault_verbs import FaultableSegment
+    from pytest_kvm.handles.segment import GuestNic
+    from pytest_kvm.switch.link import Direction
+    from pytest_kvm.switch.packets import Packet
+
+
+class Fault:
+    """A fault of a segment, from its beginning until it is undone.
+
+    It is undone by :meth:`undo`, at the end of a ``with`` block, or when the
+    test or fixture has ended that began it.
+
+    Args:
+        words: The fault in words.
+        undo: Undoes it.
+    """
+
+    def __init__(self, words: str, *, undo: Callable[[Fault], None]) -> None:
+        self._words = words
+        self._undo = undo
+        self._is_undone = False
+
+    def __repr__(self) -> str:
+        return f"<Fault {self}>"
+
+    def __str__(self) -> str:
+        return f"{self._words} (undone)" if self._is_undone else self._words
+
+    def undo(self) -> None:
+        """Undo the fault; a second call does nothing.
+
+        Raises:
+            Exception: Whatever the predicate of a ``drop`` raised.
+            SwitchFailed: The switch has ended.
+        """
+        if not self._is_undone:
+            self._is_undone = True
+            self._undo(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Undo the fault; if the block has failed, a failure of this is added to that as a note."""
+        try:
+            self.undo()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"and {self}: {failure!r}")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of frames' way that a fault is on: one direction of a link, or the segment between the links."""
+
+    nic: GuestNic | None = None
+    """The card that the link belongs to; None: the segment."""
+    direction: Direction | None = None
+    """Seen from the guest; None: the segment."""
+
+    @property
+    def link(self) -> str | None:
+        """The link's name; None: the segment."""
+        return None if self.nic is None else self.nic.link
+
+    def __str__(self) -> str:
+        return "" if self.link is None else f"{self.link} {self.direction}"
+
+
+class FaultControl(Protocol):
+    """Sets faults of segments on behalf of the test or fixture that is at work.
+
+    All methods check that the segment exists, and undo what guests were changed
+    by tests that have ended.
+
+    Raises:
+        SnapshotFailed: A guest cannot be reset.
+        SpecError: The segment was removed.
+        SwitchFailed: The switch has ended.
+    """
+
+    def disturb(
+        self, segment: FaultableSegment, kind: str, *, on: Sequence[Stretch], settings: Mapping[str, float]
+    ) -> Fault:
+        """Apply a fault of one of :data:`pytest_kvm.switch.faults.KINDS` to frames."""
+        ...
+
+    def drop(
+        self, segment: FaultableSegment, predicate: Callable[[Packet], bool], *, on: Sequence[Stretch]
+    ) -> Fault:
+        """Drop the frames that a predicate is true of."""
+        ...
+
+    def cut(
+        self,
+        segment: FaultableSegment,
+        words: str,
+        *,
+        groups: Sequence[Sequence[GuestNic]],
+        joins_others: bool,
+    ) -> Fault:
+        """Let frames pass only between cards of the same group.
+
+        Args:
+            segment: The segment.
+            words: The fault in words.
+            groups: The groups.
+            joins_others: Whether the cards in no group reach each other; else each of them is alone.
+        """
+        ...
+
+    def heal(self, segment: FaultableSegment) -> None:
+        """Undo all cuts; those of a wider scope come back when the caller has ended."""
+        ...
+
+    def set_cables(self, segment: FaultableSegment, nics: Sequence[GuestNic], *, plugged_in: bool) -> Fault:
+        """Plug cables in, or unplug them, so that the guests see their carriers come or go."""
+        ...
+
+    def active(self, segment: FaultableSegment) -> list[Fault]:
+        """Return the faults that are not undone, the oldest first."""
+        ...

@@ -1,0 +1,326 @@
+"""The verbs by which a test cuts a segment, unplugs cables, and makes lines bad."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias, Union, get_args
+
+from pytest_kvm.errors import SpecError
+from pytest_kvm.handles.fault import Stretch
+from pytest_kvm.sizes import parse_bits_per_second, parse_kib
+from pytest_kvm.spec.value import check_choice
+from pytest_kvm.switch.link import Direction
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.fault import Fault, FaultControl
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment import GuestNic
+    from pytest_kvm.switch.packets import Packet
+
+Member: TypeAlias = Union["Guest", "GuestNic"]
+"""Whom a fault is for: a guest, which means all of its cards on the segment, or one card."""
+
+
+class FaultableSegment(ABC):
+    """A segment, as far as its faults are concerned."""
+
+    name: str
+    """The fixture's name."""
+    tag: str
+    """Its name in the switch."""
+    _faults: FaultControl
+
+    @property
+    @abstractmethod
+    def nics(self) -> tuple[GuestNic, ...]:
+        """The cards on the segment."""
+
+    @property
+    def guests(self) -> list[Guest]:
+        """The guests on the segment, in the order in which they were started."""
+        return list(dict.fromkeys(nic.guest for nic in self.nics))
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults that are not undone, the oldest first."""
+        return tuple(self._faults.active(self))
+
+    # ------------------------------------------------------------ cuts and cables
+
+    def partition(self, *groups: Member | Iterable[Member]) -> Fault:
+        """Let frames pass only between guests of the same group; a guest in no group reaches nobody.
+
+        Once this has returned, no frame crosses between two groups, not even one that was on its way.
+
+        Args:
+            groups: Each a guest, a card, or several of them.
+
+        Raises:
+            SpecError: A guest is in two groups, or has no card on this segment; or there is no group.
+        """
+        if not groups:
+            raise SpecError(f"{self.name}.partition: no group", resolution="name one group at least")
+        cut = [self._nics_in(group) for group in groups]
+        names = [nic.link for nic in chain.from_iterable(cut)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SpecError(f"{self.name}.partition: {twice} is named twice")
+        words = "partition " + " | ".join(_names(group) for group in cut)
+        return self._faults.cut(self, words, groups=cut, joins_others=False)
+
+    def isolate(self, *members: Member) -> Fault:
+        """Cut guests off from all others, also from each other; their cables stay plugged in.
+
+        Raises:
+            SpecError: A guest has no card on this segment; or none is named.
+        """
+        alone = self._nics_for(members, verb="isolate")
+        return self._faults.cut(
+            self, f"isolate {_names(alone)}", groups=[[nic] for nic in alone], joins_others=True
+        )
+
+    def heal(self) -> None:
+        """Undo all partitions and isolations; after a test, those that wider-scoped fixtures made are back.
+
+        Raises:
+            SpecError: The segment was removed.
+        """
+        self._faults.heal(self)
+
+    def unplug(self, *members: Member) -> Fault:
+        """Pull the cables of guests out, so that no frame passes and the guests see their carriers go.
+
+        This waits until the guests are ready.
+
+        Raises:
+            BootFailed: A guest did not become ready.
+            SpecError: A guest has no card on this segment; or none is named.
+        """
+        return self._faults.set_cables(self, self._nics_for(members, verb="unplug"), plugged_in=False)
+
+    def plug(self, *members: Member) -> Fault:
+        """Plug the cables of guests in that are unplugged; undoing this unplugs them.
+
+        Raises:
+            BootFailed: A guest did not become ready.
+            SpecError: A guest has no card on this segment; or none is named.
+        """
+        return self._faults.set_cables(self, self._nics_for(members, verb="plug"), plugged_in=True)
+
+    # ------------------------------------------------------------ bad lines
+
+    def delay(
+        self,
+        seconds: float,
+        *,
+        jitter: float = 0.0,
+        link: Member | None = None,
+        direction: Direction | None = None,
+    ) -> Fault:
+        """Have frames arrive later, in the order in which they were sent.
+
+        Args:
+            seconds: By how much.
+            jitter: By how much more or less, at random, in seconds.
+            link: The guest or card whose cable it is; None: the segment, which each frame crosses once.
+            direction: ``out`` of the guest or ``in``; None: both.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        settings = {
+            "seconds": _check_seconds(seconds, field=f"{self.name}.delay"),
+            "jitter": _check_seconds(jitter, field=f"{self.name}.delay: jitter"),
+        }
+        return self._disturb("delay", settings, link=link, direction=direction)
+
+    def jitter(
+        self, seconds: float, *, link: Member | None = None, direction: Direction | None = None
+    ) -> Fault:
+        """Have each frame arrive later by a random time up to ``seconds``; the frames keep their order.
+
+        The other arguments are those of :meth:`delay`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        half = _check_seconds(seconds, field=f"{self.name}.jitter") / 2
+        return self._disturb("delay", {"seconds": half, "jitter": half}, link=link, direction=direction)
+
+    def loss(
+        self, probability: float, *, link: Member | None = None, direction: Direction | None = None
+    ) -> Fault:
+        """Lose frames, each with a probability from 0 to 1; the other arguments are those of :meth:`delay`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        return self._chance("loss", probability, link=link, direction=direction)
+
+    def duplicate(
+        self, probability: float, *, link: Member | None = None, direction: Direction | None = None
+    ) -> Fault:
+        """Have frames arrive twice; arguments as in :meth:`loss`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        return self._chance("duplicate", probability, link=link, direction=direction)
+
+    def corrupt(
+        self, probability: float, *, link: Member | None = None, direction: Direction | None = None
+    ) -> Fault:
+        """Flip one bit of frames, at random behind the Ethernet header; arguments as in :meth:`loss`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        return self._chance("corrupt", probability, link=link, direction=direction)
+
+    def reorder(
+        self,
+        probability: float,
+        *,
+        hold: float = 0.01,
+        link: Member | None = None,
+        direction: Direction | None = None,
+    ) -> Fault:
+        """Hold frames back for ``hold`` seconds, so that later ones overtake; else as :meth:`loss`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        seconds = _check_seconds(hold, field=f"{self.name}.reorder: hold")
+        return self._chance("reorder", probability, link=link, direction=direction, hold=seconds)
+
+    def rate(
+        self,
+        bandwidth: str | float,
+        *,
+        queue: str = "64KiB",
+        link: Member | None = None,
+        direction: Direction | None = None,
+    ) -> Fault:
+        """Let so many bits pass in a second; frames wait their turn in a queue.
+
+        Args:
+            bandwidth: ``"10Mbit"``, ``"500kbit"``, or bits per second; Ethernet headers count.
+            queue: What may wait; a frame that comes while more waits is lost.
+            link: As in :meth:`delay`.
+            direction: As in :meth:`delay`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        settings = {
+            "bits_per_second": parse_bits_per_second(bandwidth, field=f"{self.name}.rate"),
+            "queue": parse_kib(queue, field=f"{self.name}.rate: queue") * 1024,
+        }
+        return self._disturb("rate", settings, link=link, direction=direction)
+
+    def drop(
+        self,
+        predicate: Callable[[Packet], bool],
+        *,
+        link: Member | None = None,
+        direction: Direction | None = None,
+    ) -> Fault:
+        """Drop the frames that a predicate is true of.
+
+        Each frame waits for the answer. The predicate runs in the test's process,
+        in a thread of its own, and cannot use guests or segments. If it raises,
+        frames pass from then on, and :meth:`Fault.undo` raises its exception.
+
+        Args:
+            predicate: Gets a frame as a :class:`Packet`.
+            link: As in :meth:`delay`.
+            direction: As in :meth:`delay`.
+
+        Raises:
+            SpecError: An argument is wrong.
+        """
+        if not callable(predicate):
+            raise SpecError(f"{self.name}.drop: {predicate!r} is not a function of a packet")
+        return self._faults.drop(self, predicate, on=self._stretches("drop", link, direction))
+
+    # ------------------------------------------------------------ inside
+
+    def _disturb(
+        self,
+        kind: str,
+        settings: Mapping[str, float],
+        *,
+        link: Member | None,
+        direction: Direction | None,
+    ) -> Fault:
+        on = self._stretches(kind, link, direction)
+        return self._faults.disturb(self, kind, on=on, settings=settings)
+
+    def _chance(
+        self,
+        kind: str,
+        probability: float,
+        *,
+        link: Member | None,
+        direction: Direction | None,
+        **settings: float,
+    ) -> Fault:
+        if not (_is_number(probability) and 0 <= probability <= 1):
+            raise SpecError(
+                f"{self.name}.{kind}: {probability!r} is not a probability",
+                resolution="from 0.0 (never) to 1.0 (always)",
+            )
+        return self._disturb(kind, {"probability": probability, **settings}, link=link, direction=direction)
+
+    def _stretches(self, verb: str, link: Member | None, direction: Direction | None) -> list[Stretch]:
+        """Return the parts of the way that a fault is on."""
+        if direction is not None:
+            check_choice(direction, Direction, field=f"{self.name}.{verb}: direction")
+        if link is None:
+            if direction is not None:
+                raise SpecError(
+                    f"{self.name}.{verb}: direction={direction!r} without a link",
+                    resolution="a direction is seen from a guest: add link=guest",
+                )
+            return [Stretch()]
+        directions = get_args(Direction) if direction is None else (direction,)
+        return [Stretch(nic, each) for nic in self._nics_of(link) for each in directions]
+
+    def _nics_for(self, members: tuple[Member, ...], *, verb: str) -> list[GuestNic]:
+        if not members:
+            raise SpecError(f"{self.name}.{verb}: no guest", resolution="name one guest at least")
+        return list(dict.fromkeys(self._nics_in(members)))
+
+    def _nics_in(self, group: Member | Iterable[Member] | str) -> list[GuestNic]:
+        """Return the cards of a group; a name is refused like anything else that is not on the segment."""
+        members = [group] if isinstance(group, str) or not isinstance(group, Iterable) else group
+        return [nic for member in members for nic in self._nics_of(member)]
+
+    def _nics_of(self, member: Member | str) -> list[GuestNic]:
+        """Return a guest's cards on this segment, or the card itself."""
+        own = [nic for nic in self.nics if member in (nic, nic.guest)]
+        if not own:
+            name = getattr(member, "name", None) or repr(member)
+            here = ", ".join(each.name for each in self.guests) or "nobody"
+            raise SpecError(
+                f"{name} has no card on the segment {self.name}; on it: {here}",
+                resolution=f"name a guest that is on it, or put kvm.Nic({self.name}) into its spec's nics",
+            )
+        return own
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _names(nics: Iterable[GuestNic]) -> str:
+    return ", ".join(nic.link for nic in nics) or "nobody"
+
+
+def _check_seconds(value: float, *, field: str) -> float:
+    if not (_is_number(value) and 0 <= value < math.inf):
+        raise SpecError(f"{field}: {value!r} is not a number of seconds")
+    return value

@@ -1,0 +1,285 @@
+"""The faults of a run's segments: set on behalf of the owner at work, undone when that owner has ended.
+
+A fault changes guests as a command in them does, also by the frames that do not
+come. So all guests that frames from the segment can reach count as changed by
+the owner.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from time import time
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import DomainFailed, SpecError, SwitchFailed
+from pytest_kvm.handles.fault import Fault, Stretch
+from pytest_kvm.handles.guest import running_machine
+from pytest_kvm.provision.guest_links import set_carrier
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.fault_verbs import FaultableSegment
+    from pytest_kvm.handles.segment import GuestNic
+    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
+    from pytest_kvm.provision.run_resources import Lazy
+    from pytest_kvm.provision.undo_log import Owner
+    from pytest_kvm.switch.client import Switch
+    from pytest_kvm.switch.packets import Packet
+
+
+class SegmentFaults:
+    """Implements :class:`pytest_kvm.handles.fault.FaultControl` for all segments of a run.
+
+    Args:
+        switch: The run's switch.
+        coordinator: Knows the owner at work, and resets guests.
+        seed: Makes the faults' random choices repeatable; None: the run chooses one.
+    """
+
+    def __init__(
+        self, switch: Lazy[Switch], coordinator: ResetCoordinator, *, seed: str | None = None
+    ) -> None:
+        self.seed = secrets.token_hex(4) if seed is None else seed
+        self._switch = switch
+        self._coordinator = coordinator
+        self._segments: set[FaultableSegment] = set()
+        self._active: dict[Fault, _Active] = {}
+        self._begun: defaultdict[Owner | None, list[Fault]] = defaultdict(list)
+        """By owner, all faults that it has begun, also those that are undone."""
+        self._holds: dict[GuestNic, dict[object, bool]] = {}
+        """By card, what faults want of its cable (True: plugged in); the last one decides."""
+
+    def add(self, segment: FaultableSegment) -> None:
+        """Allow faults on a segment."""
+        self._segments.add(segment)
+
+    def discard(self, segment: FaultableSegment) -> None:
+        """Forget the faults of a segment, which is about to be removed."""
+        self._segments.discard(segment)
+        for fault, active in list(self._active.items()):
+            if active.segment is segment:
+                active.steps_back.pop_all()
+                fault.undo()
+
+    def active(self, segment: FaultableSegment) -> list[Fault]:
+        """Return the faults of a segment that are not undone, the oldest first."""
+        return [fault for fault, active in self._active.items() if active.segment is segment]
+
+    def at_work(self) -> list[Fault]:
+        """Return the faults that the owner at work has to do with: those of others, and all of its own."""
+        owner = self._coordinator.owner
+        others = [fault for fault, active in self._active.items() if active.owner is not owner]
+        return [*others, *self._begun.get(owner, ())]
+
+    # ------------------------------------------------------------ verbs
+
+    def disturb(
+        self, segment: FaultableSegment, kind: str, *, on: Sequence[Stretch], settings: Mapping[str, float]
+    ) -> Fault:
+        """Apply a fault to frames."""
+        self._prepare(segment)
+        switch, owner = self._switch.get(), self._coordinator.owner
+        words = f"{kind}({', '.join(f'{name}={value:g}' for name, value in settings.items())})"
+        # Of the owner's faults, not of the run's: a test that runs alone meets the same chances.
+        chances = [
+            self.seed,
+            "" if owner is None else owner.name,
+            len(self._begun.get(owner, ())),
+            segment.name,
+            kind,
+        ]
+        with ExitStack() as steps_back:
+            for stretch in on:
+                number = switch.fault(
+                    segment.tag,
+                    kind,
+                    link=stretch.link,
+                    direction=stretch.direction,
+                    seed="/".join(map(str, [*chances, stretch])),
+                    settings=settings,
+                )
+                steps_back.callback(switch.undo, number)
+            return self._begin(segment, words, on=on, steps_back=steps_back)
+
+    def drop(
+        self, segment: FaultableSegment, predicate: Callable[[Packet], bool], *, on: Sequence[Stretch]
+    ) -> Fault:
+        """Drop the frames that a predicate is true of."""
+        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
+
+        self._prepare(segment)
+        switch = self._switch.get()
+
+        def judge(frame: bytes) -> bool:
+            return predicate(Packet(frame, time()))
+
+        words = f"drop({getattr(predicate, '__name__', repr(predicate))})"
+        with ExitStack() as steps_back:
+            for stretch in on:
+                number = switch.ask(segment.tag, judge, link=stretch.link, direction=stretch.direction)
+                steps_back.callback(switch.undo, number)
+            return self._begin(segment, words, on=on, steps_back=steps_back)
+
+    def cut(
+        self,
+        segment: FaultableSegment,
+        words: str,
+        *,
+        groups: Sequence[Sequence[GuestNic]],
+        joins_others: bool,
+    ) -> Fault:
+        """Let frames pass only between cards of the same group."""
+        self._prepare(segment)
+        switch = self._switch.get()
+        links = [[nic.link for nic in group] for group in groups]
+        cut = _RepeatableCut(
+            partial(switch.cut, segment.tag, links, joins_others=joins_others), unmake=switch.undo
+        )
+        with ExitStack() as steps_back:
+            steps_back.callback(cut.unmake)
+            return self._begin(segment, words, steps_back=steps_back, cut=cut)
+
+    def heal(self, segment: FaultableSegment) -> None:
+        """Undo all cuts; those of another owner are made again when the owner at work has ended."""
+        self._prepare(segment)
+        others: list[tuple[Fault, _RepeatableCut]] = []
+        for fault, active in reversed(list(self._active.items())):
+            if active.segment is not segment or active.cut is None or not active.cut.is_made:
+                continue
+            if active.owner is self._coordinator.owner:
+                fault.undo()
+            else:
+                others.append((fault, active.cut))
+        if others:
+            with ExitStack() as steps_back:
+                for fault, cut in others:
+                    steps_back.callback(self._make_again, fault, cut)
+                    cut.unmake()
+                self._begin(segment, "heal", steps_back=steps_back)
+
+    def set_cables(self, segment: FaultableSegment, nics: Sequence[GuestNic], *, plugged_in: bool) -> Fault:
+        """Plug cables in, or unplug them."""
+        for nic in nics:
+            nic.guest.wait_ready()
+        self._prepare(segment)
+        words = f"{'plug' if plugged_in else 'unplug'} {', '.join(nic.link for nic in nics)}"
+        holder = object()
+        with ExitStack() as steps_back:
+            for nic in nics:
+                steps_back.callback(self._let_go, nic, holder)
+                self._hold(nic, holder, plugged_in=plugged_in)
+            return self._begin(segment, words, steps_back=steps_back)
+
+    # ------------------------------------------------------------ from begin to end
+
+    def _prepare(self, segment: FaultableSegment) -> None:
+        """Have changes of owners that have ended undone, as before each verb of a guest."""
+        if segment not in self._segments:
+            raise SpecError(f"the segment {segment.name} was removed")
+        self._coordinator.before_fault(segment.guests)
+
+    def _begin(
+        self,
+        segment: FaultableSegment,
+        words: str,
+        *,
+        on: Sequence[Stretch] = (),
+        steps_back: ExitStack,
+        cut: _RepeatableCut | None = None,
+    ) -> Fault:
+        """Keep what undoes a fault, which is set now."""
+        owner = self._coordinator.owner
+        place = ", ".join(filter(None, map(str, on)))
+        fault = Fault(f"{segment.name}: {words}{f' on {place}' if place else ''}", undo=self._undo)
+        if owner is not None and owner not in self._begun:
+            owner.on_end.callback(self._end, owner)
+        self._begun[owner].append(fault)
+        self._active[fault] = _Active(segment=segment, owner=owner, steps_back=steps_back.pop_all(), cut=cut)
+        return fault
+
+    def _undo(self, fault: Fault) -> None:
+        self._active.pop(fault).steps_back.close()
+
+    def _end(self, owner: Owner) -> None:
+        """Undo all faults of an owner, which has ended."""
+        self._begun.pop(owner, None)
+        # If the switch has ended, the next use of a guest on a segment raises it.
+        with suppress(SwitchFailed), ExitStack() as stack:
+            for fault, active in self._active.items():
+                if active.owner is owner:
+                    stack.callback(fault.undo)
+
+    def _make_again(self, fault: Fault, cut: _RepeatableCut) -> None:
+        if fault in self._active:
+            cut.make()
+
+    # ------------------------------------------------------------ cables
+
+    def _hold(self, nic: GuestNic, holder: object, *, plugged_in: bool) -> None:
+        was_plugged_in = self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
+        self._holds.setdefault(nic, {None: was_plugged_in})[holder] = plugged_in
+        _set_carrier_if_on(nic, on=plugged_in)
+
+    def _let_go(self, nic: GuestNic, holder: object) -> None:
+        """Set a cable to what the next newest fault wants, or to how it was before all faults."""
+        holds = self._holds.get(nic, {})
+        holds.pop(holder, None)
+        if len(holds) == 1:
+            del self._holds[nic]
+        if holds and nic in nic.segment.nics:  # else its guest was removed
+            plugged_in = list(holds.values())[-1]
+            self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
+            _set_carrier_if_on(nic, on=plugged_in)
+
+
+def _set_carrier_if_on(nic: GuestNic, *, on: bool) -> None:
+    """Set a card's carrier; a guest that is off gets it when it is switched on."""
+    machine = running_machine(nic.guest)
+    if machine is not None:
+        try:
+            set_carrier(machine, nic, on=on)
+        except DomainFailed:
+            if machine.domain.alive():
+                raise
+
+
+class _RepeatableCut:
+    """A cut of a segment, which can be unmade and made again.
+
+    Args:
+        make: Makes it, and returns its number.
+        unmake: Undoes it by its number.
+    """
+
+    def __init__(self, make: Callable[[], int], *, unmake: Callable[[int], None]) -> None:
+        self._make = make
+        self._unmake = unmake
+        self._number: int | None = make()
+
+    @property
+    def is_made(self) -> bool:
+        return self._number is not None
+
+    def make(self) -> None:
+        if self._number is None:
+            self._number = self._make()
+
+    def unmake(self) -> None:
+        number, self._number = self._number, None
+        if number is not None:
+            self._unmake(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Active:
+    """A fault that is not undone."""
+
+    segment: FaultableSegment
+    owner: Owner | None
+    steps_back: ExitStack
+    """Undoes it."""
+    cut: _RepeatableCut | None

@@ -23,9 +23,11 @@ class Fault:
     Args:
         words: The fault in words.
         undo: Undoes it.
+        is_random: Whether it makes random choices.
     """
 
-    def __init__(self, words: str, *, undo: Callable[[Fault], None]) -> None:
+    def __init__(self, words: str, *, undo: Callable[[Fault], None], is_random: bool = False) -> None:
+        self.is_random = is_random
         self._words = words
         self._undo = undo
         self._is_undone = False
@@ -83,19 +85,31 @@ class Stretch:
 class FaultControl(Protocol):
     """Sets faults of segments on behalf of the test or fixture that is at work.
 
-    All methods check that the segment exists, and undo what guests were changed
-    by tests that have ended.
+    Before, guests that tests have changed which have ended are reset.
 
     Raises:
-        SnapshotFailed: A guest cannot be reset.
         SpecError: The segment was removed.
         SwitchFailed: The switch has ended.
     """
 
     def disturb(
-        self, segment: FaultableSegment, kind: str, *, on: Sequence[Stretch], settings: Mapping[str, float]
+        self,
+        segment: FaultableSegment,
+        kind: str,
+        *,
+        words: str,
+        on: Sequence[Stretch],
+        settings: Mapping[str, float],
     ) -> Fault:
-        """Apply a fault of one of :data:`pytest_kvm.switch.faults.KINDS` to frames."""
+        """Apply a fault to frames.
+
+        Args:
+            segment: The segment.
+            kind: One of :data:`pytest_kvm.switch.faults.KINDS`.
+            words: The fault in words.
+            on: The parts of the way that it is on.
+            settings: Fields of the kind's class.
+        """
         ...
 
     def drop(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias, Union, get_args
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.segment import GuestNic
     from pytest_kvm.switch.packets import Packet
 
+_LONGEST = 86400
+"""Seconds that a frame can be delayed: a day."""
 Member: TypeAlias = Union["Guest", "GuestNic"]
 """Whom a fault is for: a guest, which means all of its cards on the segment, or one card."""
 
@@ -71,8 +72,11 @@ class FaultableSegment(ABC):
         words = "partition " + " | ".join(_names(group) for group in cut)
         return self._faults.cut(self, words, groups=cut, joins_others=False)
 
-    def isolate(self, *members: Member) -> Fault:
+    def isolate(self, *members: Member | Iterable[Member]) -> Fault:
         """Cut guests off from all others, also from each other; their cables stay plugged in.
+
+        Args:
+            members: Each a guest, a card, or several of them.
 
         Raises:
             SpecError: A guest has no card on this segment; or none is named.
@@ -90,10 +94,13 @@ class FaultableSegment(ABC):
         """
         self._faults.heal(self)
 
-    def unplug(self, *members: Member) -> Fault:
+    def unplug(self, *members: Member | Iterable[Member]) -> Fault:
         """Pull the cables of guests out, so that no frame passes and the guests see their carriers go.
 
         This waits until the guests are ready.
+
+        Args:
+            members: Each a guest, a card, or several of them.
 
         Raises:
             BootFailed: A guest did not become ready.
@@ -101,8 +108,11 @@ class FaultableSegment(ABC):
         """
         return self._faults.set_cables(self, self._nics_for(members, verb="unplug"), plugged_in=False)
 
-    def plug(self, *members: Member) -> Fault:
+    def plug(self, *members: Member | Iterable[Member]) -> Fault:
         """Plug the cables of guests in that are unplugged; undoing this unplugs them.
+
+        Args:
+            members: As in :meth:`unplug`.
 
         Raises:
             BootFailed: A guest did not become ready.
@@ -135,7 +145,8 @@ class FaultableSegment(ABC):
             "seconds": _check_seconds(seconds, field=f"{self.name}.delay"),
             "jitter": _check_seconds(jitter, field=f"{self.name}.delay: jitter"),
         }
-        return self._disturb("delay", settings, link=link, direction=direction)
+        words = f"delay({seconds:g}, jitter={jitter:g})" if jitter else f"delay({seconds:g})"
+        return self._disturb("delay", settings, words=words, link=link, direction=direction)
 
     def jitter(
         self, seconds: float, *, link: Member | None = None, direction: Direction | None = None
@@ -148,7 +159,8 @@ class FaultableSegment(ABC):
             SpecError: An argument is wrong.
         """
         half = _check_seconds(seconds, field=f"{self.name}.jitter") / 2
-        return self._disturb("delay", {"seconds": half, "jitter": half}, link=link, direction=direction)
+        settings = {"seconds": half, "jitter": half}
+        return self._disturb("delay", settings, words=f"jitter({seconds:g})", link=link, direction=direction)
 
     def loss(
         self, probability: float, *, link: Member | None = None, direction: Direction | None = None
@@ -219,7 +231,8 @@ class FaultableSegment(ABC):
             "bits_per_second": parse_bits_per_second(bandwidth, field=f"{self.name}.rate"),
             "queue": parse_kib(queue, field=f"{self.name}.rate: queue") * 1024,
         }
-        return self._disturb("rate", settings, link=link, direction=direction)
+        words = f"rate({bandwidth!r}, queue={queue!r})"
+        return self._disturb("rate", settings, words=words, link=link, direction=direction)
 
     def drop(
         self,
@@ -231,8 +244,8 @@ class FaultableSegment(ABC):
         """Drop the frames that a predicate is true of.
 
         Each frame waits for the answer. The predicate runs in the test's process,
-        in a thread of its own, and cannot use guests or segments. If it raises,
-        frames pass from then on, and :meth:`Fault.undo` raises its exception.
+        in a thread of its own. If it raises an exception, frames pass from then
+        on, and the end of the fault raises it.
 
         Args:
             predicate: Gets a frame as a :class:`Packet`.
@@ -253,11 +266,12 @@ class FaultableSegment(ABC):
         kind: str,
         settings: Mapping[str, float],
         *,
+        words: str,
         link: Member | None,
         direction: Direction | None,
     ) -> Fault:
         on = self._stretches(kind, link, direction)
-        return self._faults.disturb(self, kind, on=on, settings=settings)
+        return self._faults.disturb(self, kind, words=words, on=on, settings=settings)
 
     def _chance(
         self,
@@ -266,14 +280,16 @@ class FaultableSegment(ABC):
         *,
         link: Member | None,
         direction: Direction | None,
-        **settings: float,
+        **others: float,
     ) -> Fault:
         if not (_is_number(probability) and 0 <= probability <= 1):
             raise SpecError(
                 f"{self.name}.{kind}: {probability!r} is not a probability",
                 resolution="from 0.0 (never) to 1.0 (always)",
             )
-        return self._disturb(kind, {"probability": probability, **settings}, link=link, direction=direction)
+        words = ", ".join([f"{probability:g}", *(f"{name}={value:g}" for name, value in others.items())])
+        settings = {"probability": probability, **others}
+        return self._disturb(kind, settings, words=f"{kind}({words})", link=link, direction=direction)
 
     def _stretches(self, verb: str, link: Member | None, direction: Direction | None) -> list[Stretch]:
         """Return the parts of the way that a fault is on."""
@@ -289,10 +305,11 @@ class FaultableSegment(ABC):
         directions = get_args(Direction) if direction is None else (direction,)
         return [Stretch(nic, each) for nic in self._nics_of(link) for each in directions]
 
-    def _nics_for(self, members: tuple[Member, ...], *, verb: str) -> list[GuestNic]:
-        if not members:
+    def _nics_for(self, groups: Sequence[Member | Iterable[Member]], *, verb: str) -> list[GuestNic]:
+        nics = dict.fromkeys(nic for group in groups for nic in self._nics_in(group))
+        if not nics:
             raise SpecError(f"{self.name}.{verb}: no guest", resolution="name one guest at least")
-        return list(dict.fromkeys(self._nics_in(members)))
+        return list(nics)
 
     def _nics_in(self, group: Member | Iterable[Member] | str) -> list[GuestNic]:
         """Return the cards of a group; a name is refused like anything else that is not on the segment."""
@@ -321,6 +338,6 @@ def _names(nics: Iterable[GuestNic]) -> str:
 
 
 def _check_seconds(value: float, *, field: str) -> float:
-    if not (_is_number(value) and 0 <= value < math.inf):
-        raise SpecError(f"{field}: {value!r} is not a number of seconds")
+    if not (_is_number(value) and 0 <= value <= _LONGEST):
+        raise SpecError(f"{field}: {value!r} is not a number of seconds from 0 to {_LONGEST}")
     return value

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pytest_kvm.errors import GuestGone, HypervisorError, SavepointGone, SavepointRefused
+from pytest_kvm.errors import (
+    DomainFailed,
+    GuestGone,
+    HypervisorError,
+    SavepointGone,
+    SavepointRefused,
+    SnapshotFailed,
+)
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.renewal import prestart, renew
 
@@ -84,7 +91,12 @@ def restore(machine: Machine, name: str) -> None:
             resolution="let the guest run on: a savepoint lasts as long as its QEMU",
         )
     machine.domain.load_snapshot(name)
-    machine.carriers.set_again(machine.domain)
+    try:
+        machine.carriers.set_again(machine.domain)
+    except DomainFailed as failure:
+        raise SnapshotFailed(
+            f"{machine.name}: the carriers of its cards cannot be set: {failure.brief}"
+        ) from failure
     machine.hosts_file.forget()
     for thing in machine.open_resources.all():
         thing.close()

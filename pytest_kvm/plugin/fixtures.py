@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,10 +107,16 @@ class Networks:
         return segment
 
     def remove_all(self) -> None:
-        """Remove every segment that was made here; guests that are still on one are cut off."""
+        """Remove every segment that was made here; guests that are still on one are cut off.
+
+        Raises:
+            Exception: Whatever the predicate of a fault raised; all segments are removed.
+            SwitchFailed: The switch has ended.
+        """
         made, self._made = self._made, []
-        for segment in made:
-            self._segments.remove(segment)
+        with ExitStack() as stack:
+            for segment in made:
+                stack.callback(self._segments.remove, segment)
 
 
 @pytest.fixture

@@ -90,9 +90,11 @@ class BootOutcomes:
         with self._lock:
             guest = self._changed.pop(owner, None)
             if guest is not None:
-                owner.ended = True
-                self._coordinator.cut_off(owner)
                 self._told.pop(guest, None)
+                try:
+                    owner.end()
+                finally:
+                    self._coordinator.cut_off(owner)
 
     def _call(self, guest: Guest, error: BaseException | None, *, node: Node) -> None:
         if error is not None:
@@ -107,5 +109,6 @@ class BootOutcomes:
                 node.ihook.pytest_kvm_guest_ready(config=node.config, guest=guest)
         except BaseException as raised:  # noqa: BLE001 - tell() raises it in each call, as a boot's error
             self._told[guest] = raised
+            owner.on_end.close()
         if self._coordinator.has_changes_of(owner):
             self._changed[owner] = guest

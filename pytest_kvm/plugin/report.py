@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pytest_kvm.settings import Settings
 
 CONSOLE_LINES = 40
+FAULTS = 40
+"""How many faults a report shows, the newest."""
 
 
 def header_lines(config: pytest.Config) -> list[str]:
@@ -78,8 +80,12 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
     run = existing_run(item.config)
     faults = [] if run is None else run.faults.at_work()
     if run is not None and faults:
-        title = f"faults of segments (--kvm-seed={run.faults.seed} repeats their random choices)"
-        report.sections.append((title, "\n".join(map(str, faults))))
+        seed = f" (--kvm-seed={run.faults.seed} repeats their random choices)"
+        title = "faults of segments" + (seed if any(each.is_random for each in faults) else "")
+        lines = list(map(str, faults[-FAULTS:]))
+        if len(faults) > FAULTS:
+            lines.insert(0, f"… {len(faults) - FAULTS} before")
+        report.sections.append((title, "\n".join(lines)))
 
 
 def is_infrastructure(error: BaseException) -> bool:

@@ -151,11 +151,10 @@ class Scopes:
 
     def _end(self, owner: Owner) -> None:
         """Mark an owner's changes as to be undone, and finish the fixtures that lose theirs with them."""
-        owner.ended = True
         with ExitStack() as stack:  # does the rest if one step fails; the last is the first
             stack.callback(self._coordinator.cut_off, owner)
             stack.callback(self._finish_losers, owner)  # for their teardown they may need the segments
-            stack.callback(owner.on_end.close)
+            stack.callback(owner.end)
 
     def _finish_losers(self, owner: Owner) -> None:
         """Finish the fixtures whose changes are lost when the owner's are undone."""

@@ -8,15 +8,15 @@ the owner.
 from __future__ import annotations
 
 import secrets
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from time import time
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import DomainFailed, SpecError, SwitchFailed
+from pytest_kvm.errors import DomainFailed, GuestGone, SpecError, SwitchFailed
 from pytest_kvm.handles.fault import Fault, Stretch
 from pytest_kvm.handles.guest import running_machine
 from pytest_kvm.provision.guest_links import set_carrier
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 class SegmentFaults:
     """Implements :class:`pytest_kvm.handles.fault.FaultControl` for all segments of a run.
 
+    Any thread of a test may begin and undo faults.
+
     Args:
         switch: The run's switch.
         coordinator: Knows the owner at work, and resets guests.
@@ -46,6 +48,7 @@ class SegmentFaults:
         self.seed = secrets.token_hex(4) if seed is None else seed
         self._switch = switch
         self._coordinator = coordinator
+        self._lock = threading.RLock()
         self._segments: set[FaultableSegment] = set()
         self._active: dict[Fault, _Active] = {}
         self._begun: defaultdict[Owner | None, list[Fault]] = defaultdict(list)
@@ -55,44 +58,48 @@ class SegmentFaults:
 
     def add(self, segment: FaultableSegment) -> None:
         """Allow faults on a segment."""
-        self._segments.add(segment)
+        with self._lock:
+            self._segments.add(segment)
 
     def discard(self, segment: FaultableSegment) -> None:
-        """Forget the faults of a segment, which is about to be removed."""
-        self._segments.discard(segment)
-        for fault, active in list(self._active.items()):
-            if active.segment is segment:
-                active.steps_back.pop_all()
-                fault.undo()
+        """Undo the faults of a segment, which is about to be removed, and allow no others.
+
+        Raises:
+            Exception: Whatever a predicate raised; the other faults are undone.
+        """
+        with self._lock:
+            self._segments.discard(segment)
+            self._undo_all(self.active(segment))
 
     def active(self, segment: FaultableSegment) -> list[Fault]:
         """Return the faults of a segment that are not undone, the oldest first."""
-        return [fault for fault, active in self._active.items() if active.segment is segment]
+        with self._lock:
+            return [fault for fault, active in self._active.items() if active.segment is segment]
 
     def at_work(self) -> list[Fault]:
         """Return the faults that the owner at work has to do with: those of others, and all of its own."""
         owner = self._coordinator.owner
-        others = [fault for fault, active in self._active.items() if active.owner is not owner]
-        return [*others, *self._begun.get(owner, ())]
+        with self._lock:
+            others = [fault for fault, active in self._active.items() if active.owner is not owner]
+            return [*others, *self._begun.get(owner, ())]
 
     # ------------------------------------------------------------ verbs
 
     def disturb(
-        self, segment: FaultableSegment, kind: str, *, on: Sequence[Stretch], settings: Mapping[str, float]
+        self,
+        segment: FaultableSegment,
+        kind: str,
+        *,
+        words: str,
+        on: Sequence[Stretch],
+        settings: Mapping[str, float],
     ) -> Fault:
         """Apply a fault to frames."""
-        self._prepare(segment)
-        switch, owner = self._switch.get(), self._coordinator.owner
-        words = f"{kind}({', '.join(f'{name}={value:g}' for name, value in settings.items())})"
-        # Of the owner's faults, not of the run's: a test that runs alone meets the same chances.
-        chances = [
-            self.seed,
-            "" if owner is None else owner.name,
-            len(self._begun.get(owner, ())),
-            segment.name,
-            kind,
-        ]
-        with ExitStack() as steps_back:
+        with self._setting(segment) as steps_back:
+            switch, owner = self._switch.get(), self._coordinator.owner
+            # Of the owner's faults, not of the run's: a test that runs alone meets the same chances.
+            before = len(self._begun.get(owner, ()))
+            chances = [self.seed, "" if owner is None else owner.name, before, segment.name, kind]
             for stretch in on:
                 number = switch.fault(
                     segment.tag,
@@ -103,26 +110,21 @@ class SegmentFaults:
                     settings=settings,
                 )
                 steps_back.callback(switch.undo, number)
-            return self._begin(segment, words, on=on, steps_back=steps_back)
+            is_random = "probability" in settings or bool(settings.get("jitter"))
+            return self._begin(segment, words, steps_back=steps_back, on=on, is_random=is_random)
 
     def drop(
         self, segment: FaultableSegment, predicate: Callable[[Packet], bool], *, on: Sequence[Stretch]
     ) -> Fault:
         """Drop the frames that a predicate is true of."""
-        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
-
-        self._prepare(segment)
-        switch = self._switch.get()
-
-        def judge(frame: bytes) -> bool:
-            return predicate(Packet(frame, time()))
-
+        judge = _Judge(predicate)
         words = f"drop({getattr(predicate, '__name__', repr(predicate))})"
-        with ExitStack() as steps_back:
+        with self._setting(segment) as steps_back:
+            switch = self._switch.get()
             for stretch in on:
                 number = switch.ask(segment.tag, judge, link=stretch.link, direction=stretch.direction)
                 steps_back.callback(switch.undo, number)
-            return self._begin(segment, words, on=on, steps_back=steps_back)
+            return self._begin(segment, words, steps_back=steps_back, on=on)
 
     def cut(
         self,
@@ -133,42 +135,44 @@ class SegmentFaults:
         joins_others: bool,
     ) -> Fault:
         """Let frames pass only between cards of the same group."""
-        self._prepare(segment)
-        switch = self._switch.get()
-        links = [[nic.link for nic in group] for group in groups]
-        cut = _RepeatableCut(
-            partial(switch.cut, segment.tag, links, joins_others=joins_others), unmake=switch.undo
-        )
-        with ExitStack() as steps_back:
+
+        def make() -> int:
+            here = segment.nics
+            links = [[nic.link for nic in group if nic in here] for group in groups]
+            return self._switch.get().cut(segment.tag, links, joins_others=joins_others)
+
+        with self._setting(segment) as steps_back:
+            cut = _RepeatableCut(make, unmake=self._switch.get().undo)
             steps_back.callback(cut.unmake)
             return self._begin(segment, words, steps_back=steps_back, cut=cut)
 
     def heal(self, segment: FaultableSegment) -> None:
         """Undo all cuts; those of another owner are made again when the owner at work has ended."""
-        self._prepare(segment)
-        others: list[tuple[Fault, _RepeatableCut]] = []
-        for fault, active in reversed(list(self._active.items())):
-            if active.segment is not segment or active.cut is None or not active.cut.is_made:
-                continue
-            if active.owner is self._coordinator.owner:
-                fault.undo()
-            else:
-                others.append((fault, active.cut))
-        if others:
-            with ExitStack() as steps_back:
-                for fault, cut in others:
-                    steps_back.callback(self._make_again, fault, cut)
-                    cut.unmake()
-                self._begin(segment, "heal", steps_back=steps_back)
+        with self._lock:
+            owner = self._coordinator.owner
+            cuts = [
+                (fault, active.cut, active.owner is owner)
+                for fault, active in self._active.items()
+                if active.segment is segment and active.cut is not None and active.cut.is_made
+            ]
+            for fault, _, is_own in reversed(cuts):
+                if is_own:
+                    fault.undo()
+            others = [(fault, cut) for fault, cut, is_own in cuts if not is_own]
+            if others or segment not in self._segments:
+                with self._setting(segment) as steps_back:
+                    for fault, cut in others:
+                        steps_back.callback(self._make_again, fault, cut)
+                        cut.unmake()
+                    self._begin(segment, "heal", steps_back=steps_back)
 
     def set_cables(self, segment: FaultableSegment, nics: Sequence[GuestNic], *, plugged_in: bool) -> Fault:
         """Plug cables in, or unplug them."""
         for nic in nics:
             nic.guest.wait_ready()
-        self._prepare(segment)
         words = f"{'plug' if plugged_in else 'unplug'} {', '.join(nic.link for nic in nics)}"
         holder = object()
-        with ExitStack() as steps_back:
+        with self._setting(segment) as steps_back:
             for nic in nics:
                 steps_back.callback(self._let_go, nic, holder)
                 self._hold(nic, holder, plugged_in=plugged_in)
@@ -176,25 +180,36 @@ class SegmentFaults:
 
     # ------------------------------------------------------------ from begin to end
 
-    def _prepare(self, segment: FaultableSegment) -> None:
-        """Have changes of owners that have ended undone, as before each verb of a guest."""
-        if segment not in self._segments:
-            raise SpecError(f"the segment {segment.name} was removed")
-        self._coordinator.before_fault(segment.guests)
+    @contextmanager
+    def _setting(self, segment: FaultableSegment) -> Generator[ExitStack]:
+        """Yield a stack for the steps that undo a fault; they are done at once if the block fails.
+
+        As before each verb of a guest, changes of owners that have ended are undone first.
+        """
+        with self._lock, ExitStack() as steps_back:
+            owner = self._coordinator.owner
+            if segment not in self._segments:
+                raise SpecError(f"the segment {segment.name} was removed")
+            if owner is not None and owner.ended:
+                raise SpecError(f"{segment.name}: {owner.name} has ended, and can begin no fault any more")
+            self._coordinator.before_fault(segment.guests)
+            yield steps_back
 
     def _begin(
         self,
         segment: FaultableSegment,
         words: str,
         *,
-        on: Sequence[Stretch] = (),
         steps_back: ExitStack,
+        on: Sequence[Stretch] = (),
+        is_random: bool = False,
         cut: _RepeatableCut | None = None,
     ) -> Fault:
         """Keep what undoes a fault, which is set now."""
         owner = self._coordinator.owner
         place = ", ".join(filter(None, map(str, on)))
-        fault = Fault(f"{segment.name}: {words}{f' on {place}' if place else ''}", undo=self._undo)
+        words = f"{segment.name}: {words}{f' on {place}' if place else ''}"
+        fault = Fault(words, undo=self._undo, is_random=is_random)
         if owner is not None and owner not in self._begun:
             owner.on_end.callback(self._end, owner)
         self._begun[owner].append(fault)
@@ -202,16 +217,45 @@ class SegmentFaults:
         return fault
 
     def _undo(self, fault: Fault) -> None:
-        self._active.pop(fault).steps_back.close()
+        """Undo a fault; if another owner than the fault's does so, this changes guests on its behalf."""
+        with self._lock:
+            active = self._active.pop(fault, None)
+            if active is None:
+                return
+            is_own = active.owner is self._coordinator.owner or (active.owner and active.owner.ended)
+            try:
+                if not is_own and active.segment in self._segments:
+                    self._coordinator.before_fault(active.segment.guests)
+            finally:
+                active.steps_back.close()
 
     def _end(self, owner: Owner) -> None:
         """Undo all faults of an owner, which has ended."""
-        self._begun.pop(owner, None)
-        # If the switch has ended, the next use of a guest on a segment raises it.
-        with suppress(SwitchFailed), ExitStack() as stack:
-            for fault, active in self._active.items():
-                if active.owner is owner:
-                    stack.callback(fault.undo)
+        with self._lock:
+            self._begun.pop(owner, None)
+            self._undo_all([fault for fault, active in self._active.items() if active.owner is owner])
+
+    def _undo_all(self, faults: Iterable[Fault]) -> None:
+        """Undo faults, the newest first; if one fails, the others are undone all the same."""
+        with ExitStack() as stack:
+            for fault in faults:
+                stack.callback(self._undo_in_the_end, fault)
+
+    def _undo_in_the_end(self, fault: Fault) -> None:
+        try:
+            fault.undo()
+        except Exception as failure:
+            if isinstance(failure, SwitchFailed) and self._has_switch_ended():
+                return  # the next use of a guest on a segment raises it
+            failure.add_note(f"by {fault}")
+            raise
+
+    def _has_switch_ended(self) -> bool:
+        try:
+            self._switch.get().check()
+        except (SwitchFailed, GuestGone):
+            return True
+        return False
 
     def _make_again(self, fault: Fault, cut: _RepeatableCut) -> None:
         if fault in self._active:
@@ -232,8 +276,10 @@ class SegmentFaults:
             del self._holds[nic]
         if holds and nic in nic.segment.nics:  # else its guest was removed
             plugged_in = list(holds.values())[-1]
-            self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
-            _set_carrier_if_on(nic, on=plugged_in)
+            try:
+                self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
+            finally:
+                _set_carrier_if_on(nic, on=plugged_in)
 
 
 def _set_carrier_if_on(nic: GuestNic, *, on: bool) -> None:
@@ -245,6 +291,25 @@ def _set_carrier_if_on(nic: GuestNic, *, on: bool) -> None:
         except DomainFailed:
             if machine.domain.alive():
                 raise
+
+
+class _Judge:
+    """A predicate for frames, which is not asked any more once it has raised an exception."""
+
+    def __init__(self, predicate: Callable[[Packet], bool]) -> None:
+        self._predicate = predicate
+        self._has_failed = False
+
+    def __call__(self, frame: bytes) -> bool:
+        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
+
+        if self._has_failed:
+            return False
+        try:
+            return bool(self._predicate(Packet(frame, time())))
+        except BaseException:
+            self._has_failed = True
+            raise
 
 
 class _RepeatableCut:

@@ -81,11 +81,18 @@ class Segments:
         return segment
 
     def remove(self, segment: Segment) -> None:
-        """Remove a segment; guests that are still on it are cut off."""
-        with self._lock:
-            if self._segments.pop(segment, None) is not None:
-                self._faults.discard(segment)
-                self._switch.get().remove_segment(segment.tag)
+        """Remove a segment; guests that are still on it are cut off.
+
+        Raises:
+            Exception: Whatever the predicate of a fault raised; the segment is removed.
+            SwitchFailed: The switch has ended.
+        """
+        try:
+            self._faults.discard(segment)
+        finally:
+            with self._lock:
+                if self._segments.pop(segment, None) is not None:
+                    self._switch.get().remove_segment(segment.tag)
 
     def join(self, guest: Guest, spec: GuestSpec, *, declared_name: str) -> tuple[GuestNic, ...]:
         """Give a guest its cards on the segments that its spec names.

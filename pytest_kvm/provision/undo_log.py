@@ -44,7 +44,16 @@ class Owner:
         self.ended = False
         """Whether its changes are to be undone."""
         self.on_end = ExitStack()
-        """Undoes what it has done outside of guests; closed when it has ended."""
+        """Undoes what it has done outside of guests."""
+
+    def end(self) -> None:
+        """Have its changes to guests undone before their next use, and undo now what it did outside of them.
+
+        Raises:
+            Exception: Whatever a step of ``on_end`` raises; the others are done.
+        """
+        self.ended = True
+        self.on_end.close()
 
     def __repr__(self) -> str:
         return f"<Owner {self.name}{', ended' if self.ended else ''}>"

@@ -6,14 +6,13 @@ A frame passes the faults of its sender's link, those of the segment, and those 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_kvm.switch.faults import Faults
 from pytest_kvm.switch.frames import HEADER, PREFIX, frames_in, is_discovery, is_group, station
-from pytest_kvm.switch.link import Link, Port
+from pytest_kvm.switch.link import Link, Port, Tally
 
 if TYPE_CHECKING:
     from pytest_kvm.switch.pcap import Capture
@@ -28,8 +27,8 @@ _KEY = HEADER + 2
 class AnswerCallback(Protocol):
     """Called with the test's answer about a frame."""
 
-    def __call__(self, *, drop: bool) -> None:
-        """Drop the frame, or pass it on."""
+    def __call__(self, *, drop: bool, reason: str = "drop") -> None:
+        """Drop the frame and count it by the reason, or pass it on."""
         ...
 
 
@@ -66,9 +65,8 @@ class Bridge:
         self._ask = ask
         self._link_of: dict[bytes, Link] = {}
         self._cuts: dict[int, _Cut] = {}
-        self._in_flight = 0
         self._moves = 0
-        """How often links were moved; a frame keeps the number at which it was sent."""
+        """How often links were moved or unplugged; a frame keeps the number at which it was sent."""
 
     # ------------------------------------------------------------ set-up
 
@@ -84,8 +82,20 @@ class Bridge:
     def move(self, link: Link, port: Port | None) -> None:
         """Have a link lead to another port, or to none; no frame that was sent before passes the link."""
         link.port = port
+        self._interrupt(link)
+
+    def unplug(self, link: Link) -> None:
+        """Let no frame pass a link until it is plugged in, nor any that was sent before."""
+        link.up = False
+        link.withdraw(lambda _: True, reason="unplugged")
+        self._interrupt(link)
+
+    def _interrupt(self, link: Link) -> None:
+        """Let no frame pass a link that was sent before."""
         self._moves += 1
         link.moved = self._moves
+        link.sent.lose_delayed("unplugged")
+        link.got.lose_delayed("unplugged")
         self._forget(link)
 
     def _forget(self, link: Link) -> None:
@@ -204,7 +214,7 @@ class Bridge:
 
         Args:
             source: The link that it came from.
-            sent: How often links had been moved when it came.
+            sent: How often links had been moved or unplugged when it came.
             frame: The frame.
         """
         if len(frame) < HEADER:
@@ -260,34 +270,32 @@ class Bridge:
         """Ask the test about one fault after another; a frame that no answer drops goes on."""
         tally = link.got if faults is link.into else link.sent
         if not asks:
-            self._apply_unasked(faults, frame, then=then, dropped=tally.dropped)
+            self._apply_unasked(faults, frame, then=then, tally=tally)
             return
 
-        def take_verdict(*, drop: bool) -> None:
+        def take_verdict(*, drop: bool, reason: str = "drop") -> None:
             if drop:
-                tally.dropped["drop"] += 1
+                tally.dropped[reason] += 1
             else:
                 self._ask_verdicts(faults, link, frame, then=then, asks=asks[1:])
 
         self._ask(asks[0], frame, take_verdict)
 
     def _apply_unasked(
-        self, faults: Faults, frame: bytes, *, then: Callable[[bytes], None], dropped: Counter[str]
+        self, faults: Faults, frame: bytes, *, then: Callable[[bytes], None], tally: Tally
     ) -> None:
-        """Apply the faults that do not ask the test: they drop, change, repeat or delay a frame."""
-        now = time.monotonic()
-        for each, moment in faults.through(frame, now, dropped=dropped):
-            if moment <= now:
-                then(each)
-            elif self._in_flight >= _MOST_IN_FLIGHT:
-                dropped["too many in flight"] += 1
-            else:
-                self._in_flight += 1
-                self._schedule.at(moment, partial(self._end_delay, then, each))
+        """Apply the faults that do not ask the test: they drop, change, repeat or delay a frame.
 
-    def _end_delay(self, then: Callable[[bytes], None], frame: bytes) -> None:
-        self._in_flight -= 1
-        then(frame)
+        While frames are delayed, one that is not waits its turn, too: they may be due by now.
+        """
+        now = time.monotonic()
+        for each, moment in faults.through(frame, now, dropped=tally.dropped):
+            if moment <= now and not tally.delayed:
+                then(each)
+            elif len(tally.delayed) >= _MOST_IN_FLIGHT:
+                tally.dropped["too many in flight"] += 1
+            else:
+                self._schedule.at(moment, tally.delay(partial(then, each)))
 
 
 def length_of_whole_frames(data: bytes) -> int:

@@ -1,23 +1,21 @@
-"""Starts a run's switch process, sends it orders, and calls the test's judges of frames.
+"""Starts a run's switch process and sends it orders.
 
 QEMU connects each network card to a *port* (a unix socket, ``-netdev stream``);
 a port is attached to a *link*, a guest's cable, and links meet on a *segment*.
 A link stays when another machine takes the place of the one behind it. Only
-this module and :mod:`~pytest_kvm.switch.packets` do their work in the test's
-process. The others do theirs in the switch's own process, where the test cannot
-slow it down.
+this module, :mod:`~pytest_kvm.switch.judges` and :mod:`~pytest_kvm.switch.packets`
+do their work in the test's process. The others do theirs in the switch's own
+process, where the test cannot slow it down.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 import socket
 import subprocess
 import sys
 import threading
-from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import SwitchFailed
+from pytest_kvm.switch.judges import Judge, Judges
 from pytest_kvm.switch.link import Direction
 
-_log = logging.getLogger("pytest_kvm.switch")
 _BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.server import main; main()"
 _PATIENCE = 30.0
 """Seconds to wait for an order's answer, which takes less than a millisecond unless the host stands still."""
@@ -51,7 +49,7 @@ class Switch:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._answers: dict[int, Future[Any]] = {}
-        self._judges = Judges()
+        self._judges = Judges(self._tell_verdict)
         self._closed = False
         root = str(Path(__file__).parents[2])
         with theirs:
@@ -89,6 +87,7 @@ class Switch:
         with suppress(OSError):  # the process has ended already
             self._connection.shutdown(socket.SHUT_RDWR)
         self._listener.join()
+        self._judges.close()
         self._connection.close()
         try:
             self._process.wait(_ENDS_WITHIN)
@@ -210,7 +209,8 @@ class Switch:
 
         Args:
             segment: The segment's name.
-            judge: Says whether to drop a frame; called from one thread, in the order of the frames.
+            judge: Says whether to drop a frame; called from one thread, in the order of the frames,
+                which wait for it.
             link: As in :meth:`fault`.
             direction: As in :meth:`fault`.
         """
@@ -281,11 +281,6 @@ class Switch:
     def _send(
         self, do: str, arguments: Mapping[str, object], *, heard: Callable[[Any], None] | None = None
     ) -> tuple[int, Future[Any]]:
-        if threading.current_thread() is self._listener:
-            raise SwitchFailed(
-                f"{do} was ordered by a predicate, for whose answer the switch waits",
-                resolution="a predicate of drop() must not use guests or segments",
-            )
         number = next(self._numbers)
         answer: Future[Any] = Future()
         if heard is not None:
@@ -319,7 +314,7 @@ class Switch:
                 for line in lines:
                     message = json.loads(line)
                     if "question" in message:
-                        self._judge(message)
+                        self._judges.ask(message)
                     else:
                         self._take_answer(message)
         finally:
@@ -339,10 +334,9 @@ class Switch:
         else:
             answer.set_result(message["answer"])
 
-    def _judge(self, message: dict[str, Any]) -> None:
-        drop = self._judges.drops(message["fault"], b64decode(message["frame"]))
-        with suppress(SwitchFailed):  # the switch has ended, as the listener will see next
-            self._tell(verdict=message["question"], drop=drop)
+    def _tell_verdict(self, question: int, *, drop: bool) -> None:
+        with suppress(SwitchFailed):  # the switch has ended, as the listener sees
+            self._tell(verdict=question, drop=drop)
 
     def _switch_gone(self) -> SwitchFailed:
         if self._closed:
@@ -353,43 +347,3 @@ class Switch:
             "the switch of this run has ended",
             details=f"its process was {self.pid}, exit status {self._process.poll()}",
         )
-
-
-Judge = Callable[[bytes], bool]
-"""Says whether a frame is dropped."""
-
-
-class Judges:
-    """Judges by the number of their fault; a judge that raises an exception is not asked again."""
-
-    def __init__(self) -> None:
-        self._judges: dict[int, Judge] = {}
-        self._failures: dict[int, Exception] = {}
-
-    def appoint(self, number: int, judge: Judge) -> None:
-        """Let a judge decide about the frames of a fault from now on."""
-        self._judges[number] = judge
-
-    def drops(self, number: int, frame: bytes) -> bool:
-        """Ask the judge of a fault whether a frame is dropped; without a judge the frame passes."""
-        judge = self._judges.get(number)
-        if judge is None:
-            return False
-        try:
-            return bool(judge(frame))
-        except Exception as failure:  # noqa: BLE001 - dismiss() raises it: the thread that asks has to go on
-            _log.warning("the frames of fault %d are judged no more: %r", number, failure)
-            self._failures[number] = failure
-            self._judges.pop(number, None)
-            return False
-
-    def dismiss(self, number: int) -> None:
-        """Remove the judge of a fault; a second call does nothing.
-
-        Raises:
-            Exception: The exception that the judge raised.
-        """
-        self._judges.pop(number, None)
-        failure = self._failures.pop(number, None)
-        if failure is not None:
-            raise failure

@@ -122,7 +122,7 @@ class Commands:
         if up:
             cable.up = True
         else:
-            cable.unplug()
+            self.segments[segment].unplug(cable)
         return was_up
 
     def do_is_drained(self, *, port: str) -> bool:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import socket
 import sys
 import termios
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvm.switch.faults import Faults
 from pytest_kvm.switch.frames import PREFIX, frames_in, to_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_kvm.switch.bridge import Bridge
     from pytest_kvm.switch.pcap import Capture
@@ -38,7 +40,7 @@ class Link:
         self.port: Port | None = None
         """The port of the card that the link is attached to; None between two tests, for instance."""
         self.moved = 0
-        """The segment's count of moves at this link's last one."""
+        """The segment's count of moves when this link was last moved or unplugged."""
         self.reached = 0
         """Frames to the guest by which others can have changed it: all but discovery."""
         self.up = True
@@ -59,11 +61,6 @@ class Link:
         """Whether frames to the guest pass without faults and captures."""
         return self.into.is_clear and not self.captures
 
-    def unplug(self) -> None:
-        """Let no frame pass, nor those that the card has not taken yet."""
-        self.up = False
-        self.withdraw(lambda _: True, reason="unplugged")
-
     def withdraw(self, is_unwanted: Callable[[Link], bool], *, reason: str) -> None:
         """Drop the frames of some senders that wait for the card.
 
@@ -82,7 +79,7 @@ class Link:
         """Queue frames, each preceded by its length, for the card; count them, dropped ones too."""
         if not self.up or self.port is None or not self.port.connected:
             self.got.dropped["unplugged"] += frames
-        elif not self.port.offer(_Batch(data, sender)):
+        elif not self.port.offer((data, sender)):
             self.got.dropped["guest too slow"] += frames
         else:
             self.got.frames += frames
@@ -106,11 +103,8 @@ _VECTORS = 1024
 """Buffers in one call (``IOV_MAX`` of ``sendmsg(2)``)."""
 
 
-class _Batch(NamedTuple):
-    """Frames of one sender, each preceded by its length."""
-
-    data: memoryview
-    sender: Link
+_Batch = tuple[memoryview, Link]
+"""Frames, each preceded by its length, and their sender."""
 
 
 class Port:
@@ -191,7 +185,7 @@ class Port:
 
     def offer(self, batch: _Batch) -> bool:
         """Queue whole frames for the card; say whether they fit."""
-        size = len(batch.data)
+        size = len(batch[0])
         if self._queued + size > _QUEUE:
             return False
         self._queue.append(batch)
@@ -203,26 +197,26 @@ class Port:
         withdrawn: list[int] = []
         kept: deque[_Batch] = deque()
         begun, self._begun = self._begun, 0
-        for index, batch in enumerate(self._queue):
+        for index, (data, sender) in enumerate(self._queue):
             sent = begun if index == 0 else 0
-            if is_unwanted(batch.sender):
-                ends = [0, *(end for _, end in frames_in(batch.data))]
+            if is_unwanted(sender):
+                ends = [0, *(end for _, end in frames_in(data))]
                 keep = next(end for end in ends if end >= sent)
-                withdrawn += [end - begin for begin, end in frames_in(batch.data) if begin > keep]
+                withdrawn += [end - begin for begin, end in frames_in(data) if begin > keep]
             else:
-                keep = len(batch.data)
+                keep = len(data)
             if keep > sent:
-                kept.append(batch._replace(data=batch.data[:keep]))
+                kept.append((data[:keep], sender))
                 self._begun += sent
         self._queue = kept
-        self._queued = sum(len(batch.data) for batch in kept) - self._begun
+        self._queued = sum(len(data) for data, _ in kept) - self._begun
         return withdrawn
 
     def flush(self) -> bool:
         """Send as much of the queue as the card takes now; say whether the queue is empty."""
         queue = self._queue
         while queue:
-            pieces = [batch.data for batch in islice(queue, _VECTORS)]
+            pieces = [data for data, _ in islice(queue, _VECTORS)]
             pieces[0] = pieces[0][self._begun :]
             try:
                 sent = self._socket.sendmsg(pieces)
@@ -233,8 +227,8 @@ class Port:
                 return True
             self._queued -= sent
             sent += self._begun
-            while queue and sent >= len(queue[0].data):
-                sent -= len(queue.popleft().data)
+            while queue and sent >= len(queue[0][0]):
+                sent -= len(queue.popleft()[0])
             self._begun = sent
         return True
 
@@ -265,6 +259,26 @@ class Tally:
     """Bytes of these frames, Ethernet headers included."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """Frames that did not pass, by reason."""
+    delayed: dict[int, Callable[[], None]] = field(default_factory=dict[int, "Callable[[], None]"])
+    """By number, what hands over each frame that a fault has delayed."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def delay(self, hand_over: Callable[[], None]) -> Callable[[], None]:
+        """Keep a frame; return what ends its delay, unless the frame is lost by then."""
+        number = next(self._numbers)
+        self.delayed[number] = hand_over
+        return partial(self._end_delay, number)
+
+    def lose_delayed(self, reason: str) -> None:
+        """Drop the frames that are delayed."""
+        if self.delayed:
+            self.dropped[reason] += len(self.delayed)
+            self.delayed.clear()
+
+    def _end_delay(self, number: int) -> None:
+        hand_over = self.delayed.pop(number, None)
+        if hand_over is not None:
+            hand_over()
 
     def as_json(self) -> dict[str, Any]:
         """Return the counters as JSON values."""

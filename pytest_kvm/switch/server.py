@@ -17,6 +17,8 @@ from pytest_kvm.switch.link import Port
 from pytest_kvm.switch.schedule import Schedule
 
 _CHUNK = 1 << 16
+_LONGEST_WAIT = 3600.0
+"""Seconds; the loop may wake up earlier than it has to."""
 _MOST_ASKED = 4096
 """Frames that may wait for the test's answer; more than these are dropped."""
 
@@ -104,7 +106,7 @@ class Server:
         wait = self._schedule.wait()
         if wait:
             # epoll_wait(2) can only wait whole milliseconds, select(2) microseconds.
-            select.select([self._epoll], [], [], wait)
+            select.select([self._epoll], [], [], min(wait, _LONGEST_WAIT))
         return self._epoll.poll(None if wait is None else 0)
 
     # ------------------------------------------------------------ cards
@@ -208,7 +210,7 @@ class Server:
 
     def _ask(self, fault: int, frame: bytes, answered: AnswerCallback) -> None:
         if len(self._asked) >= _MOST_ASKED:
-            answered(drop=True)
+            answered(drop=True, reason="predicate too slow")
             return
         self._questions += 1
         self._asked[self._questions] = answered

@@ -166,3 +166,32 @@ def test_a_hook_that_only_looks_on_costs_no_savepoint(outcomes, web, coordinator
         outcomes.tell(web, None, node=Node())
         web.change("test")
     assert web.state.done == []
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_what_a_hook_did_outside_of_guests_ends_with_its_changes_or_when_it_fails(
+    outcomes, web, coordinator, raises
+):
+    done = []
+
+    def begin_fault(guest):
+        guest.change("the hook")
+        coordinator.owner.on_end.callback(done.append, "undone")
+        if raises:
+            raise LookupError
+
+    node = Node(ready=begin_fault)
+    with coordinator.at_work(Owner("test")):
+        if raises:
+            with pytest.raises(LookupError):
+                outcomes.tell(web, None, node=node)
+            assert done == ["undone"]
+        else:
+            outcomes.tell(web, None, node=node)
+            assert done == []
+            web.change("test")
+    if not raises:
+        [owner] = list(outcomes._changed)
+        outcomes.finish(owner)
+        assert owner.ended
+        assert done == ["undone"]

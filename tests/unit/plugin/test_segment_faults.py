@@ -29,6 +29,13 @@ def test_fails_under_the_fixtures_only(slow):
     assert False
 
 
+def test_many(slow):
+    for _ in range(100):
+        with slow.loss(0.25):
+            pass
+    assert len(slow.faults) == 100
+
+
 def test_passes(slow):
     assert len(slow.faults) == 1
 
@@ -44,22 +51,26 @@ def test_predicate(slow, kvm_networks):
 def test_a_failed_test_shows_faults_and_their_seed(pytester):
     pytester.makepyfile(SUITE)
     result = pytester.runpytest("--kvm-seed=lucky", "--kvm-accel=tcg")
-    result.assert_outcomes(passed=2, failed=2)
+    result.assert_outcomes(passed=2, failed=3)
     title = "*- faults of segments (--kvm-seed=lucky repeats their random choices) -*"
     result.stdout.fnmatch_lines(
         [
             "*_ test_fails_under_faults _*",
             title,
-            "lan: delay(seconds=0.1, jitter=0)",
-            "lan: loss(probability=0.5) (undone)",
+            "lan: delay(0.1)",
+            "lan: loss(0.5) (undone)",
             "lan: partition nobody",
             "*_ test_fails_under_the_fixtures_only _*",
+            "*- faults of segments -*",
+            "lan: delay(0.1)",
+            "*_ test_many _*",
             title,
-            "lan: delay(seconds=0.1, jitter=0)",
+            "… 61 before",
         ],
         consecutive=False,
     )
-    assert str(result.stdout).count("lan: loss") == 1
+    assert str(result.stdout).count("lan: loss(0.5)") == 1
+    assert str(result.stdout).count("lan: loss(0.25)") == 40
 
 
 def test_runs_have_seeds_of_their_own(pytester):
@@ -67,7 +78,7 @@ def test_runs_have_seeds_of_their_own(pytester):
     seeds = {
         line.partition("--kvm-seed=")[2].split()[0]
         for _ in range(2)
-        for line in pytester.runpytest("--kvm-accel=tcg", "-k", "fixtures_only").stdout.lines
+        for line in pytester.runpytest("--kvm-accel=tcg", "-k", "many").stdout.lines
         if "--kvm-seed=" in line
     }
     assert len(seeds) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,11 +74,6 @@ def three(guests):
     return [guests.join(name) for name in "abc"]
 
 
-def end(owner):
-    owner.ended = True
-    owner.on_end.close()
-
-
 # ------------------------------------------------------------ cuts
 
 
@@ -103,8 +99,9 @@ def test_who_is_in_no_group_is_alone_and_who_is_isolated_leaves_the_others_toget
         guests.join("late")
         assert guests.reaches("b", "late")
         assert not guests.reaches("late", "a")
-    with guests.lan.isolate(a, b):
-        assert not guests.reaches("a", "b")
+    for members in ((a, b), ([a, b],)):
+        with guests.lan.isolate(*members):
+            assert not guests.reaches("a", "b")
 
 
 def test_heal_ends_what_the_test_has_cut_and_that_of_a_fixture_for_the_test(guests, coordinator, three):
@@ -118,10 +115,10 @@ def test_heal_ends_what_the_test_has_cut_and_that_of_a_fixture_for_the_test(gues
         assert guests.reaches("a", "b")
         assert "(undone)" in repr(own)
         guests.lan.heal()
-    end(test)
+    test.end()
     assert not guests.reaches("a", "b")
     assert guests.reaches("b", "c")
-    end(fixture)
+    fixture.end()
     assert guests.reaches("a", "b")
 
 
@@ -131,8 +128,8 @@ def test_a_cut_that_ends_while_it_is_healed_stays_ended(guests, coordinator, thr
         guests.lan.partition({a}, others)
     with coordinator.at_work(test := Owner("test")):
         guests.lan.heal()
-        end(fixture)
-    end(test)
+        fixture.end()
+    test.end()
     assert guests.reaches("a", "b")
 
 
@@ -172,7 +169,15 @@ def test_a_card_whose_cable_was_never_plugged_in(guests):
     assert guests.reaches("a", "b")
 
 
-def test_a_guest_that_is_off_or_ends_meanwhile_is_told_nothing(guests, monkeypatch):
+def test_a_guest_that_is_off_is_told_nothing(guests):
+    a, _ = guests.join("a"), guests.join("b")
+    guests.domains["a"].end("powered off")
+    with guests.lan.unplug(a):
+        assert not guests.reaches("a", "b")
+    assert guests.domains["a"].done == []
+
+
+def test_a_guest_that_ends_meanwhile_is_no_error(guests, monkeypatch):
     a, _ = guests.join("a"), guests.join("b")
     domain = guests.domains["a"]
 
@@ -227,13 +232,14 @@ def test_all_kinds_are_taken_and_told(guests, three):
     lan.corrupt(1)
     lan.rate("1.5Mbit", queue="1MiB", link=a.nics[0], direction="out")
     assert [str(fault) for fault in lan.faults] == [
-        "lan: delay(seconds=0.1, jitter=0.05) on a out, a in",
-        "lan: delay(seconds=0.01, jitter=0.01)",
-        "lan: duplicate(probability=0.25)",
-        "lan: reorder(probability=0.5, hold=0.5)",
-        "lan: corrupt(probability=1)",
-        "lan: rate(bits_per_second=1.5e+06, queue=1.04858e+06) on a out",
+        "lan: delay(0.1, jitter=0.05) on a out, a in",
+        "lan: jitter(0.02)",
+        "lan: duplicate(0.25)",
+        "lan: reorder(0.5, hold=0.5)",
+        "lan: corrupt(1)",
+        "lan: rate('1.5Mbit', queue='1MiB') on a out",
     ]
+    assert [fault.is_random for fault in lan.faults] == [True, True, True, True, True, False]
 
 
 def test_a_predicate_drops_frames(guests, three):
@@ -268,14 +274,36 @@ def test_what_a_predicate_raises_is_told_when_the_fault_is_undone(guests, three,
     assert all("lan: drop(wrong) (undone): TypeError" in note for note in notes)
 
 
-def test_a_predicate_that_asks_the_switch_is_no_deadlock(guests, three):
-    def curious(packet):
-        return not guests.lan.counters
+def test_a_predicate_may_look_at_the_segment(guests, three):
+    with guests.lan.drop(lambda packet: guests.lan.counters["a"]["out"]["frames"] > 1):
+        assert guests.reaches("a", "b")
+        assert not guests.reaches("a", "b")
 
-    fault = guests.lan.drop(curious)
+
+def test_a_predicate_that_has_raised_drops_nothing_any_more(guests, three):
+    """It is on both directions of the link, and fails in one of them."""
+    a, *_ = three
+
+    def wrong(packet):
+        if packet.src_mac == "52:54:00:00:00:00":
+            raise LookupError
+        return True
+
+    fault = guests.lan.drop(wrong, link=a)
+    assert not guests.reaches("b", "a")
     assert guests.reaches("a", "b")
-    with pytest.raises(SwitchFailed, match="must not use guests or segments"):
+    assert guests.reaches("b", "a")
+    with pytest.raises(LookupError):
         fault.undo()
+
+
+def test_a_predicate_that_never_answers_holds_up_neither_orders_nor_the_end(guests, three, switch):
+    answered = threading.Event()
+    with guests.lan.drop(lambda packet: answered.wait()):
+        assert not guests.reaches("a", "b")
+        assert guests.lan.counters["a"]["out"]["frames"] == 1
+    switch.close()
+    answered.set()
 
 
 def lost_of(guests, count=200):
@@ -332,10 +360,10 @@ def test_faults_end_with_their_owner_the_newest_first(guests, coordinator, three
             pass
         plugged = guests.lan.plug(a)
         assert faults.at_work() == [kept, *guests.lan.faults[1:2], done, plugged]
-    end(test)
+    test.end()
     assert guests.lan.faults == (kept,)
     assert guests.domains["a"].done == ["qmp set_link"] * 4
-    end(fixture)
+    fixture.end()
     assert guests.lan.faults == ()
     assert faults.at_work() == []
 
@@ -346,8 +374,82 @@ def test_the_end_of_a_test_tells_what_a_predicate_raised_and_undoes_the_rest(gue
         guests.lan.isolate(a)
         guests.lan.drop(lambda packet: packet.sport > 1024)
         assert guests.reaches("b", "c")
-    with pytest.raises(TypeError):
-        end(test)
+    with pytest.raises(TypeError) as caught:
+        test.end()
+    assert caught.value.__notes__ == ["by lan: drop(<lambda>) (undone)"]
+    assert guests.reaches("a", "b")
+
+
+def test_a_segment_that_is_removed_tells_what_a_predicate_raised(guests, coordinator, three, switch):
+    a, *_ = three
+    with coordinator.at_work(test := Owner("test")):
+        guests.lan.unplug(a)
+        guests.lan.drop(lambda packet: packet.sport > 1024)
+        assert guests.reaches("b", "c")
+        with pytest.raises(TypeError):
+            guests.segments.remove(guests.lan)
+    assert guests.domains["a"].done == ["qmp set_link"] * 2
+    with pytest.raises(SwitchFailed, match="lan"):
+        switch.get().counters(guests.lan.tag)
+    test.end()
+
+
+def test_a_cut_is_made_again_without_the_guests_that_were_removed(guests, coordinator, three):
+    a, b, c = three
+    with coordinator.at_work(Owner("fixture")):
+        guests.lan.partition({a}, {b}, {c})
+    with coordinator.at_work(test := Owner("test")):
+        guests.lan.heal()
+        assert guests.reaches("b", "c")
+        guests.segments.leave(a.nics)
+    test.end()
+    assert not guests.reaches("b", "c")
+
+
+def test_the_end_of_a_fault_that_another_owner_undoes_changes_guests_for_that_owner(
+    guests, coordinator, three, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(coordinator, "before_fault", lambda guests: told.append(coordinator.owner))
+    fixture, test = Owner("fixture"), Owner("test")
+    with coordinator.at_work(fixture):
+        fault, other = guests.lan.delay(0.1), guests.lan.delay(0.2)
+        own = guests.lan.delay(0.3)
+        own.undo()
+    with coordinator.at_work(test):
+        fault.undo()
+        fixture.end()
+    assert told == [fixture, fixture, fixture, test]
+    assert "(undone)" in str(other)
+
+
+def test_an_owner_that_has_ended_begins_no_fault(guests, coordinator):
+    with coordinator.at_work(test := Owner("test_a")):
+        test.end()
+        with pytest.raises(SpecError, match="lan: test_a has ended, and can begin no fault any more"):
+            guests.lan.delay(0.1)
+
+
+def test_threads_begin_and_undo_faults_of_one_test(guests, coordinator, three):
+    a, b, _ = three
+    failures = []
+
+    def work():
+        try:
+            for _ in range(20):
+                with guests.lan.unplug(a), guests.lan.isolate(b), guests.lan.loss(0.1):
+                    pass
+        except Exception as failure:  # noqa: BLE001 - the test's own thread looks at it
+            failures.append(failure)
+
+    with coordinator.at_work(test := Owner("test")):
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert len(guests.lan.faults) <= 9
+        assert failures == []
+    test.end()
     assert guests.reaches("a", "b")
 
 
@@ -365,7 +467,7 @@ def test_guests_and_segments_that_are_removed_take_their_faults_along(guests, co
         for verb in (lambda: guests.lan.delay(1), guests.lan.heal, lambda: guests.lan.isolate(b)):
             with pytest.raises(SpecError, match="the segment lan was removed"):
                 verb()
-    end(test)
+    test.end()
 
 
 def test_the_end_of_the_switch_is_told_by_verbs_and_not_at_the_end_of_a_test(
@@ -380,7 +482,7 @@ def test_the_end_of_the_switch_is_told_by_verbs_and_not_at_the_end_of_a_test(
             fault.undo()
         with pytest.raises(SwitchFailed):
             guests.lan.delay(1)
-    end(test)
+    test.end()
 
 
 # ------------------------------------------------------------ mistakes
@@ -393,11 +495,13 @@ def test_the_end_of_the_switch_is_told_by_verbs_and_not_at_the_end_of_a_test(
         (lambda lan, a, other: lan.corrupt(-0.1), "lan.corrupt: -0.1 is not a probability"),
         (lambda lan, a, other: lan.duplicate(float("nan")), "nan is not a probability"),
         (lambda lan, a, other: lan.loss("10%"), "lan.loss: '10%' is not a probability"),
-        (lambda lan, a, other: lan.delay(-1), "lan.delay: -1 is not a number of seconds"),
+        (lambda lan, a, other: lan.delay(-1), "lan.delay: -1 is not a number of seconds from 0 to 86400"),
+        (lambda lan, a, other: lan.delay(1e10), "lan.delay: 10000000000.0 is not a number of seconds"),
+        (lambda lan, a, other: lan.delay(10**400), "is not a number of seconds"),
         (lambda lan, a, other: lan.delay("1s"), "lan.delay: '1s' is not a number of seconds"),
         (lambda lan, a, other: lan.delay(1, jitter=float("inf")), "lan.delay: jitter: inf is not"),
         (lambda lan, a, other: lan.reorder(0.1, hold=None), "lan.reorder: hold: None is not"),
-        (lambda lan, a, other: lan.rate(0), "lan.rate: 0 is not a bandwidth above zero"),
+        (lambda lan, a, other: lan.rate(0), "lan.rate: 0 is not a bandwidth from 1bit"),
         (lambda lan, a, other: lan.rate("10 MB/s"), "lan.rate: '10 MB/s' is not a bandwidth"),
         (lambda lan, a, other: lan.rate("1Mbit", queue=5), "lan.rate: queue: 5 is not a size"),
         (lambda lan, a, other: lan.drop("tcp"), "lan.drop: 'tcp' is not a function of a packet"),
@@ -411,6 +515,7 @@ def test_the_end_of_the_switch_is_told_by_verbs_and_not_at_the_end_of_a_test(
         (lambda lan, a, other: lan.partition(a, other), "other has no card on the segment lan"),
         (lambda lan, a, other: lan.partition("abc"), "'abc' has no card on the segment lan"),
         (lambda lan, a, other: lan.isolate(), "lan.isolate: no guest"),
+        (lambda lan, a, other: lan.isolate([]), "lan.isolate: no guest"),
         (lambda lan, a, other: lan.unplug(), "lan.unplug: no guest"),
         (lambda lan, a, other: lan.plug(other.nics[0]), "has no card on the segment lan"),
     ],

@@ -211,6 +211,73 @@ def numbers_in(frames):
     return [int(each[14:20]) for each in frames]
 
 
+def test_jitter_keeps_order_also_of_frames_that_it_does_not_delay(lab, pair):
+    a, b = pair
+    settings = {"seconds": 0.002, "jitter": 0.02}
+    lab.switch.fault("lan", "delay", seed="1", link="a", direction="out", settings=settings)
+    sent = numbered(3000)
+    for each in sent:
+        a.send(each)
+    assert b.drain() == sent
+
+
+def test_what_is_delayed_for_a_guest_that_is_gone_makes_room_for_others(lab, pair):
+    a, b = pair
+    number = lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 3600.0, "jitter": 0.0})
+    sent = numbered(17_000)
+    for at in range(0, len(sent), 100):
+        a.send(*sent[at : at + 100])
+    while lab.switch.counters("lan")["a"]["out"]["frames"] < 17_001:
+        pass
+    assert lab.dropped("a", "out") == {"too many in flight": 17_000 - 16_384}
+    lab.switch.undo(number)
+    lab.switch.attach("lan", "a", port=None)
+    lab.switch.attach("lan", "a", port=lab.folder / "a.sock")
+    assert lab.dropped("a", "out")["unplugged"] == 16_384
+    lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 0.01, "jitter": 0.0})
+    a.send(sent[0])
+    assert b.receive() == sent[0]
+
+
+@pytest.mark.parametrize("place", [{"link": "a", "direction": "out"}, {}, {"link": "b", "direction": "in"}])
+@pytest.mark.parametrize("unplugged", ["a", "b"])
+def test_a_delayed_frame_does_not_pass_a_cable_that_was_pulled_out_meanwhile(lab, pair, place, unplugged):
+    a, b = pair
+    lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 0.3, "jitter": 0.0}, **place)
+    a.send(numbered(1)[0])
+    while lab.switch.counters("lan")["a"]["out"]["frames"] < 2:
+        pass
+    lab.switch.set_link("lan", unplugged, up=False)
+    lab.switch.set_link("lan", unplugged, up=True)
+    assert b.drain(timeout=0.5) == []
+    dropped = [lab.dropped("a", "out"), lab.dropped("b", "in")]
+    assert sum(each.get("unplugged", 0) for each in dropped) == 1
+
+
+def test_a_delay_of_a_day_is_no_trouble_to_wait_for(lab, pair):
+    a, b = pair
+    number = lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 1e10, "jitter": 0.0})
+    a.send(numbered(1)[0])
+    lab.switch.undo(number)
+    a.send(numbered(2)[1])
+    assert b.receive() == numbered(2)[1]
+
+
+def test_frames_that_a_judge_has_no_time_for_are_counted_as_such(lab, pair):
+    a, b = pair
+    decided = threading.Event()
+    number = lab.switch.ask("lan", lambda each: not decided.wait(30), link="a", direction="out")
+    sent = numbered(5000)
+    for at in range(0, len(sent), 100):
+        a.send(*sent[at : at + 100])
+    while not lab.dropped("a", "out").get("predicate too slow"):
+        pass
+    decided.set()
+    assert len(b.drain(timeout=1)) == 4096
+    assert lab.dropped("a", "out") == {"predicate too slow": 5000 - 4096}
+    lab.switch.undo(number)
+
+
 @pytest.mark.parametrize("done", ["cut", "unplugged"])
 def test_frames_that_wait_for_a_guest_do_not_cross_either(lab, pair, done):
     """A guest that takes its frames late gets those that its QEMU had, and no others."""

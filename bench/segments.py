@@ -157,7 +157,7 @@ def lost(frames: int, probability: float) -> int:
             pass
         receiver.kill()
         receiver.join()
-    return int(counted["a"]["out"]["dropped"]["fault"])
+    return int(counted["a"]["out"]["dropped"]["loss"])
 
 
 def main() -> None:

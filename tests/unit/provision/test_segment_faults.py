@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,8 +55,18 @@ class Guests:
         """Say whether a frame to everybody that one card sends reaches another."""
         for card in self.cards.values():
             card.drain(timeout=0.05)
+        before = self._ends_of_frames(sender)
         self.cards[sender].send(frame(b"\xff" * 6, mac(list(self.cards).index(sender)), b"hello"))
-        return bool(self.cards[target].drain(timeout=0.2))
+        deadline = time.monotonic() + 2  # a predicate may never answer
+        while self._ends_of_frames(sender) - before < 1 and time.monotonic() < deadline:
+            pass
+        return bool(self.cards[target].drain(timeout=0.05))
+
+    def _ends_of_frames(self, sender):
+        """Return how many frames of a card were dropped before the others, or have come to an end at all."""
+        counters = self.lan.counters
+        got = sum(each["in"]["frames"] + sum(each["in"]["dropped"].values()) for each in counters.values())
+        return got / (len(counters) - 1) + sum(counters[sender]["out"]["dropped"].values())
 
     def close(self):
         for card in self.cards.values():

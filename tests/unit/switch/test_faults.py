@@ -258,6 +258,8 @@ def test_a_delay_of_a_day_is_no_trouble_to_wait_for(lab, pair):
     a, b = pair
     number = lab.switch.fault("lan", "delay", seed="1", settings={"seconds": 1e10, "jitter": 0.0})
     a.send(numbered(1)[0])
+    while lab.switch.counters("lan")["a"]["out"]["frames"] < 2:
+        pass
     lab.switch.undo(number)
     a.send(numbered(2)[1])
     assert b.receive() == numbered(2)[1]

@@ -28,6 +28,7 @@ class Fault:
 
     def __init__(self, words: str, *, undo: Callable[[Fault], None], is_random: bool = False) -> None:
         self.is_random = is_random
+        """Whether it makes random choices, which follow from the run's seed."""
         self._words = words
         self._undo = undo
         self._is_undone = False

@@ -54,6 +54,7 @@ class FaultableSegment(ABC):
     def partition(self, *groups: Member | Iterable[Member]) -> Fault:
         """Let frames pass only between guests of the same group; a guest in no group reaches nobody.
 
+        Of several partitions all are in force.
         Once this has returned, no frame crosses between two groups, not even one that was on its way.
 
         Args:
@@ -109,7 +110,7 @@ class FaultableSegment(ABC):
         return self._faults.set_cables(self, self._nics_for(members, verb="unplug"), plugged_in=False)
 
     def plug(self, *members: Member | Iterable[Member]) -> Fault:
-        """Plug the cables of guests in that are unplugged; undoing this unplugs them.
+        """Plug the cables of guests in; when this is undone, they are as they were.
 
         Args:
             members: As in :meth:`unplug`.

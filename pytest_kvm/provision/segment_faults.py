@@ -7,6 +7,7 @@ the owner.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import defaultdict
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from pytest_kvm.provision.undo_log import Owner
     from pytest_kvm.switch.client import Switch
     from pytest_kvm.switch.packets import Packet
+
+
+_log = logging.getLogger("pytest_kvm.segments")
 
 
 class SegmentFaults:
@@ -117,7 +121,11 @@ class SegmentFaults:
         self, segment: FaultableSegment, predicate: Callable[[Packet], bool], *, on: Sequence[Stretch]
     ) -> Fault:
         """Drop the frames that a predicate is true of."""
-        judge = _Judge(predicate)
+        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
+
+        def judge(frame: bytes) -> bool:
+            return predicate(Packet(frame, time()))
+
         words = f"drop({getattr(predicate, '__name__', repr(predicate))})"
         with self._setting(segment) as steps_back:
             switch = self._switch.get()
@@ -214,6 +222,7 @@ class SegmentFaults:
             owner.on_end.callback(self._end, owner)
         self._begun[owner].append(fault)
         self._active[fault] = _Active(segment=segment, owner=owner, steps_back=steps_back.pop_all(), cut=cut)
+        _log.info("%s", fault)
         return fault
 
     def _undo(self, fault: Fault) -> None:
@@ -227,6 +236,7 @@ class SegmentFaults:
                 if not is_own and active.segment in self._segments:
                     self._coordinator.before_fault(active.segment.guests)
             finally:
+                _log.info("%s", fault)
                 active.steps_back.close()
 
     def _end(self, owner: Owner) -> None:
@@ -291,25 +301,6 @@ def _set_carrier_if_on(nic: GuestNic, *, on: bool) -> None:
         except DomainFailed:
             if machine.domain.alive():
                 raise
-
-
-class _Judge:
-    """A predicate for frames, which is not asked any more once it has raised an exception."""
-
-    def __init__(self, predicate: Callable[[Packet], bool]) -> None:
-        self._predicate = predicate
-        self._has_failed = False
-
-    def __call__(self, frame: bytes) -> bool:
-        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
-
-        if self._has_failed:
-            return False
-        try:
-            return bool(self._predicate(Packet(frame, time())))
-        except BaseException:
-            self._has_failed = True
-            raise
 
 
 class _RepeatableCut:

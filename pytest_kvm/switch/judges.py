@@ -24,7 +24,7 @@ class VerdictCallback(Protocol):
 
 
 class Judges:
-    """Judges by the number of their fault; a judge that raises an exception is not asked again.
+    """Judges by the numbers of their faults; a judge that raises an exception is not asked again.
 
     They are asked in a thread of their own, so that one which takes long holds up no order to the switch.
 
@@ -35,7 +35,7 @@ class Judges:
     def __init__(self, tell: VerdictCallback) -> None:
         self._tell = tell
         self._judges: dict[int, Judge] = {}
-        self._failures: dict[int, Exception] = {}
+        self._failures: dict[Judge, Exception] = {}
         self._questions: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -63,23 +63,23 @@ class Judges:
     def _drops(self, number: int, frame: bytes) -> bool:
         """Ask the judge of a fault whether a frame is dropped; without a judge the frame passes."""
         judge = self._judges.get(number)
-        if judge is None:
+        if judge is None or judge in self._failures:
             return False
         try:
             return bool(judge(frame))
         except Exception as failure:  # noqa: BLE001 - dismiss() raises it: the thread that asks has to go on
-            _log.warning("the frames of fault %d are judged no more: %r", number, failure)
-            self._failures[number] = failure
-            self._judges.pop(number, None)
+            _log.warning("a predicate is not asked any more, for it has raised %r", failure)
+            self._failures[judge] = failure
             return False
 
     def dismiss(self, number: int) -> None:
         """Remove the judge of a fault; a second call does nothing.
 
         Raises:
-            Exception: The exception that the judge raised.
+            Exception: The exception that the judge raised, if this was the last of its faults.
         """
-        self._judges.pop(number, None)
-        failure = self._failures.pop(number, None)
-        if failure is not None:
-            raise failure
+        judge = self._judges.pop(number, None)
+        if judge is not None and judge not in self._judges.values():
+            failure = self._failures.pop(judge, None)
+            if failure is not None:
+                raise failure

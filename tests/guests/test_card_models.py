@@ -49,6 +49,29 @@ def test_another_clone_does_so_through_a_reboot(mixed, neighbour):
     check_cards(mixed, neighbour)
 
 
+def wait_for_carrier(nic, value):
+    """Wait for what the guest's kernel says: this driver looks at its cable now and then."""
+    nic.guest.wait_until(f"grep -qx {value} /sys/class/net/{nic.device}/carrier", timeout=60)
+
+
+def test_cables_that_are_pulled_out(lan, mixed, neighbour):
+    """The guest sees it on the second card; the first tells it of no change, and passes no frame either."""
+    _, second = mixed.nics
+    ping = ["ping", "-c", "1", "-W", "2", mixed.address(lan)]
+    plugged_in = mixed.savepoint()
+    with lan.unplug(mixed):
+        wait_for_carrier(second, 0)
+        pulled_out = mixed.savepoint()
+        plugged_in.restore()
+        wait_for_carrier(second, 0)
+        before = [nic.counters["in"]["frames"] for nic in mixed.nics]
+        assert not neighbour.run(ping, check=False).ok
+        assert [nic.counters["in"]["frames"] for nic in mixed.nics] == before
+    pulled_out.restore()
+    wait_for_carrier(second, 1)
+    neighbour.wait_until(ping)
+
+
 @pytest.fixture(scope="module")
 def prepared(mixed):
     mixed.write_text("/root/prepared", "")

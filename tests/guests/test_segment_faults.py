@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -155,6 +156,25 @@ def test_loss_duplicates_and_corruption_are_seen_by_the_guest(lan, speaker, list
     assert said.count("(DUP!)") >= 2
     with lan.corrupt(1.0, link=listener, direction="in"):
         assert ping(speaker, listener, count=5)[0] < 5
+
+
+def test_frames_overtake_each_other_where_some_are_held_back(lan, speaker, listener):
+    argv = ["ping", "-c", "40", "-i", "0.02", "-W", "2", listener.address(lan)]
+    usual = re.findall(r"icmp_seq=(\d+)", speaker.run(argv).stdout)
+    with lan.reorder(0.5, hold=0.2, link=listener, direction="in"):
+        seen = re.findall(r"icmp_seq=(\d+)", speaker.run(argv).stdout)
+    assert sorted(seen, key=int) == usual
+    assert seen != usual
+
+
+def test_jitter_varies_delays(lan, speaker, listener):
+    def times():
+        argv = ["ping", "-c", "15", "-i", "0.5", listener.address(lan)]
+        return [float(each) for each in re.findall(r"time=([\d.]+) ms", speaker.run(argv).stdout)]
+
+    usual = statistics.pstdev(times())
+    with lan.jitter(0.4, link=listener, direction="in"):
+        assert statistics.pstdev(times()) > usual + 40
 
 
 def test_only_some_packets_are_dropped(lan, speaker, listener):

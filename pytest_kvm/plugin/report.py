@@ -21,7 +21,6 @@ from pytest_kvm.errors import (
     KvmError,
     SavepointGone,
     SavepointRefused,
-    SpecError,
 )
 from pytest_kvm.plugin.fixtures import Guests
 from pytest_kvm.plugin.session import existing_run, settings_stashed
@@ -92,7 +91,7 @@ def is_infrastructure(error: BaseException) -> bool:
     """Say whether an exception means that a guest could not be started or reset, not that a test failed."""
     if isinstance(error, (SavepointGone, SavepointRefused)):
         return False  # a mistake of the test: it asked for a savepoint that is not possible
-    return isinstance(error, (BootFailed, HostError, HypervisorError, ImageError, SpecError))
+    return isinstance(error, (BootFailed, HostError, HypervisorError, ImageError))
 
 
 _MACHINERY = {"_pytest", "concurrent", "contextlib", "pluggy", "pytest_kvm", "tenacity", "threading"}

@@ -36,6 +36,10 @@ def test_many(slow):
     assert len(slow.faults) == 100
 
 
+def test_mistake(slow):
+    slow.loss(2)
+
+
 def test_passes(slow):
     assert len(slow.faults) == 1
 
@@ -51,7 +55,7 @@ def test_predicate(slow, kvm_networks):
 def test_a_failed_test_shows_faults_and_their_seed(pytester):
     pytester.makepyfile(SUITE)
     result = pytester.runpytest("--kvm-seed=lucky", "--kvm-accel=tcg")
-    result.assert_outcomes(passed=2, failed=3)
+    result.assert_outcomes(passed=2, failed=4)
     title = "*- faults of segments (--kvm-seed=lucky repeats their random choices) -*"
     result.stdout.fnmatch_lines(
         [
@@ -66,11 +70,15 @@ def test_a_failed_test_shows_faults_and_their_seed(pytester):
             "*_ test_many _*",
             title,
             "… 61 before",
+            "*_ test_mistake _*",
+            ">*slow.loss(2)",
+            "E *SpecError: lan.loss: 2 is not a probability",
+            "E *from 0.0 (never) to 1.0 (always)",
         ],
         consecutive=False,
     )
-    assert str(result.stdout).count("lan: loss(0.5)") == 1
-    assert str(result.stdout).count("lan: loss(0.25)") == 40
+    shown = [line for line in result.stdout.lines if line.startswith("lan: loss")]
+    assert shown == ["lan: loss(0.5) (undone)"] + ["lan: loss(0.25) (undone)"] * 40
 
 
 def test_runs_have_seeds_of_their_own(pytester):

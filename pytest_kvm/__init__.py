@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         UnknownTemplate,
         WaitTimeout,
     )
+    from pytest_kvm.handles.capture import Capture
     from pytest_kvm.handles.fault import Fault
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.handles.segment import GuestNic, Segment
@@ -92,6 +93,7 @@ _HOMES = {
         *("SpecError", "SshNeverAnswered", "SshUnavailable", "StateDamaged", "SwitchFailed", "UnitFailed"),
         *("UnitNotActive", "UnknownImage", "UnknownTemplate", "WaitTimeout"),
     ),
+    "handles.capture": ("Capture",),
     "handles.fault": ("Fault",),
     "handles.guest": ("Guest",),
     "handles.segment": ("GuestNic", "Segment"),
@@ -115,6 +117,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AgentError",
     "BootFailed",
+    "Capture",
     "ChecksumMismatch",
     "CleanupFailed",
     "CloudInit",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.settings import Accel, CacheMode, CloneTier, RamPlace, Settings, Timeouts
+from pytest_kvm.settings import Accel, CacheMode, CloneTier, Keep, RamPlace, Settings, Timeouts
 from pytest_kvm.sizes import parse_kib
 
 Lookup = Callable[["Option"], tuple[str, str | None]]
@@ -150,6 +150,21 @@ OPTIONS: tuple[Option, ...] = (
         default="auto",
         help="clones kept ready for each guest, or auto: one from a guest's second start on, at most 4 in "
         "all, while twice the guest's memory is free",
+    ),
+    Option(
+        name="capture",
+        metavar="WHEN",
+        choices=get_args(Keep),
+        default="never",
+        help="never, on-failure, always: capture the frames on all segments during each test, and keep those "
+        "of tests that failed, or of all",
+    ),
+    Option(
+        name="artifacts",
+        metavar="DIR",
+        parse=_path,
+        default="kvm-artifacts",
+        help="folder for what is kept of tests, one folder for each test",
     ),
     Option(
         name="seed",

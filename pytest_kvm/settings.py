@@ -15,6 +15,8 @@ Accel = Literal["auto", "kvm", "tcg"]
 CacheMode = Literal["use", "refresh", "off"]
 CloneTier = Literal["auto", "cow", "snapshot", "cold"]
 RamPlace = Literal["disk", "tmpfs"]
+Keep = Literal["never", "on-failure", "always"]
+"""Of which tests something is kept."""
 
 TCG_FACTOR = 5.0
 """How many times longer a guest may take when QEMU translates its code (TCG).
@@ -40,6 +42,8 @@ class Timeouts:
     """From asking the guest to power off to the domain's end."""
     agent: float = 20.0
     """One guest agent call."""
+    packet: float = 30.0
+    """A packet that a test waits for."""
 
     def scaled(self, factor: float) -> Timeouts:
         """Return the same deadlines multiplied by ``factor``."""
@@ -74,6 +78,10 @@ class Settings:
     pool: int | None = None
     """Spare clones for each guest, started ahead of need; None: one from its second start on, while there
     is memory for it."""
+    capture: Keep = "never"
+    """Of which tests the frames on segments are captured and kept."""
+    artifacts: Path = Path("kvm-artifacts")
+    """Folder for what is kept of tests."""
     seed: str | None = None
     """Makes the random choices of segments' faults repeatable; None: the run chooses one."""
     events: Path | None = None

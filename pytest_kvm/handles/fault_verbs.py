@@ -32,6 +32,8 @@ class FaultableSegment(ABC):
     """The fixture's name."""
     tag: str
     """Its name in the switch."""
+    is_removed = False
+    """Whether the segment was removed, after which it has no faults, captures and counters."""
     _faults: FaultControl
 
     @property

@@ -8,11 +8,13 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvm.errors import GuestGone, SpecError
-from pytest_kvm.handles.fault_verbs import FaultableSegment
+from pytest_kvm.handles.fault_verbs import FaultableSegment, Member
+from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.network import IpVersion, Network, NetworkSpec
 from pytest_kvm.spec.value import check_choice
 
 if TYPE_CHECKING:
+    from pytest_kvm.handles.capture import Capture, CaptureControl
     from pytest_kvm.handles.fault import FaultControl
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.spec.network import Address
@@ -39,6 +41,7 @@ class Segment(FaultableSegment, Network):
         tag: Its name in the switch.
         counters: Returns the counters of each link of a segment.
         faults: Sets faults.
+        captures: Begins captures.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Segment(FaultableSegment, Network):
         tag: str,
         counters: Callable[[Segment], Mapping[str, Counters]],
         faults: FaultControl,
+        captures: CaptureControl,
     ) -> None:
         super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
         self.tag = tag
         self._nics: list[GuestNic] = []
         self._counters = counters
         self._faults = faults
+        self._captures = captures
 
     def __repr__(self) -> str:
         subnets = [str(subnet) for subnet in (self.subnet, self.subnet6) if subnet is not None]
@@ -95,6 +100,24 @@ class Segment(FaultableSegment, Network):
             SpecError: The segment was removed.
         """
         return self._counters(self)
+
+    def capture(self, *, link: Member | None = None, limit: str = "256MiB") -> Capture:
+        """Begin to capture the frames that cross the segment, each once, to whatever guests it goes.
+
+        On a link, those from the guest are captured before all faults, and those to
+        the guest after all.
+
+        Args:
+            link: The guest or card whose cable is captured instead.
+            limit: The size of its file at which the capture breaks off.
+
+        Raises:
+            SpecError: The guest has no card on this segment; the limit is no size; the segment was removed.
+            SwitchFailed: The file cannot be written, or the switch has ended.
+        """
+        nics = [] if link is None else self._nics_of(link)
+        size = parse_kib(limit, field=f"{self.name}.capture: limit") * 1024
+        return self._captures.begin(self, nics, limit=size)
 
 
 def add_nic(segment: Segment, nic: GuestNic) -> None:
@@ -159,6 +182,18 @@ class GuestNic:
         """
         found = self.guest.run(["sh", "-c", _FIND_DEVICE, "sh", self.mac]).stdout
         return found.split("/")[-2]
+
+    def capture(self, *, limit: str = "256MiB") -> Capture:
+        """Begin to capture the frames that pass the link, as :meth:`Segment.capture` does with ``link=``.
+
+        Args:
+            limit: The size of its file at which the capture breaks off.
+
+        Raises:
+            SpecError: The limit is no size, or the segment was removed.
+            SwitchFailed: The file cannot be written, or the switch has ended.
+        """
+        return self.segment.capture(link=self, limit=limit)
 
     @property
     def counters(self) -> Counters:

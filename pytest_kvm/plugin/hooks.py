@@ -14,6 +14,7 @@ import pytest
 from pytest_kvm.errors import KvmError, SpecError
 from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 from pytest_kvm.plugin import newhooks
+from pytest_kvm.plugin.artifacts import keep_captures, record_segments
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
 from pytest_kvm.plugin.progress import keep_screen
@@ -70,6 +71,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     boot, or cannot be reset, is an error of set-up.
     """
     scopes_of(item.config).begin(item)
+    record_segments(item)
     yield
     guests = guests_of(item)
     for guest in guests:
@@ -105,6 +107,7 @@ def pytest_runtest_makereport(
     report = yield
     if events:
         attach(report, events)
+    keep_captures(item, report)
     if report.failed:
         add_sections(item, report)
         if error is not None and is_infrastructure(error) and report.when == "call":

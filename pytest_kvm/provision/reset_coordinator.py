@@ -151,6 +151,11 @@ class ResetCoordinator:
         """The owner that is at work; None between tests."""
         return self._at_work[-1] if self._at_work else None
 
+    @property
+    def outermost(self) -> Owner | None:
+        """The owner in whose time all others at work were put to work: during a test, the test."""
+        return self._at_work[0] if self._at_work else None
+
     def enter(self, owner: Owner) -> None:
         """Put an owner on top of the stack."""
         self._at_work.append(owner)

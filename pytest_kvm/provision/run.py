@@ -20,6 +20,7 @@ from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
+from pytest_kvm.provision.segment_captures import SegmentCaptures
 from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
 from pytest_kvm.provision.start_request import Place
@@ -56,9 +57,10 @@ class Run:
         self._coordinator = coordinator
         self._tell = tell
         self._switch = Lazy(lambda: closing(Switch()))
-        self.faults = SegmentFaults(self._switch, coordinator, seed=settings.seed)
-        self.segments = Segments(self._switch, faults=self.faults)
         self._resources = Lazy(lambda: open_run_resources(settings, self._switch))
+        self.faults = SegmentFaults(self._switch, coordinator, seed=settings.seed)
+        self.captures = SegmentCaptures(self._resources, coordinator, records=settings.capture != "never")
+        self.segments = Segments(self._switch, faults=self.faults, captures=self.captures)
         self._starter = Lazy(lambda: closing(GuestStarter(settings, self._resources.get())))
         self._lock = threading.Lock()
         self._boots: dict[Guest, GuestBoot] = {}

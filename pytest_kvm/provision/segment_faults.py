@@ -53,26 +53,19 @@ class SegmentFaults:
         self._switch = switch
         self._coordinator = coordinator
         self._lock = threading.RLock()
-        self._segments: set[FaultableSegment] = set()
         self._active: dict[Fault, _Active] = {}
         self._begun: defaultdict[Owner | None, list[Fault]] = defaultdict(list)
         """By owner, all faults that it has begun, also those that are undone."""
         self._holds: dict[GuestNic, dict[object, bool]] = {}
         """By card, what faults want of its cable (True: plugged in); the last one decides."""
 
-    def add(self, segment: FaultableSegment) -> None:
-        """Allow faults on a segment."""
-        with self._lock:
-            self._segments.add(segment)
-
-    def discard(self, segment: FaultableSegment) -> None:
-        """Undo the faults of a segment, which is about to be removed, and allow no others.
+    def forget(self, segment: FaultableSegment) -> None:
+        """Undo the faults of a segment, which is about to be removed.
 
         Raises:
             Exception: Whatever a predicate raised; the other faults are undone.
         """
         with self._lock:
-            self._segments.discard(segment)
             self._undo_all(self.active(segment))
 
     def active(self, segment: FaultableSegment) -> list[Fault]:
@@ -167,7 +160,7 @@ class SegmentFaults:
                 if is_own:
                     fault.undo()
             others = [(fault, cut) for fault, cut, is_own in cuts if not is_own]
-            if others or segment not in self._segments:
+            if others or segment.is_removed:
                 with self._setting(segment) as steps_back:
                     for fault, cut in others:
                         steps_back.callback(self._make_again, fault, cut)
@@ -196,7 +189,7 @@ class SegmentFaults:
         """
         with self._lock, ExitStack() as steps_back:
             owner = self._coordinator.owner
-            if segment not in self._segments:
+            if segment.is_removed:
                 raise SpecError(f"the segment {segment.name} was removed")
             if owner is not None and owner.ended:
                 raise SpecError(f"{segment.name}: {owner.name} has ended, and can begin no fault any more")
@@ -233,7 +226,7 @@ class SegmentFaults:
                 return
             is_own = active.owner is self._coordinator.owner or (active.owner and active.owner.ended)
             try:
-                if not is_own and active.segment in self._segments:
+                if not (is_own or active.segment.is_removed):
                     self._coordinator.before_fault(active.segment.guests)
             finally:
                 _log.info("%s", fault)

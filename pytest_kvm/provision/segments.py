@@ -29,6 +29,7 @@ from pytest_kvm.spec.neighbours import hostname_from, names_of
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.provision.run_resources import Lazy
+    from pytest_kvm.provision.segment_captures import SegmentCaptures
     from pytest_kvm.provision.segment_faults import SegmentFaults
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.network import NetworkSpec
@@ -41,11 +42,13 @@ class Segments:
     Args:
         switch: The run's switch; its process is started for the first segment.
         faults: The faults of all segments.
+        captures: The captures of all segments.
     """
 
-    def __init__(self, switch: Lazy[Switch], *, faults: SegmentFaults) -> None:
+    def __init__(self, switch: Lazy[Switch], *, faults: SegmentFaults, captures: SegmentCaptures) -> None:
         self._switch = switch
         self._faults = faults
+        self._captures = captures
         self._lock = threading.Lock()
         self._segments: dict[Segment, frozenset[str]] = {}
         """Each with the addresses that guests on it have only if their specs name them."""
@@ -74,11 +77,17 @@ class Segments:
                 tag=tag,
                 counters=self._counters,
                 faults=self._faults,
+                captures=self._captures,
             )
             switch.add_segment(tag)
-            self._faults.add(segment)
             self._segments[segment] = frozenset(reserved)
+        self._captures.record([segment])
         return segment
+
+    def all(self) -> list[Segment]:
+        """Return the segments that are not removed."""
+        with self._lock:
+            return list(self._segments)
 
     def remove(self, segment: Segment) -> None:
         """Remove a segment; guests that are still on it are cut off.
@@ -87,8 +96,9 @@ class Segments:
             Exception: Whatever the predicate of a fault raised; the segment is removed.
             SwitchFailed: The switch has ended.
         """
+        segment.is_removed = True
         try:
-            self._faults.discard(segment)
+            self._faults.forget(segment)
         finally:
             with self._lock:
                 if self._segments.pop(segment, None) is not None:
@@ -163,7 +173,7 @@ class Segments:
     def _join(self, newcomer: _Newcomer, index: int, *, segment: Segment) -> None:
         nic = newcomer.spec.nics[index]
         with self._lock:
-            if segment not in self._segments:
+            if segment.is_removed:
                 raise SpecError(
                     f"Nic.network: the segment {segment.name} was removed",
                     resolution=f"ask for its fixture: def {newcomer.declared_name}({segment.name})",
@@ -188,7 +198,7 @@ class Segments:
 
     def _counters(self, segment: Segment) -> Mapping[str, Counters]:
         with self._lock:
-            if segment not in self._segments:
+            if segment.is_removed:
                 raise SpecError(f"the segment {segment.name} was removed, and its counters with it")
             return self._switch.get().counters(segment.tag)
 

@@ -15,7 +15,7 @@ from pytest_kvm.switch.frames import HEADER, PREFIX, frames_in, is_discovery, is
 from pytest_kvm.switch.link import Link, Port, Tally
 
 if TYPE_CHECKING:
-    from pytest_kvm.switch.pcap import Capture
+    from pytest_kvm.switch.pcapng import CaptureFile
     from pytest_kvm.switch.schedule import Schedule
 
 _MOST_STATIONS = 8192
@@ -60,7 +60,7 @@ class Bridge:
         self.links: dict[str, Link] = {}
         self.faults = Faults()
         """Faults of the segment: each frame passes them once, however many links it goes to."""
-        self.captures: list[Capture] = []
+        self.captures: list[CaptureFile] = []
         self._schedule = schedule
         self._ask = ask
         self._link_of: dict[bytes, Link] = {}
@@ -202,7 +202,7 @@ class Bridge:
         source.sent.frames += 1
         source.sent.bytes += len(frame)
         for capture in source.captures:
-            capture.take(frame)
+            capture.take(frame, link=source.name, direction="out")
         then = partial(self._apply_own_faults, source, self._moves)
         self._apply_faults(source.out, source, frame, then=then)
 
@@ -244,7 +244,7 @@ class Bridge:
                 self._apply_faults(target.into, target, frame, then=then)
         if crossed:
             for capture in self.captures:
-                capture.take(frame)
+                capture.take(frame, link=source.name, direction="out")
 
     def _to_guest(self, source: Link, target: Link, sent: int, frame: bytes) -> None:
         """Hand a frame to a guest, unless a cut was made or a link was moved while it was on its way."""

@@ -76,8 +76,12 @@ class Switch:
         Raises:
             SwitchFailed: It has ended.
         """
-        if self._process.poll() is not None:
+        if self.has_ended():
             raise self._switch_gone()
+
+    def has_ended(self) -> bool:
+        """Say whether the switch process has ended."""
+        return self._process.poll() is not None
 
     def close(self) -> None:
         """End the switch process; frames on their way are lost. A second call does nothing."""
@@ -245,24 +249,52 @@ class Switch:
 
     # ------------------------------------------------------------ captures
 
-    def capture(self, segment: str, path: Path, *, link: str | None = None) -> int:
-        """Write what crosses a segment or passes a link into a new pcap file; return the capture's number."""
-        number: int = self._order("capture", segment=segment, link=link, path=str(path))
+    def capture(
+        self,
+        segment: str,
+        path: Path,
+        *,
+        links: Sequence[str] = (),
+        comment: str = "",
+        limit: int = 1 << 28,
+    ) -> int:
+        """Write what crosses a segment or passes links into a new pcapng file; return the capture's number.
+
+        Args:
+            segment: The segment's name.
+            path: The file.
+            links: The links; none: the segment, each frame once.
+            comment: What is captured, in words, for readers of the file.
+            limit: Bytes that the file may have.
+        """
+        number: int = self._order(
+            "capture", segment=segment, links=list(links), path=str(path), comment=comment, limit=limit
+        )
         return number
 
+    def flush_capture(self, number: int) -> None:
+        """Flush all frames that have passed to a capture's file."""
+        self._order("flush_capture", number=number)
+
     def wait_capture(self, number: int, *, frames: int, timeout: float) -> bool:
-        """Wait until a capture's file holds more than ``frames`` frames; say whether it does.
+        """Wait until a capture's file holds more than ``frames`` frames; say whether it may.
 
         Args:
             number: The capture's number.
             frames: How many frames the caller knows already.
             timeout: Seconds.
+
+        Raises:
+            SwitchFailed: The capture has broken off.
         """
         sent, answer = self._send("wait_capture", {"number": number, "frames": frames})
         try:
-            return bool(self._wait(sent, answer, timeout=timeout))
+            problem = self._wait(sent, answer, timeout=timeout)
         except TimeoutError:
             return False
+        if problem:
+            raise SwitchFailed(f"the capture has broken off: {problem}")
+        return True
 
     def end_capture(self, number: int) -> dict[str, Any]:
         """Finish a capture's file; return its ``frames``, and the ``problem`` that stopped it, or ""."""

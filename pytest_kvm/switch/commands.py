@@ -12,7 +12,7 @@ from pytest_kvm.switch.bridge import Ask, Bridge, length_of_whole_frames
 from pytest_kvm.switch.faults import KINDS, Faults
 from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Direction, Link, Port
-from pytest_kvm.switch.pcap import Capture
+from pytest_kvm.switch.pcapng import CaptureFile
 from pytest_kvm.switch.schedule import Schedule
 
 _READS = 64
@@ -50,7 +50,7 @@ class Commands:
     def __init__(self, schedule: Schedule, *, ask: Ask, cards: Cards) -> None:
         self.segments: dict[str, Bridge] = {}
         self.link_of: dict[Port, Link] = {}
-        self.captures: dict[int, Capture] = {}
+        self.captures: dict[int, CaptureFile] = {}
         self._ports: dict[str, Port] = {}
         self._undo: dict[int, Callable[[], None]] = {}
         self._numbers = itertools.count(1)
@@ -183,15 +183,25 @@ class Commands:
 
     # ------------------------------------------------------------ captures
 
-    def do_capture(self, *, segment: str, link: str | None, path: str) -> int:
+    def do_capture(self, *, segment: str, links: Sequence[str], path: str, comment: str, limit: int) -> int:
         """Begin to write the frames that pass into a file; return the number of this capture."""
         where = self.segments[segment]
-        captures = where.captures if link is None else where.links[link].captures
+        taps = [where.links[name].captures for name in links] or [where.captures]
         number = next(self._numbers)
-        self.captures[number] = capture = Capture(Path(path))
-        captures.append(capture)
-        self._undo[number] = lambda: captures.remove(capture)
+        self.captures[number] = capture = CaptureFile(Path(path), comment=comment, limit=limit)
+        for tap in taps:
+            tap.append(capture)
+
+        def undo() -> None:
+            for tap in taps:
+                tap.remove(capture)
+
+        self._undo[number] = undo
         return number
+
+    def do_flush_capture(self, *, number: int) -> None:
+        """Flush all frames that have passed to a capture's file."""
+        self.captures[number].flush()
 
     def do_end_capture(self, *, number: int) -> dict[str, Any]:
         """Finish a capture's file; return its number of frames and its problem."""

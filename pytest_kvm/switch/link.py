@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_kvm.switch.bridge import Bridge
-    from pytest_kvm.switch.pcap import Capture
+    from pytest_kvm.switch.pcapng import CaptureFile
 
 
 class Link:
@@ -53,7 +53,7 @@ class Link:
         """Counters of frames that came from the guest."""
         self.got = Tally()
         """Counters of frames that went to the guest."""
-        self.captures: list[Capture] = []
+        self.captures: list[CaptureFile] = []
         self._wake = wake
 
     @property
@@ -93,7 +93,7 @@ class Link:
         self.deliver(memoryview(to_wire(frame)), frames=1, sender=sender, are_discovery=is_discovery)
         if self.got.frames > before:
             for capture in self.captures:
-                capture.take(frame)
+                capture.take(frame, link=self.name, direction="in")
 
 
 _CHUNK = 1 << 18

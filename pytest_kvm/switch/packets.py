@@ -1,17 +1,19 @@
-"""Captured frames as objects for assertions, read from pcap files; dpkt does the parsing."""
+"""Frames as objects for assertions; dpkt does the parsing."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import dpkt
 
 from pytest_kvm.switch.frames import HEADER
+
+if TYPE_CHECKING:
+    from pytest_kvm.switch.link import Direction
 
 _TCP_FLAGS = {
     "FIN": dpkt.tcp.TH_FIN,
@@ -44,10 +46,14 @@ class Packet:
     Args:
         raw: The frame.
         time: When the frame passed, in seconds since the epoch, by the host's clock.
+        link: Name of the link that it was captured on, in a segment's capture the sender's; else empty.
+        direction: Where it went, seen from that link's guest: ``out`` of the guest or ``in``.
     """
 
     raw: bytes
     time: float
+    link: str = ""
+    direction: Direction | None = None
 
     def __repr__(self) -> str:
         ends = [f"{self.src or self.src_mac}", f"{self.dst or self.dst_mac}"]
@@ -150,13 +156,6 @@ class Packet:
             return ip_address(bytes(getattr(self._ip, name)))
         arp = self.ethernet.data
         return ip_address(bytes(getattr(arp, in_arp))) if _is_a(arp, dpkt.arp.ARP) else None
-
-
-def packets_in(file: BinaryIO) -> Iterator[Packet]:
-    """Yield the packets of a pcap file, from its beginning to its present end."""
-    reader: Any = dpkt.pcap.Reader(file)
-    for moment, frame in reader:
-        yield Packet(bytes(frame), float(moment))
 
 
 def _is_a(layer: Any, *kinds: Any) -> bool:  # noqa: ANN401 - dpkt has no types

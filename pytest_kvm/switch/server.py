@@ -200,8 +200,10 @@ class Server:
         still: list[tuple[int, int, int]] = []
         for number, capture_number, frames in self._waiting:
             capture = self._commands.captures.get(capture_number)
-            if capture is None or capture.problem or capture.written > frames:
-                self._orders.tell(id=number, answer=capture is not None)
+            if capture is None:  # it was ended meanwhile
+                self._orders.tell(id=number, answer="")
+            elif capture.problem or capture.written > frames:
+                self._orders.tell(id=number, answer="" if capture.written > frames else capture.problem)
             else:
                 still.append((number, capture_number, frames))
         self._waiting = still

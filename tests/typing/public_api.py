@@ -132,6 +132,16 @@ def makes_a_network_fail(lan: kvm.Segment, one: kvm.Guest, other: kvm.Guest) -> 
     assert_type(lan.faults, tuple[kvm.Fault, ...])
 
 
+def looks_at_frames(lan: kvm.Segment, one: kvm.Guest) -> None:
+    """Check captures as a value, as a block and as packets."""
+    with lan.capture(link=one, limit="1MiB") as crossed, one.nics[0].capture() as passed:
+        assert_type(passed, kvm.Capture)
+        assert_type(crossed.wait_for_packet(lambda packet: packet.link == "one", timeout=5), kvm.Packet)
+        crossed.assert_no_packet(lambda packet: "RST" in packet.tcp_flags, during=0.5)
+    assert_type([packet.time for packet in crossed], list[float])
+    assert_type(lan.capture().path, Path)
+
+
 def starts_on_the_fly(kvm_guests: kvm.Guests) -> None:
     """Check the factory."""
     spec = kvm.GuestSpec("debian-13")

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy
+from pytest_kvm.provision.segment_captures import SegmentCaptures
 from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
+from pytest_kvm.settings import Timeouts
 from pytest_kvm.switch.client import Switch
+from tests.unit.provision.joined_cards import JoinedGuests
 
 
 @pytest.fixture
@@ -29,5 +33,22 @@ def faults(switch, coordinator):
 
 
 @pytest.fixture
-def segments(switch, faults):
-    return Segments(switch, faults=faults)
+def resources(switch, tmp_path):
+    return Lazy(lambda: nullcontext(SimpleNamespace(folder=tmp_path, switch=switch, timeouts=Timeouts())))
+
+
+@pytest.fixture
+def captures(resources, coordinator):
+    return SegmentCaptures(resources, coordinator, records=False)
+
+
+@pytest.fixture
+def segments(switch, faults, captures):
+    return Segments(switch, faults=faults, captures=captures)
+
+
+@pytest.fixture
+def guests(segments, switch, tmp_path):
+    guests = JoinedGuests(segments, switch, tmp_path)
+    yield guests
+    guests.close()

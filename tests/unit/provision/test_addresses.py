@@ -24,9 +24,16 @@ AUTO = kvm.NetworkSpec()
 def _segment(name, spec=AUTO, others=()):
     subnet = choose_subnet4(name, spec, others=others)
     subnet6 = choose_subnet6(name, spec, others=others)
-    faults: Any = None
+    nothing: Any = None
     return kvm.Segment(
-        name, spec, subnet=subnet, subnet6=subnet6, tag=name, counters=lambda _: {}, faults=faults
+        name,
+        spec,
+        subnet=subnet,
+        subnet6=subnet6,
+        tag=name,
+        counters=lambda _: {},
+        faults=nothing,
+        captures=nothing,
     )
 
 

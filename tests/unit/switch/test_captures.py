@@ -2,26 +2,27 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dpkt
 import pytest
 
 from pytest_kvm.errors import SwitchFailed
-from pytest_kvm.switch.packets import Packet, packets_in
-from pytest_kvm.switch.pcap import Capture
+from pytest_kvm.switch.packets import Packet
+from pytest_kvm.switch.pcapng import CaptureFile, CaptureReader
 from tests.unit.switch.conftest import EVERYBODY, frame, mac
 
 
 def content(path):
     with path.open("rb") as file:
-        return [packet.raw for packet in packets_in(file)]
+        return [(each.frame, each.link, each.direction) for each in CaptureReader(file)]
 
 
 def test_a_links_capture_has_what_passed_it_in_both_directions(lab, tmp_path):
     a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
-    path = tmp_path / "b.pcap"
-    number = lab.switch.capture("lan", path, link="b")
+    path = tmp_path / "b.pcapng"
+    number = lab.switch.capture("lan", path, links=["b"])
     first, second = frame(EVERYBODY, mac(1)), frame(mac(1), mac(2), b"x" * 9000)
     a.send(first)
     assert b.receive() == first
@@ -35,16 +36,17 @@ def test_a_links_capture_has_what_passed_it_in_both_directions(lab, tmp_path):
     c.receive()
     assert lab.switch.wait_capture(number, frames=1, timeout=5)
     assert not lab.switch.wait_capture(number, frames=2, timeout=0.1)
-    assert content(path) == [first, second]
+    passed = [(first, "b", "in"), (second, "b", "out")]
+    assert content(path) == passed
     assert lab.switch.end_capture(number) == {"frames": 2, "problem": ""}
     a.send(first)
-    assert content(path) == [first, second]
+    assert content(path) == passed
 
 
 def test_a_segments_capture_has_what_crossed_it_once(lab, tmp_path):
     a, b, c = lab.plug("a"), lab.plug("b"), lab.plug("c")
-    path = tmp_path / "lan.pcap"
-    number = lab.switch.capture("lan", path)
+    path = tmp_path / "lan.pcapng"
+    number = lab.switch.capture("lan", path, comment="the segment lan")
     before = time.time()
     for card, sender in ((a, 1), (b, 2), (c, 3)):
         card.send(frame(EVERYBODY, mac(sender)))
@@ -52,19 +54,68 @@ def test_a_segments_capture_has_what_crossed_it_once(lab, tmp_path):
     lab.switch.cut("lan", [])
     a.send(frame(EVERYBODY, mac(1), b"nobody hears it"))
     assert b.drain(timeout=0.1) == []
-    assert sorted(content(path)) == sorted(frame(EVERYBODY, mac(sender)) for sender in (1, 2, 3))
+    sent = {(frame(EVERYBODY, mac(sender)), link, "out") for sender, link in ((1, "a"), (2, "b"), (3, "c"))}
+    assert len(content(path)) == 3
+    assert set(content(path)) == sent
     with path.open("rb") as file:
-        assert all(before <= packet.time <= time.time() for packet in packets_in(file))
+        assert all(before <= each.time <= time.time() for each in CaptureReader(file))
+    with path.open("rb") as file:  # another's reader
+        read = list(dpkt.pcapng.Reader(file))
+    assert {raw for _, raw in read} == {each for each, *_ in sent}
+    assert all(before <= moment <= time.time() for moment, _ in read)
+    assert b"the segment lan" in path.read_bytes()
     assert lab.switch.end_capture(number)["frames"] == 3
+
+
+def test_a_file_is_read_while_it_is_written(tmp_path):
+    """Whatever part of a block is there, the reader waits for the rest."""
+    path, growing = tmp_path / "whole.pcapng", tmp_path / "growing.pcapng"
+    file = CaptureFile(path, comment="", limit=1 << 20)
+    frames = [frame(EVERYBODY, mac(sender), bytes(sender)) for sender in (1, 2, 3)]
+    for each, link in zip(frames, "aba", strict=True):
+        file.take(each, link=link, direction="in")
+    file.close()
+    whole = path.read_bytes()
+    seen = []
+    with growing.open("wb") as target, growing.open("rb") as source:
+        reader = CaptureReader(source)
+        for byte in whole:
+            target.write(bytes([byte]))
+            target.flush()
+            seen += reader
+    assert [(each.frame, each.link) for each in seen] == list(zip(frames, "aba", strict=True))
+
+
+def test_a_file_has_a_limit(lab, tmp_path):
+    a, b = lab.plug("a"), lab.plug("b")
+    number = lab.switch.capture("lan", tmp_path / "lan.pcapng", limit=5000)
+    for _ in range(5):
+        a.send(frame(EVERYBODY, mac(1), bytes(1400)))
+        assert b.receive()
+    assert lab.switch.wait_capture(number, frames=2, timeout=5)
+    with pytest.raises(SwitchFailed, match="broken off: the file has reached its limit of 5000 bytes"):
+        lab.switch.wait_capture(number, frames=3, timeout=5)
+    ended = lab.switch.end_capture(number)
+    assert (ended["frames"], len(content(tmp_path / "lan.pcapng"))) == (3, 3)
+    assert "limit" in ended["problem"]
+    assert (tmp_path / "lan.pcapng").stat().st_size <= 5000
+
+
+def test_a_capture_that_is_ended_is_waited_for_no_longer(lab, tmp_path):
+    number = lab.switch.capture("lan", tmp_path / "lan.pcapng")
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(lab.switch.wait_capture, number, frames=0, timeout=30)
+        lab.switch.end_capture(number)
+        assert waits.result(10)
 
 
 def test_a_capture_that_cannot_be_written_says_so(lab, tmp_path):
     a, b = lab.plug("a"), lab.plug("b")
     with pytest.raises(SwitchFailed, match="No such file"):
-        lab.switch.capture("lan", tmp_path / "missing" / "lan.pcap")
-    (tmp_path / "lan.pcap").touch()
+        lab.switch.capture("lan", tmp_path / "missing" / "lan.pcapng")
+    (tmp_path / "lan.pcapng").touch()
     with pytest.raises(SwitchFailed, match="exists"):
-        lab.switch.capture("lan", tmp_path / "lan.pcap")
+        lab.switch.capture("lan", tmp_path / "lan.pcapng")
     a.send(frame(EVERYBODY, mac(1)))
     assert b.receive()
 
@@ -123,13 +174,13 @@ def test_what_is_cut_short_or_nonsense_is_a_packet_all_the_same():
 
 
 def test_frames_that_could_not_be_written_are_not_counted_as_written(tmp_path):
-    capture = Capture(tmp_path / "lan.pcap")
-    capture.take(frame(mac(1), mac(2)))
+    capture = CaptureFile(tmp_path / "lan.pcapng", comment="", limit=1 << 20)
+    capture.take(frame(mac(1), mac(2)), link="a", direction="out")
     capture.flush()
     capture._file.close()
     with Path("/dev/full").open("wb") as full:
         capture._file = full
-        capture.take(frame(mac(1), mac(2)))
+        capture.take(frame(mac(1), mac(2)), link="a", direction="out")
         capture.flush()
         assert (capture.written, capture.frames) == (1, 2)
         assert "No space left" in capture.problem

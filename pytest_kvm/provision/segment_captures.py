@@ -1,0 +1,126 @@
+"""The captures of a run's segments: begun on behalf of the owner at work, stopped when it has ended."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_kvm.errors import KvmError, SpecError, SwitchFailed
+from pytest_kvm.handles.capture import Capture
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.segment import GuestNic, Segment
+    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
+    from pytest_kvm.provision.run_resources import Lazy, RunResources
+    from pytest_kvm.provision.undo_log import Owner
+    from pytest_kvm.switch.client import Switch
+
+_log = logging.getLogger("pytest_kvm.provision")
+_RECORD_LIMIT = 1 << 28
+"""Bytes of a capture that no test asked for."""
+
+
+class SegmentCaptures:
+    """Implements :class:`pytest_kvm.handles.capture.CaptureControl` for all segments of a run.
+
+    Args:
+        resources: The run's folder, for the files, and its switch.
+        coordinator: Knows the owner at work.
+        records: Whether all segments are captured during each test.
+    """
+
+    def __init__(
+        self, resources: Lazy[RunResources], coordinator: ResetCoordinator, *, records: bool
+    ) -> None:
+        self._resources = resources
+        self._coordinator = coordinator
+        self._records = records
+        self._numbers = itertools.count(1)
+        self._begun: dict[Capture, _Begun] = {}
+        """All captures whose files are not removed."""
+
+    def begin(self, segment: Segment, nics: Sequence[GuestNic], *, limit: int) -> Capture:
+        """Begin a capture for the owner at work."""
+        owner, links = self._coordinator.owner, [nic.link for nic in nics]
+        return self._begin(segment, links, limit=limit, owner=owner, is_asked_for=True)
+
+    def record(self, segments: Iterable[Segment]) -> None:
+        """Begin a capture of each segment for the test at work, if the run captures all segments."""
+        test = self._coordinator.outermost
+        if test is None or not self._records:
+            return
+        for segment in segments:
+            try:
+                self._begin(segment, [], limit=_RECORD_LIMIT, owner=test, is_asked_for=False)
+            except KvmError as failure:
+                _log.warning("%s is not captured: %s", segment.name, failure)
+
+    def at_work(self) -> list[tuple[str, Capture]]:
+        """Return the captures of the owner at work, also those that are stopped, each with a file name.
+
+        Several can have the same name. Those that the run records come first.
+        """
+        owner = self._coordinator.owner
+        return [(begun.name, capture) for capture, begun in self._begun.items() if begun.owner is owner]
+
+    def _begin(
+        self, segment: Segment, links: Sequence[str], *, limit: int, owner: Owner | None, is_asked_for: bool
+    ) -> Capture:
+        if segment.is_removed:
+            raise SpecError(f"the segment {segment.name} was removed")
+        number, resources = next(self._numbers), self._resources.get()
+        path, switch = resources.folder / f"capture{number}.pcapng", resources.switch.get()
+        what = f"{segment.name}, {' and '.join(links)}" if links else segment.name
+        written = switch.capture(segment.tag, path, links=links, comment=what, limit=limit)
+        source = _Source(switch=switch, number=written)
+        capture = Capture(what, path, source=source, patience=resources.timeouts.packet)
+        name = "-".join([segment.name, *links])
+        self._begun[capture] = _Begun(name=name, owner=owner, is_asked_for=is_asked_for, source=source)
+        if owner is not None:
+            owner.on_end.callback(self._end, capture)
+        return capture
+
+    def _end(self, capture: Capture) -> None:
+        """Stop a capture whose owner has ended, and remove its file."""
+        begun = self._begun.pop(capture)
+        try:
+            capture.stop()
+        except SwitchFailed as failure:
+            if begun.is_asked_for and not begun.source.switch.has_ended():
+                raise
+            _log.warning("%s", failure)
+        finally:
+            capture.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A capture's name, and who began it."""
+
+    name: str
+    owner: Owner | None
+    is_asked_for: bool
+    """Whether a test or fixture began it, and not the run."""
+    source: _Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What writes one capture's file."""
+
+    switch: Switch
+    number: int
+
+    def flush(self) -> None:
+        """Flush all frames that have passed to the file."""
+        self.switch.flush_capture(self.number)
+
+    def wait(self, *, frames: int, timeout: float) -> bool:
+        return self.switch.wait_capture(self.number, frames=frames, timeout=timeout)
+
+    def end(self) -> str:
+        problem: str = self.switch.end_capture(self.number)["problem"]
+        return problem

@@ -1,0 +1,188 @@
+"""Captures of segments on a real switch, between cards that are sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pytest_kvm.errors import SpecError, SwitchFailed, WaitTimeout
+from pytest_kvm.provision.segment_captures import SegmentCaptures
+from pytest_kvm.provision.segments import Segments
+from pytest_kvm.provision.undo_log import Owner
+from tests.unit.provision.joined_cards import JoinedGuests
+
+
+@pytest.fixture
+def pair(guests):
+    return [guests.join(name) for name in "ab"]
+
+
+def is_from_a(packet):
+    return packet.src_mac == "52:54:00:00:00:00"
+
+
+def is_from_b(packet):
+    return packet.src_mac == "52:54:00:00:00:01"
+
+
+def test_a_segments_capture_has_each_frame_with_its_senders_link(guests, pair):
+    with guests.lan.capture() as capture:
+        assert capture.packets == []
+        guests.reaches("a", "b")
+        assert [(packet.link, packet.direction) for packet in capture] == [("a", "out")]
+        guests.reaches("b", "a")
+        assert [packet.link for packet in capture] == ["a", "b"]
+        assert repr(capture) == f"<Capture of lan: {capture.path}>"
+    guests.reaches("a", "b")
+    assert len(capture.packets) == 2
+    capture.flush()
+    capture.stop()
+    assert "stopped" in repr(capture)
+
+
+def test_a_links_capture_has_what_comes_before_all_faults_and_what_goes_after_all(guests, pair):
+    a, b = pair
+    with (
+        a.nics[0].capture() as at_a,
+        b.nics[0].capture() as at_b,
+        guests.lan.loss(1.0, link=a, direction="out"),
+    ):
+        guests.reaches("a", "b")
+        guests.reaches("b", "a")
+    assert [(packet.link, packet.direction) for packet in at_a] == [("a", "out"), ("a", "in")]
+    assert [(packet.link, packet.direction) for packet in at_b] == [("b", "out")]
+
+
+def test_a_guests_capture_has_what_passes_each_of_its_links(guests):
+    double = guests.join("d", "up", "up")
+    guests.join("a")
+    with guests.lan.capture(link=double) as capture:
+        guests.reaches("a", "d")
+    assert sorted((packet.link, packet.direction) for packet in capture) == [("d", "in"), ("d.2", "in")]
+    assert "lan, d and d.2" in repr(capture)
+
+
+def test_a_packet_is_waited_for_that_was_captured_or_will_be(guests, pair):
+    with guests.lan.capture() as capture, ThreadPoolExecutor() as pool:
+        guests.reaches("a", "b")
+        assert is_from_a(capture.wait_for_packet(is_from_a, timeout=0))
+        later = pool.submit(capture.wait_for_packet, is_from_b)
+        guests.reaches("b", "a")
+        assert is_from_b(later.result(10))
+        with pytest.raises(WaitTimeout) as caught:
+            capture.wait_for_packet(lambda packet: False, timeout=0.1)
+    assert caught.value.brief == "lan: no such packet within 0.1 s; 2 others were captured"
+    assert caught.value.details.count("<Packet ") == 2
+    with pytest.raises(WaitTimeout, match="2 others"):
+        capture.wait_for_packet(lambda packet: False)
+
+
+def test_a_packet_that_is_not_to_pass(guests, pair):
+    with guests.lan.capture() as capture, ThreadPoolExecutor() as pool:
+        capture.assert_no_packet(is_from_a, during=0.05)
+        guests.reaches("b", "a")
+        capture.assert_no_packet(is_from_a)
+        watch = pool.submit(capture.assert_no_packet, is_from_a, during=30)
+        guests.reaches("a", "b")
+        with pytest.raises(AssertionError, match="lan: a packet that is not to pass: <Packet 0x88b5"):
+            watch.result(10)
+        with pytest.raises(AssertionError):
+            capture.assert_no_packet(is_from_a)
+
+
+def test_a_capture_that_breaks_off_says_so(guests, pair, coordinator):
+    with coordinator.at_work(test := Owner("test")):
+        capture = guests.lan.capture(limit="1KiB")
+        for _ in range(20):
+            guests.cards["a"].send(b"\xff" * 200)
+        with pytest.raises(SwitchFailed, match="has broken off: .* its limit of 1024 bytes"):
+            capture.wait_for_packet(is_from_b)
+    with pytest.raises(SwitchFailed, match="the capture of lan has broken off"):
+        test.end()
+    assert not capture.path.exists()
+
+
+@pytest.mark.parametrize("body_fails", [False, True])
+def test_the_end_of_a_block_says_so_too(guests, pair, body_fails):
+    def block():
+        with guests.lan.capture(limit="1KiB"):
+            for _ in range(20):
+                guests.cards["a"].send(b"\xff" * 200)
+            guests.reaches("a", "b")
+            if body_fails:
+                raise LookupError
+
+    with pytest.raises(LookupError if body_fails else SwitchFailed) as caught:
+        block()
+    told = "".join(getattr(caught.value, "__notes__", [])) if body_fails else str(caught.value)
+    assert "the capture of lan has broken off" in told
+
+
+def test_captures_end_with_their_owner_and_their_files_with_them(guests, pair, coordinator, captures):
+    fixture, test = Owner("fixture"), Owner("test")
+    with coordinator.at_work(fixture):
+        kept = guests.lan.capture()
+    with coordinator.at_work(test):
+        stopped, running = guests.lan.capture(), pair[0].nics[0].capture()
+        stopped.stop()
+        assert captures.at_work() == [("lan", stopped), ("lan-a", running)]
+    test.end()
+    assert "stopped" in repr(running)
+    assert [each.path.exists() for each in (kept, stopped, running)] == [True, False, False]
+    guests.reaches("a", "b")
+    assert len(kept.packets) == 1
+    guests.segments.remove(guests.lan)
+    assert len(kept.packets) == 1
+    fixture.end()
+    assert not kept.path.exists()
+
+
+def test_the_end_of_the_switch_is_no_second_error_at_the_end_of_a_test(guests, pair, coordinator, switch):
+    with coordinator.at_work(test := Owner("test")):
+        capture = guests.lan.capture()
+        os.kill(switch.get().pid, signal.SIGKILL)
+        with pytest.raises(SwitchFailed):
+            capture.wait_for_packet(is_from_a)
+        with pytest.raises(SwitchFailed):
+            list(capture)
+    test.end()
+    assert not capture.path.exists()
+
+
+def test_mistakes(guests, pair):
+    with pytest.raises(SpecError, match="lan.capture: limit: '5' is not a size"):
+        guests.lan.capture(limit="5")
+    guests.segments.remove(guests.lan)
+    for begin in (guests.lan.capture, pair[0].nics[0].capture):
+        with pytest.raises(SpecError, match="the segment lan was removed"):
+            begin()
+
+
+def test_a_run_that_captures_everything(resources, switch, coordinator, faults, tmp_path, caplog):
+    captures = SegmentCaptures(resources, coordinator, records=True)
+    segments = Segments(switch, faults=faults, captures=captures)
+    guests = JoinedGuests(segments, switch, tmp_path)
+    for name in "ab":
+        guests.join(name)
+    assert captures.at_work() == []
+    with coordinator.at_work(test := Owner("test")):
+        captures.record(segments.all())
+        guests.reaches("a", "b")
+        with coordinator.at_work(fixture := Owner("fixture")):
+            segments.make("late", guests.lan.spec)
+        (name, capture), (late, _) = captures.at_work()
+        assert (name, late) == ("lan", "late")
+        assert len(capture.packets) == 1
+        (tmp_path / "capture3.pcapng").touch()
+        captures.record([guests.lan])
+    assert "lan is not captured: the switch refused: FileExistsError" in caplog.text
+    fixture.end()
+    assert "stopped" not in repr(capture)
+    test.end()
+    assert [path.name for path in tmp_path.glob("*.pcapng")] == ["capture3.pcapng"]
+    assert threading.active_count() < 20
+    guests.close()

@@ -207,7 +207,11 @@ def settings_from(sources: Sequence[Lookup]) -> Settings:
     timeouts = Timeouts(boot=given.pop("boot_timeout")) if "boot_timeout" in given else Timeouts()
     if "image" in given:
         given["default_image"] = given.pop("image")
-    places = {"cache_dir": default_cache_dir, "run_dir": default_run_dir}
+    places = {
+        "cache_dir": default_cache_dir,
+        "run_dir": default_run_dir,
+        "artifacts": Path("kvm-artifacts").absolute,
+    }
     for name in places.keys() - given.keys():
         given[name] = places[name]()
     return Settings(timeouts=timeouts, **given)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
-from pytest_kvm.errors import SwitchFailed, WaitTimeout
-from pytest_kvm.switch.pcapng import CaptureReader
+from pytest_kvm.errors import SpecError, SwitchFailed, WaitTimeout
+from pytest_kvm.switch.pcapng import CaptureReader, Written
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.segment import GuestNic, Segment
@@ -23,20 +24,16 @@ _SHOWN = 20
 class CaptureSource(Protocol):
     """What writes one capture's file: the switch."""
 
-    def flush(self) -> None:
-        """Flush all frames that have passed to the file."""
+    def flush(self) -> Written:
+        """Flush all frames that have passed to the file; say how far it has come."""
         ...
 
-    def wait(self, *, frames: int, timeout: float) -> bool:
-        """Wait until the file holds more than ``frames`` frames; say whether it may.
-
-        Raises:
-            SwitchFailed: Nothing more is written.
-        """
+    def wait(self, *, frames: int, timeout: float) -> None:
+        """Wait until the file holds more than ``frames`` frames, nothing more is written, or time is up."""
         ...
 
-    def end(self) -> str:
-        """Finish the file; return why it does not hold all frames that passed, or "" if it does."""
+    def end(self) -> Written:
+        """Finish the file; say how far it has come."""
         ...
 
 
@@ -45,7 +42,8 @@ class Capture:
 
     It is stopped by :meth:`stop`, at the end of a ``with`` block, or when the
     test or fixture has ended that began it. Iterating over it yields the packets
-    that were captured until now, each a :class:`~pytest_kvm.Packet`.
+    that were captured until then, each a :class:`~pytest_kvm.Packet`. Any thread
+    may use it.
 
     Args:
         what: What is captured, in words.
@@ -61,16 +59,15 @@ class Capture:
         self._what = what
         self._source = source
         self._patience = patience
-        self._is_stopped = False
+        self._lock = threading.Lock()
+        self._ended: Written | None = None
 
     def __repr__(self) -> str:
-        return f"<Capture of {self._what}: {self.path}{', stopped' if self._is_stopped else ''}>"
+        return f"<Capture of {self._what}: {self.path}{', stopped' if self._ended else ''}>"
 
     def __iter__(self) -> Iterator[Packet]:
         """Yield the packets that were captured until now."""
-        self.flush()
-        with self.path.open("rb") as file:
-            yield from _packets(CaptureReader(file))
+        return self._packets_until(time.monotonic())
 
     @property
     def packets(self) -> list[Packet]:
@@ -85,8 +82,9 @@ class Capture:
             timeout: Seconds; None: 30, multiplied by the run's time-out factor.
 
         Raises:
-            WaitTimeout: No such packet came; the last packets are shown.
+            SpecError: The test or fixture has ended that began the capture.
             SwitchFailed: The capture has broken off, or the switch has ended.
+            WaitTimeout: No such packet came; the last packets are shown.
         """
         seconds = self._patience if timeout is None else timeout
         last: deque[Packet] = deque(maxlen=_SHOWN)
@@ -96,8 +94,9 @@ class Capture:
                 return packet
             count += 1
             last.append(packet)
+        until = "until the capture was stopped" if self._ended else f"within {seconds:g} s"
         raise WaitTimeout(
-            f"{self._what}: no such packet within {seconds:g} s; {count} others were captured",
+            f"{self._what}: no such packet {until}; {count} others were captured",
             details="\n".join(["the last of them:", *map(repr, last)]) if last else "",
         )
 
@@ -110,17 +109,20 @@ class Capture:
 
         Raises:
             AssertionError: There is such a packet; it is shown.
+            SpecError: The test or fixture has ended that began the capture.
             SwitchFailed: The capture has broken off, or the switch has ended.
         """
-        self.flush()
         for packet in self._packets_until(time.monotonic() + during):
             if predicate(packet):
                 raise AssertionError(f"{self._what}: a packet that is not to pass: {packet!r}")
 
     def flush(self) -> None:
-        """Write all frames that have passed to the file, for other programs that read it now."""
-        if not self._is_stopped:
-            self._source.flush()
+        """Write all frames that have passed to the file, for other programs that read it now.
+
+        Raises:
+            SwitchFailed: The file does not hold all frames that passed; or the switch has ended.
+        """
+        self._check(self._written())
 
     def stop(self) -> None:
         """Stop the capture; a second call does nothing.
@@ -128,12 +130,11 @@ class Capture:
         Raises:
             SwitchFailed: The file does not hold all frames that passed; or the switch has ended.
         """
-        if self._is_stopped:
-            return
-        self._is_stopped = True
-        problem = self._source.end()
-        if problem:
-            raise SwitchFailed(f"the capture of {self._what} has broken off: {problem}")
+        with self._lock:
+            if self._ended is not None:
+                return
+            self._ended = self._source.end()
+        self._check(self._ended)
 
     def __enter__(self) -> Self:
         return self
@@ -150,17 +151,46 @@ class Capture:
             error.add_note(f"and {failure}")
 
     def _packets_until(self, deadline: float) -> Iterator[Packet]:
-        """Yield the packets that were captured, and those that are, until a moment (monotonic)."""
-        known = 0
-        with self.path.open("rb") as file:
-            reader = CaptureReader(file)
+        """Yield the packets that were captured, and those that are, until a moment (monotonic).
+
+        A guest may send faster than packets are read. So at that moment it is noted
+        how many there are, and as many are yielded.
+        """
+        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
+
+        known, written, is_over = 0, Written(0, ""), False
+        with self._open() as file:
+            frames = iter(CaptureReader(file))
             while True:
-                for packet in _packets(reader):
+                if not is_over and (known == written.frames or time.monotonic() >= deadline):
+                    is_over = time.monotonic() >= deadline
+                    written = self._written()
+                if known < written.frames:
                     known += 1
-                    yield packet
-                left = deadline - time.monotonic()
-                if self._is_stopped or left <= 0 or not self._source.wait(frames=known, timeout=left):
+                    yield Packet(*next(frames))
+                    continue
+                self._check(written)
+                if is_over or written is self._ended:
                     return
+                self._source.wait(frames=known, timeout=max(0.0, deadline - time.monotonic()))
+
+    def _open(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError:
+            raise SpecError(
+                f"the capture of {self._what} has no file any more",
+                resolution="use it before the test or fixture has ended that began it, or copy its file",
+            ) from None
+
+    def _written(self) -> Written:
+        """Return how far the file has come, of all that has passed until now."""
+        with self._lock:
+            return self._ended or self._source.flush()
+
+    def _check(self, written: Written) -> None:
+        if written.problem:
+            raise SwitchFailed(f"the capture of {self._what} has broken off: {written.problem}")
 
 
 class CaptureControl(Protocol):
@@ -175,14 +205,7 @@ class CaptureControl(Protocol):
             limit: Bytes that the file may have.
 
         Raises:
-            SpecError: The segment was removed.
+            SpecError: The segment was removed, or the test or fixture has ended.
             SwitchFailed: The file cannot be written, or the switch has ended.
         """
         ...
-
-
-def _packets(reader: CaptureReader) -> Iterator[Packet]:
-    from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
-
-    for frame, moment, link, direction in reader:
-        yield Packet(frame, moment, link, direction)

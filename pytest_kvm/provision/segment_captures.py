@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_kvm.provision.run_resources import Lazy, RunResources
     from pytest_kvm.provision.undo_log import Owner
     from pytest_kvm.switch.client import Switch
+    from pytest_kvm.switch.pcapng import Written
 
 _log = logging.getLogger("pytest_kvm.provision")
 _RECORD_LIMIT = 1 << 28
@@ -39,6 +41,7 @@ class SegmentCaptures:
         self._coordinator = coordinator
         self._records = records
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
         self._begun: dict[Capture, _Begun] = {}
         """All captures whose files are not removed."""
 
@@ -50,12 +53,12 @@ class SegmentCaptures:
     def record(self, segments: Iterable[Segment]) -> None:
         """Begin a capture of each segment for the test at work, if the run captures all segments."""
         test = self._coordinator.outermost
-        if test is None or not self._records:
+        if test is None or test.ended or not self._records:
             return
         for segment in segments:
             try:
                 self._begin(segment, [], limit=_RECORD_LIMIT, owner=test, is_asked_for=False)
-            except KvmError as failure:
+            except (KvmError, OSError) as failure:
                 _log.warning("%s is not captured: %s", segment.name, failure)
 
     def at_work(self) -> list[tuple[str, Capture]]:
@@ -64,28 +67,33 @@ class SegmentCaptures:
         Several can have the same name. Those that the run records come first.
         """
         owner = self._coordinator.owner
-        return [(begun.name, capture) for capture, begun in self._begun.items() if begun.owner is owner]
+        with self._lock:
+            return [(begun.name, capture) for capture, begun in self._begun.items() if begun.owner is owner]
 
     def _begin(
         self, segment: Segment, links: Sequence[str], *, limit: int, owner: Owner | None, is_asked_for: bool
     ) -> Capture:
         if segment.is_removed:
             raise SpecError(f"the segment {segment.name} was removed")
+        if owner is not None and owner.ended:
+            raise SpecError(f"{segment.name}: {owner.name} has ended, and can begin no capture any more")
         number, resources = next(self._numbers), self._resources.get()
         path, switch = resources.folder / f"capture{number}.pcapng", resources.switch.get()
         what = f"{segment.name}, {' and '.join(links)}" if links else segment.name
-        written = switch.capture(segment.tag, path, links=links, comment=what, limit=limit)
-        source = _Source(switch=switch, number=written)
+        begun_number = switch.capture(segment.tag, path, links=links, comment=what, limit=limit)
+        source = _Source(switch=switch, number=begun_number)
         capture = Capture(what, path, source=source, patience=resources.timeouts.packet)
         name = "-".join([segment.name, *links])
-        self._begun[capture] = _Begun(name=name, owner=owner, is_asked_for=is_asked_for, source=source)
+        with self._lock:
+            self._begun[capture] = _Begun(name=name, owner=owner, is_asked_for=is_asked_for, source=source)
         if owner is not None:
             owner.on_end.callback(self._end, capture)
         return capture
 
     def _end(self, capture: Capture) -> None:
         """Stop a capture whose owner has ended, and remove its file."""
-        begun = self._begun.pop(capture)
+        with self._lock:
+            begun = self._begun.pop(capture)
         try:
             capture.stop()
         except SwitchFailed as failure:
@@ -114,13 +122,14 @@ class _Source:
     switch: Switch
     number: int
 
-    def flush(self) -> None:
+    def flush(self) -> Written:
         """Flush all frames that have passed to the file."""
-        self.switch.flush_capture(self.number)
+        return self.switch.flush_capture(self.number)
 
-    def wait(self, *, frames: int, timeout: float) -> bool:
-        return self.switch.wait_capture(self.number, frames=frames, timeout=timeout)
+    def wait(self, *, frames: int, timeout: float) -> None:
+        """Wait until the file holds more frames."""
+        self.switch.wait_capture(self.number, frames=frames, timeout=timeout)
 
-    def end(self) -> str:
-        problem: str = self.switch.end_capture(self.number)["problem"]
-        return problem
+    def end(self) -> Written:
+        """Finish the file."""
+        return self.switch.end_capture(self.number)

@@ -25,6 +25,7 @@ from typing import Any
 from pytest_kvm.errors import SwitchFailed
 from pytest_kvm.switch.judges import Judge, Judges
 from pytest_kvm.switch.link import Direction
+from pytest_kvm.switch.pcapng import Written
 
 _BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from pytest_kvm.switch.server import main; main()"
 _PATIENCE = 30.0
@@ -272,34 +273,27 @@ class Switch:
         )
         return number
 
-    def flush_capture(self, number: int) -> None:
-        """Flush all frames that have passed to a capture's file."""
-        self._order("flush_capture", number=number)
+    def flush_capture(self, number: int) -> Written:
+        """Flush all frames that have passed to a capture's file; say how far it has come."""
+        return Written(*self._order("flush_capture", number=number))
 
-    def wait_capture(self, number: int, *, frames: int, timeout: float) -> bool:
-        """Wait until a capture's file holds more than ``frames`` frames; say whether it may.
+    def wait_capture(self, number: int, *, frames: int, timeout: float) -> None:
+        """Wait until a capture's file holds more than ``frames`` frames, or the capture breaks off or ends.
 
         Args:
             number: The capture's number.
             frames: How many frames the caller knows already.
-            timeout: Seconds.
-
-        Raises:
-            SwitchFailed: The capture has broken off.
+            timeout: Seconds to wait at most.
         """
         sent, answer = self._send("wait_capture", {"number": number, "frames": frames})
         try:
-            problem = self._wait(sent, answer, timeout=timeout)
+            self._wait(sent, answer, timeout=timeout)
         except TimeoutError:
-            return False
-        if problem:
-            raise SwitchFailed(f"the capture has broken off: {problem}")
-        return True
+            self._order("stop_waiting", wait=sent)
 
-    def end_capture(self, number: int) -> dict[str, Any]:
-        """Finish a capture's file; return its ``frames``, and the ``problem`` that stopped it, or ""."""
-        result: dict[str, Any] = self._order("end_capture", number=number)
-        return result
+    def end_capture(self, number: int) -> Written:
+        """Finish a capture's file; say how far it has come."""
+        return Written(*self._order("end_capture", number=number))
 
     # ------------------------------------------------------------ orders and answers
 

@@ -12,7 +12,7 @@ from pytest_kvm.switch.bridge import Ask, Bridge, length_of_whole_frames
 from pytest_kvm.switch.faults import KINDS, Faults
 from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Direction, Link, Port
-from pytest_kvm.switch.pcapng import CaptureFile
+from pytest_kvm.switch.pcapng import CaptureFile, Written
 from pytest_kvm.switch.schedule import Schedule
 
 _READS = 64
@@ -199,16 +199,17 @@ class Commands:
         self._undo[number] = undo
         return number
 
-    def do_flush_capture(self, *, number: int) -> None:
-        """Flush all frames that have passed to a capture's file."""
+    def do_flush_capture(self, *, number: int) -> Written:
+        """Flush all frames that have passed to a capture's file; say how far it has come."""
         self.captures[number].flush()
+        return self.captures[number].written
 
-    def do_end_capture(self, *, number: int) -> dict[str, Any]:
-        """Finish a capture's file; return its number of frames and its problem."""
+    def do_end_capture(self, *, number: int) -> Written:
+        """Finish a capture's file; say how far it has come."""
         self.do_undo(number=number)
         capture = self.captures.pop(number)
         capture.close()
-        return {"frames": capture.frames, "problem": capture.problem}
+        return capture.written
 
     # ------------------------------------------------------------ helpers
 

@@ -22,10 +22,20 @@ _ETHERNET = 1
 _COMMENT, _IF_NAME, _FLAGS, _IF_TIME_RESOLUTION = 1, 2, 2, 9
 _DIRECTIONS: tuple[Direction, Direction] = ("in", "out")
 """In the order of the values of the flags' two lowest bits, from 1."""
+_LONGEST_TEXT = 4096
 _BLOCK = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _PACKET_HEADER = struct.Struct("<IIIII")
 _OPTION = struct.Struct("<HH")
+
+
+class Written(NamedTuple):
+    """How far a capture has come."""
+
+    frames: int
+    """How many frames are in its file, for readers of it."""
+    problem: str
+    """Why no more frames are written (a full disk, for example); empty while writing works."""
 
 
 class CaptureFile:
@@ -45,13 +55,10 @@ class CaptureFile:
         self._limit = limit
         self._size = 0
         self._interfaces: dict[str, int] = {}
-        self.frames = 0
-        self.written = 0
-        """How many frames were flushed to the file."""
-        self.problem = ""
-        """Why no more frames are written (a full disk, for example); empty while writing works."""
+        self._frames = 0
+        self.written = Written(frames=0, problem="")
         section = struct.pack("<IHHq", _BYTE_ORDER_MAGIC, 1, 0, -1)
-        self._write(_block(_SECTION, section + _options({_COMMENT: comment.encode()})))
+        self._write(_block(_SECTION, section + _options({_COMMENT: _text(comment)})))
         self._file.flush()
 
     def take(self, frame: bytes, *, link: str, direction: Direction) -> None:
@@ -62,7 +69,7 @@ class CaptureFile:
             link: The name of the link that it is captured on.
             direction: Where it goes, seen from the link's guest.
         """
-        if self.problem:
+        if self.written.problem:
             return
         new = b"" if link in self._interfaces else _interface_block(link)
         interface = self._interfaces.setdefault(link, len(self._interfaces))
@@ -70,18 +77,18 @@ class CaptureFile:
         header = _PACKET_HEADER.pack(interface, moment >> 32, moment & 0xFFFFFFFF, len(frame), len(frame))
         flags = _LENGTH.pack(1 + _DIRECTIONS.index(direction))
         if self._write(new + _block(_PACKET, header + _pad(frame) + _options({_FLAGS: flags}))):
-            self.frames += 1
+            self._frames += 1
 
     def flush(self) -> None:
         """Flush all appended frames to the file."""
-        if self.written == self.frames:
+        if self.written.frames == self._frames:
             return
         try:
             self._file.flush()
         except OSError as failure:
-            self.problem = str(failure)
+            self._break_off(str(failure))
         else:
-            self.written = self.frames
+            self.written = self.written._replace(frames=self._frames)
 
     def close(self) -> None:
         """Finish the file."""
@@ -89,17 +96,20 @@ class CaptureFile:
         try:
             self._file.close()
         except OSError as failure:
-            self.problem = self.problem or str(failure)
+            self._break_off(str(failure))
+
+    def _break_off(self, problem: str) -> None:
+        self.written = self.written._replace(problem=self.written.problem or problem)
 
     def _write(self, blocks: bytes) -> bool:
         """Append blocks; say whether that was done."""
         if self._size + len(blocks) > self._limit:
-            self.problem = f"the file has reached its limit of {self._limit} bytes"
+            self._break_off(f"the file has reached its limit of {self._limit} bytes")
             return False
         try:
             self._file.write(blocks)
         except OSError as failure:
-            self.problem = str(failure)
+            self._break_off(str(failure))
             return False
         self._size += len(blocks)
         return True
@@ -129,7 +139,7 @@ class CaptureReader:
         self._links: list[str] = []
 
     def __iter__(self) -> Iterator[CapturedFrame]:
-        """Yield the frames that were written since the last call."""
+        """Yield frames until the file's end; what is written later comes with the next call."""
         while (block := self._next_block()) is not None:
             kind, body = block
             if kind == _INTERFACE:
@@ -160,12 +170,17 @@ class CaptureReader:
 
 def _interface_block(link: str) -> bytes:
     header = struct.pack("<HHI", _ETHERNET, 0, LONGEST)
-    return _block(_INTERFACE, header + _options({_IF_NAME: link.encode(), _IF_TIME_RESOLUTION: b"\x09"}))
+    return _block(_INTERFACE, header + _options({_IF_NAME: _text(link), _IF_TIME_RESOLUTION: b"\x09"}))
 
 
 def _block(kind: int, body: bytes) -> bytes:
     length = _BLOCK.size + len(body) + _LENGTH.size
     return _BLOCK.pack(kind, length) + body + _LENGTH.pack(length)
+
+
+def _text(value: str) -> bytes:
+    """Return a text as an option's value; one that is longer than options are is cut off."""
+    return value.encode(errors="replace")[:_LONGEST_TEXT]
 
 
 def _pad(data: bytes) -> bytes:

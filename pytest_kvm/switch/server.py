@@ -86,8 +86,8 @@ class Server:
         self._ready: set[Port] = set()
         self._asked: dict[int, AnswerCallback] = {}
         self._questions = 0
-        self._waiting: list[tuple[int, int, int]] = []
-        """(order, capture, frames): orders that wait until a capture has more than so many frames."""
+        self._waiting: dict[int, tuple[int, int]] = {}
+        """By order, the capture that is to have more than so many frames before the order is answered."""
 
     def run(self) -> None:
         """Work until the run ends."""
@@ -183,7 +183,10 @@ class Server:
             if "verdict" in order:
                 self._take_verdict(**order)
             elif order["do"] == "wait_capture":
-                self._waiting.append((order["id"], order["number"], order["frames"]))
+                self._waiting[order["id"]] = order["number"], order["frames"]
+            elif order["do"] == "stop_waiting":
+                self._waiting.pop(order["wait"], None)
+                self._orders.tell(id=order["id"], answer=None)
             else:
                 self._carry_out(order.pop("id"), order.pop("do"), order)
         return orders is not None
@@ -197,16 +200,12 @@ class Server:
             self._orders.tell(id=number, answer=answer)
 
     def _tell_waiting(self) -> None:
-        still: list[tuple[int, int, int]] = []
-        for number, capture_number, frames in self._waiting:
-            capture = self._commands.captures.get(capture_number)
-            if capture is None:  # it was ended meanwhile
-                self._orders.tell(id=number, answer="")
-            elif capture.problem or capture.written > frames:
-                self._orders.tell(id=number, answer="" if capture.written > frames else capture.problem)
-            else:
-                still.append((number, capture_number, frames))
-        self._waiting = still
+        """Answer the orders whose captures have more frames, have broken off, or were ended."""
+        for order, (number, frames) in list(self._waiting.items()):
+            capture = self._commands.captures.get(number)
+            if capture is None or capture.written.problem or capture.written.frames > frames:
+                del self._waiting[order]
+                self._orders.tell(id=order, answer=None)
 
     # ------------------------------------------------------------ questions
 

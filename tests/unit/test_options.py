@@ -17,7 +17,9 @@ def settings_of(**given: str) -> Settings:
 
 def test_the_boot_cache_as_it_is_without_a_word():
     unsaid = settings_of()
-    assert unsaid == Settings(cache_dir=unsaid.cache_dir, run_dir=unsaid.run_dir)
+    assert unsaid == Settings(
+        cache_dir=unsaid.cache_dir, run_dir=unsaid.run_dir, artifacts=Path.cwd() / "kvm-artifacts"
+    )
 
 
 def test_the_stated_default_is_the_default():

@@ -4,12 +4,74 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_kvm.plugin.artifacts import folder_of
+import pytest
+
+from pytest_kvm.errors import SwitchFailed
+from pytest_kvm.plugin.artifacts import copy_captures, folder_of
+
+
+class Captured:
+    """A capture, as far as keeping it is concerned."""
+
+    def __init__(self, path, content, *, problem=""):
+        self.path = path
+        self._content = content
+        self._problem = problem
+
+    def flush(self):
+        """Write its file, as far as it comes."""
+        self.path.write_text(self._content)
+        if self._problem:
+            raise SwitchFailed(self._problem)
+
+
+@pytest.fixture
+def captured(tmp_path):
+    def captured(content, *, problem=""):
+        return Captured(tmp_path / f"of {content}", content, problem=problem)
+
+    return captured
+
+
+def test_captures_of_the_same_name_have_files_of_their_own(tmp_path, captured):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    (folder / "lan-3.pcapng").write_text("of an earlier run")
+    (folder / "notes.txt").write_text("of the user")
+    names = ["lan", "lan-2", "lan", "lan", "a b"]
+    lines = list(copy_captures([(name, captured(f"{at}")) for at, name in enumerate(names)], folder))
+    kept = {path.name: path.read_text() for path in folder.iterdir()}
+    assert kept.pop("notes.txt") == "of the user"
+    assert [kept.pop(f"{name}.pcapng") for name in ("lan", "lan-2", "lan-3", "lan-4")] == list("0123")
+    assert list(kept.values()) == ["4"]
+    assert lines[:4] == [f"{folder}/{name}.pcapng" for name in ("lan", "lan-2", "lan-3", "lan-4")]
+
+
+def test_a_capture_that_is_not_whole_is_kept_as_far_as_it_is(tmp_path, captured):
+    captures = [("lan", captured("half", problem="it has broken off: no space")), ("wan", captured("whole"))]
+    half, whole = copy_captures(captures, tmp_path / "there")
+    assert half == f"{tmp_path}/there/lan.pcapng (it has broken off: no space)"
+    assert whole == f"{tmp_path}/there/wan.pcapng"
+    assert (tmp_path / "there" / "lan.pcapng").read_text() == "half"
+
+
+def test_a_file_that_is_gone_is_told_and_the_others_are_kept(tmp_path, captured):
+    gone = captured("gone")
+    gone.flush = lambda: None
+    first, second = copy_captures([("lan", gone), ("lan", captured("here"))], tmp_path / "there")
+    assert first.startswith("lan.pcapng is not kept: ")
+    assert second == f"{tmp_path}/there/lan-2.pcapng"
 
 
 def test_no_two_tests_have_the_same_folder():
     tests = ["a/t.py::f", "a-t.py::f", "t.py::A::f", "t.py::f[a/b]", "t.py::f[a-b]", "t.py::f[a::b]"]
-    tests += ["../t.py::f", "t.py::f[../..]", f"t.py::f[{'x' * 300}]", f"t.py::f[{'x' * 300}1]"]
+    tests += [
+        "../t.py::f",
+        "t.py::f[../..]",
+        "d\udcff/t.py::f",
+        f"t.py::f[{'x' * 300}]",
+        f"t.py::f[{'x' * 300}1]",
+    ]
     folders = [folder_of(each, Path("there")) for each in tests]
     assert len(set(folders)) == len(tests)
     for folder in folders:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from pytest_kvm.provision.segment_captures import SegmentCaptures
 from pytest_kvm.provision.segments import Segments
 from pytest_kvm.provision.undo_log import Owner
 from tests.unit.provision.joined_cards import JoinedGuests
+from tests.unit.switch.conftest import frame, mac
 
 
 @pytest.fixture
@@ -94,25 +97,101 @@ def test_a_packet_that_is_not_to_pass(guests, pair):
             capture.assert_no_packet(is_from_a)
 
 
+@pytest.mark.parametrize("verb", ["wait_for_packet", "assert_no_packet"])
+def test_a_guest_that_sends_all_the_time_holds_up_no_deadline(guests, pair, verb):
+    """It sends faster than packets are read."""
+    is_over = threading.Event()
+    guests.reaches("b", "a")
+    card, other = guests.cards["a"], guests.cards["b"]
+    other.socket.settimeout(0.1)
+
+    def send():
+        while not is_over.is_set():
+            card.send(*[frame(mac(1), mac(0))] * 200)
+
+    def take():
+        while not is_over.is_set():
+            with contextlib.suppress(TimeoutError):
+                other.socket.recv(1 << 20)
+
+    with guests.lan.capture() as capture, ThreadPoolExecutor() as pool:
+        busy = [pool.submit(send), pool.submit(take)]
+        try:
+            if verb == "assert_no_packet":
+                capture.assert_no_packet(is_from_b, during=0.2)
+            else:
+                with pytest.raises(WaitTimeout):
+                    capture.wait_for_packet(is_from_b, timeout=0.2)
+        finally:
+            is_over.set()
+        assert [each.exception(10) for each in busy] == [None, None]
+
+
+def test_packets_until_now_are_not_those_that_come_while_they_are_looked_at(guests, pair):
+    capture = guests.lan.capture()
+    guests.reaches("a", "b")
+    for packet in capture:
+        assert is_from_a(packet)
+        guests.reaches("b", "a")
+    assert len(capture.packets) == 2
+
+
+def test_a_packet_that_passes_at_the_last_moment_is_seen(guests, pair):
+    capture = guests.lan.capture()
+    source = capture._source
+
+    def wait(*, frames, timeout):
+        guests.reaches("a", "b")
+        source.wait(frames=100, timeout=timeout)
+
+    capture._source = SimpleNamespace(wait=wait, flush=source.flush)
+    with pytest.raises(AssertionError, match="not to pass"):
+        capture.assert_no_packet(is_from_a, during=0.1)
+
+
+def test_a_capture_that_is_stopped_is_waited_for_no_longer(guests, pair):
+    capture = guests.lan.capture()
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(capture.wait_for_packet, is_from_b, timeout=300)
+        guests.reaches("a", "b")
+        capture.stop()
+        with pytest.raises(WaitTimeout, match="no such packet until the capture was stopped; 1 others"):
+            waits.result(10)
+    capture.assert_no_packet(is_from_b, during=300)
+
+
+def fill(guests):
+    """Send more than a small capture can hold."""
+    for _ in range(20):
+        guests.cards["a"].send(frame(mac(9), mac(0), bytes(200)))
+    guests.reaches("a", "b")
+
+
 def test_a_capture_that_breaks_off_says_so(guests, pair, coordinator):
     with coordinator.at_work(test := Owner("test")):
         capture = guests.lan.capture(limit="1KiB")
-        for _ in range(20):
-            guests.cards["a"].send(b"\xff" * 200)
-        with pytest.raises(SwitchFailed, match="has broken off: .* its limit of 1024 bytes"):
-            capture.wait_for_packet(is_from_b)
+        fill(guests)
+        for use in (
+            lambda: capture.wait_for_packet(is_from_b),
+            lambda: capture.assert_no_packet(is_from_b),
+            lambda: capture.packets,
+            capture.flush,
+        ):
+            with pytest.raises(SwitchFailed, match="has broken off: .* its limit of 1024 bytes"):
+                use()
+        assert is_from_a(capture.wait_for_packet(is_from_a)), "what was written before can be used"
     with pytest.raises(SwitchFailed, match="the capture of lan has broken off"):
         test.end()
     assert not capture.path.exists()
+    with pytest.raises(SpecError, match="the capture of lan has no file any more"):
+        capture.assert_no_packet(is_from_b)
 
 
 @pytest.mark.parametrize("body_fails", [False, True])
 def test_the_end_of_a_block_says_so_too(guests, pair, body_fails):
     def block():
         with guests.lan.capture(limit="1KiB"):
-            for _ in range(20):
-                guests.cards["a"].send(b"\xff" * 200)
-            guests.reaches("a", "b")
+            fill(guests)
             if body_fails:
                 raise LookupError
 
@@ -153,7 +232,11 @@ def test_the_end_of_the_switch_is_no_second_error_at_the_end_of_a_test(guests, p
     assert not capture.path.exists()
 
 
-def test_mistakes(guests, pair):
+def test_mistakes(guests, pair, coordinator):
+    with coordinator.at_work(test := Owner("test")):
+        test.end()
+        with pytest.raises(SpecError, match="lan: test has ended, and can begin no capture any more"):
+            guests.lan.capture()
     with pytest.raises(SpecError, match="lan.capture: limit: '5' is not a size"):
         guests.lan.capture(limit="5")
     guests.segments.remove(guests.lan)
@@ -184,5 +267,4 @@ def test_a_run_that_captures_everything(resources, switch, coordinator, faults, 
     assert "stopped" not in repr(capture)
     test.end()
     assert [path.name for path in tmp_path.glob("*.pcapng")] == ["capture3.pcapng"]
-    assert threading.active_count() < 20
     guests.close()

@@ -11,7 +11,7 @@ import pytest
 from pytest_kvm.errors import SwitchFailed
 from pytest_kvm.switch.packets import Packet
 from pytest_kvm.switch.pcapng import CaptureFile, CaptureReader
-from tests.unit.switch.conftest import EVERYBODY, frame, mac
+from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
 
 
 def content(path):
@@ -34,11 +34,12 @@ def test_a_links_capture_has_what_passed_it_in_both_directions(lab, tmp_path):
     a.send(first)
     c.receive()
     c.receive()
-    assert lab.switch.wait_capture(number, frames=1, timeout=5)
-    assert not lab.switch.wait_capture(number, frames=2, timeout=0.1)
+    lab.switch.wait_capture(number, frames=1, timeout=5)
+    assert lab.switch.flush_capture(number) == (2, "")
+    lab.switch.wait_capture(number, frames=2, timeout=0.1)
     passed = [(first, "b", "in"), (second, "b", "out")]
     assert content(path) == passed
-    assert lab.switch.end_capture(number) == {"frames": 2, "problem": ""}
+    assert lab.switch.end_capture(number) == (2, "")
     a.send(first)
     assert content(path) == passed
 
@@ -64,7 +65,7 @@ def test_a_segments_capture_has_what_crossed_it_once(lab, tmp_path):
     assert {raw for _, raw in read} == {each for each, *_ in sent}
     assert all(before <= moment <= time.time() for moment, _ in read)
     assert b"the segment lan" in path.read_bytes()
-    assert lab.switch.end_capture(number)["frames"] == 3
+    assert lab.switch.end_capture(number).frames == 3
 
 
 def test_a_file_is_read_while_it_is_written(tmp_path):
@@ -92,12 +93,11 @@ def test_a_file_has_a_limit(lab, tmp_path):
     for _ in range(5):
         a.send(frame(EVERYBODY, mac(1), bytes(1400)))
         assert b.receive()
-    assert lab.switch.wait_capture(number, frames=2, timeout=5)
-    with pytest.raises(SwitchFailed, match="broken off: the file has reached its limit of 5000 bytes"):
-        lab.switch.wait_capture(number, frames=3, timeout=5)
-    ended = lab.switch.end_capture(number)
-    assert (ended["frames"], len(content(tmp_path / "lan.pcapng"))) == (3, 3)
-    assert "limit" in ended["problem"]
+    lab.switch.wait_capture(number, frames=9, timeout=5)
+    problem = "the file has reached its limit of 5000 bytes"
+    assert lab.switch.flush_capture(number) == (3, problem)
+    assert lab.switch.end_capture(number) == (3, problem)
+    assert len(content(tmp_path / "lan.pcapng")) == 3
     assert (tmp_path / "lan.pcapng").stat().st_size <= 5000
 
 
@@ -106,7 +106,29 @@ def test_a_capture_that_is_ended_is_waited_for_no_longer(lab, tmp_path):
     with ThreadPoolExecutor() as pool:
         waits = pool.submit(lab.switch.wait_capture, number, frames=0, timeout=30)
         lab.switch.end_capture(number)
-        assert waits.result(10)
+        waits.result(10)
+
+
+def test_nobody_is_waited_for_any_longer_than_asked(lab, tmp_path):
+    """An order that is not waited for any more is forgotten; else each turn of the loop looks at it."""
+    number = lab.switch.capture("lan", tmp_path / "lan.pcapng")
+    for _ in range(3):
+        lab.switch.wait_capture(number, frames=0, timeout=0.01)
+    assert lab.switch._answers == {}
+    assert lab.switch.counters("lan") == {}
+
+
+def test_names_of_any_length(lab, tmp_path):
+    lab.switch.capture("lan", tmp_path / "lan.pcapng", comment="x" * 70_000 + "\udcff")
+    a = lab.plug("a")
+    lab.switch.add_link("lan", "b" * 5000)
+    number = lab.switch.capture("lan", tmp_path / "b.pcapng", links=["b" * 5000])
+    lab.switch.attach("lan", "b" * 5000, port=lab.port("b"))
+    with contextlib.closing(Card(tmp_path / "b.sock")) as b:
+        a.send(frame(EVERYBODY, mac(1)))
+        assert b.receive()
+    lab.switch.flush_capture(number)
+    assert content(tmp_path / "b.pcapng")[0][1] == "b" * 4096
 
 
 def test_a_capture_that_cannot_be_written_says_so(lab, tmp_path):
@@ -182,7 +204,7 @@ def test_frames_that_could_not_be_written_are_not_counted_as_written(tmp_path):
         capture._file = full
         capture.take(frame(mac(1), mac(2)), link="a", direction="out")
         capture.flush()
-        assert (capture.written, capture.frames) == (1, 2)
-        assert "No space left" in capture.problem
+        assert capture.written.frames == 1
+        assert "No space left" in capture.written.problem
         with contextlib.suppress(OSError):
             full.close()

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pytest_kvm.errors import SpecError, SwitchFailed, WaitTimeout
+from pytest_kvm.handles.block import Block
 from pytest_kvm.switch.pcapng import CaptureReader, Written
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class CaptureSource(Protocol):
         ...
 
 
-class Capture:
+class Capture(Block):
     """What passes a segment or a guest's link, from the capture's beginning until it is stopped.
 
     It is stopped by :meth:`stop`, at the end of a ``with`` block, or when the
@@ -136,19 +136,8 @@ class Capture:
             self._ended = self._source.end()
         self._check(self._ended)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the capture; if the block has failed, a failure of this is added to that as a note."""
-        try:
-            self.stop()
-        except SwitchFailed as failure:
-            if error is None:
-                raise
-            error.add_note(f"and {failure}")
+    def _end(self) -> None:
+        self.stop()
 
     def _packets_until(self, deadline: float) -> Iterator[Packet]:
         """Yield the packets that were captured, and those that are, until a moment (monotonic).

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
+
+from pytest_kvm.handles.block import Block
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.fault_verbs import FaultableSegment
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_kvm.switch.packets import Packet
 
 
-class Fault:
+class Fault(Block):
     """A fault of a segment, from its beginning until it is undone.
 
     It is undone by :meth:`undo`, at the end of a ``with`` block, or when the
@@ -50,19 +51,8 @@ class Fault:
             self._is_undone = True
             self._undo(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Undo the fault; if the block has failed, a failure of this is added to that as a note."""
-        try:
-            self.undo()
-        except Exception as failure:
-            if error is None:
-                raise
-            error.add_note(f"and {self}: {failure!r}")
+    def _end(self) -> None:
+        self.undo()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import select
 import socket
 import sys
@@ -223,5 +224,8 @@ class Server:
 
 def main() -> None:
     """Serve one run; the last argument is the descriptor of the connection to it."""
+    # Each card and each capture takes a descriptor, and the usual limit is 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with socket.socket(fileno=int(sys.argv[-1])) as connection:
         Server(connection).run()

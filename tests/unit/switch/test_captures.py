@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pytest_kvm.errors import SwitchFailed
 from pytest_kvm.switch.packets import Packet
 from pytest_kvm.switch.pcapng import CaptureFile, CaptureReader
-from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
+from tests.unit.switch.conftest import EVERYBODY, Card, Lab, frame, mac
 
 
 def content(path):
@@ -208,3 +209,18 @@ def test_frames_that_could_not_be_written_are_not_counted_as_written(tmp_path):
         assert "No space left" in capture.written.problem
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_captures_and_cards_are_bounded_by_the_hard_limit_of_descriptors(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 100), hard))
+    try:
+        lab = Lab(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.closing(lab):
+        for number in range(150):
+            lab.switch.capture("lan", tmp_path / f"{number}.pcapng")
+        a, b = lab.plug("a"), lab.plug("b")
+        a.send(frame(EVERYBODY, mac(1)))
+        assert b.receive()

@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 
-import pytest_kvm as kvm
 from pytest_kvm.errors import WaitTimeout
-from tests.guest_specs import SMALL
-
-
-@kvm.network(scope="module")
-def lan():
-    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6="fd00:1::/64")
-
-
-@kvm.guest(scope="module")
-def speaker(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def listener(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
-def is_request(packet):
-    return packet.protocol == "icmp" and packet.link == "speaker"
-
 
 CONNECT = """
 import socket, sys
@@ -86,3 +63,20 @@ def test_a_capture_goes_on_over_a_reboot_and_a_savepoint(lan, speaker, listener)
             "in",
             "out",
         ]
+
+
+@pytest.fixture(scope="module")
+def of_all_tests(lan, speaker):
+    """Begun once, for the tests that follow."""
+    return lan.capture(link=speaker)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_fixtures_capture_goes_on_over_resets(of_all_tests, speaker, listener, lan, number):
+    assert not speaker.run(["ls", "/root"]).stdout, "it was reset"
+    speaker.write_text("/root/changed", "")
+    speaker.run(["ping", "-c", "1", "-W", "5", listener.address(lan)])
+    assert [packet.direction for packet in of_all_tests if packet.protocol == "icmp"] == [
+        "out",
+        "in",
+    ] * number

@@ -4,34 +4,10 @@ from __future__ import annotations
 
 import re
 import statistics
-from dataclasses import replace
 
 import pytest
 
-import pytest_kvm as kvm
-from tests.guest_specs import SMALL
-
 CARRIERS: dict[str, str] = {}
-
-
-@kvm.network(scope="module")
-def lan():
-    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6="fd00:1::/64")
-
-
-@kvm.guest(scope="module")
-def speaker(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def listener(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def bystander(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
 
 
 def ping(guest, target, *, count=1, interval=0.2):

@@ -58,35 +58,15 @@ def resets_are_noted():
         yield
 
 
-@kvm.network(scope="module")
-def lan():
-    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6="fd00:1::/64")
-
-
-@kvm.guest(scope="module")
-def speaker(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def bystander(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def silent_listener(lan):
-    return replace(SMALL, nics=[kvm.Nic(lan)])
-
-
 @pytest.fixture(scope="module")
-def listener(silent_listener):
+def listener(listener):
     """Listens since before each test's savepoint, so it hears whatever comes after a reset."""
-    silent_listener.write_text("/run/heard", "")
-    silent_listener.write_text("/run/listen.py", LISTEN)
-    device = silent_listener.nics[0].device
-    silent_listener.run(["sh", "-c", f"nohup python3 /run/listen.py {device} >/run/listener 2>&1 &"])
-    silent_listener.wait_until("grep -q listening /run/listener")
-    return silent_listener
+    listener.write_text("/run/heard", "")
+    listener.write_text("/run/listen.py", LISTEN)
+    device = listener.nics[0].device
+    listener.run(["sh", "-c", f"nohup python3 /run/listen.py {device} >/run/listener 2>&1 &"])
+    listener.wait_until("grep -q listening /run/listener")
+    return listener
 
 
 def say(guest, word, *, times=1):
@@ -119,7 +99,7 @@ def test_it_is_undone_also_if_the_test_has_not_used_the_neighbour(speaker, bysta
 
 def test_all_guests_of_a_test_are_reset_at_the_same_time(speaker, bystander, listener):
     begun, ended = zip(*RESETS.values(), strict=True)
-    assert set(RESETS) == {"speaker", "bystander", "silent_listener"}
+    assert set(RESETS) == {"speaker", "bystander", "listener"}
     assert max(begun) < min(ended)
     say(speaker, "and again")
 
@@ -150,7 +130,7 @@ def test_a_guest_that_runs_is_flooded(speaker, listener):
 
 def test_the_flood_goes_on_and_gets_nowhere(lan):
     before = dict(lan.counters)
-    assert set(before) == {"speaker", "bystander", "silent_listener"}
+    assert set(before) == {"speaker", "bystander", "listener"}
     for _ in range(1000):
         assert dict(lan.counters) == before
 

@@ -2,6 +2,8 @@
 
 frames/s   of 1500 bytes that one core passes: frames by the seconds of CPU
            time that the switch took, one sender, one receiver
+filter     the rate with a filter expression, which matches none or every second
+           frame, by the rate without faults
 late       how much later than asked a delayed frame comes, at idle, in ms
 rate       bits/s that came through, by those asked for
 loss       frames lost out of 10,000, by those asked for
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import dpkt
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -31,11 +34,15 @@ from bench import joined_guests
 from bench.state_table import table
 from pytest_kvm.options import from_environment, settings_from
 from pytest_kvm.switch.client import Switch
+from pytest_kvm.switch.filters import compile_filter
 
 AIM_FRAMES = 150_000
 SIZE = 1500
 BATCH = 200
 A, B = b"\x52\x54\x00\x00\x00\x0a", b"\x52\x54\x00\x00\x00\x0b"
+EXPRESSIONS = {"no frame": "tcp and dst port 5432", "every second frame": "tcp and dst port 80"}
+AIM_FILTER = 0.70
+"""Of the rate without faults."""
 FAULTS: dict[str, dict[str, float]] = {
     "delay": {"seconds": 0.001, "jitter": 0.0},
     "loss": {"probability": 0.01},
@@ -82,9 +89,18 @@ def pair() -> Iterator[tuple[Switch, socket.socket, socket.socket]]:
         switch.close()
 
 
+def tcp_frame(port: int) -> bytes:
+    """Return a frame of TCP to a port."""
+    segment = dpkt.tcp.TCP(sport=1024, dport=port, data=bytes(SIZE - 14 - 40))
+    packet = dpkt.ip.IP(p=dpkt.ip.IP_PROTO_TCP, src=bytes(4), dst=bytes(4), data=segment)
+    packet.len = len(packet)
+    frame = bytes(dpkt.ethernet.Ethernet(src=A, dst=B, data=packet))
+    return len(frame).to_bytes(4) + frame
+
+
 def send_for(connection: socket.socket, seconds: float) -> None:
     """Send frames as fast as they are taken."""
-    batch = wired(B, A, bytes(SIZE - 14)) * BATCH
+    batch = (tcp_frame(80) + tcp_frame(8080)) * (BATCH // 2)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         connection.sendall(batch)
@@ -97,9 +113,11 @@ def swallow(connection: socket.socket) -> None:
         pass
 
 
-def throughput(seconds: float, fault: str | None) -> float:
-    """Return the frames that the switch passes in a second of CPU time."""
+def throughput(seconds: float, fault: str | None = None, expression: str | None = None) -> float:
+    """Return the frames that the switch takes in a second of CPU time, with a fault or a filter."""
     with pair() as (switch, a, b):
+        if expression is not None:
+            switch.filter("lan", compile_filter(expression))
         if fault is not None:
             switch.fault("lan", fault, seed="1", settings=FAULTS[fault])
         process = psutil.Process(switch.pid)
@@ -114,6 +132,12 @@ def throughput(seconds: float, fault: str | None) -> float:
         receiver.kill()
         receiver.join()
     return float(passed) / took
+
+
+def filtered(seconds: float, expression: str, rounds: int = 5) -> float:
+    """Return the rate with a filter by the rate without faults, the median of rounds."""
+    ratios = [throughput(seconds, expression=expression) / throughput(seconds) for _ in range(rounds)]
+    return statistics.median(ratios)
 
 
 def lateness(frames: int, delay: float) -> tuple[float, float]:
@@ -191,6 +215,10 @@ def switch_alone(seconds: float) -> dict[str, float]:
         name = f"frames/s, {fault or 'no fault'}"
         numbers[name] = throughput(seconds, fault)
         alone.add_row(name, f"{numbers[name]:,.0f}", "" if fault else f"{AIM_FRAMES:,}")
+    for matched, expression in EXPRESSIONS.items():
+        name = f"rate with a filter that matches {matched}"
+        numbers[name] = filtered(seconds, expression)
+        alone.add_row(name, f"{numbers[name]:.2f}", f"{AIM_FILTER:.2f}" if matched == "no frame" else "")
     for delay in (0.005, 0.05):
         median, worst = lateness(200, delay)
         numbers[f"late, {delay * 1000:.0f} ms"] = median

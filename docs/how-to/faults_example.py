@@ -42,6 +42,13 @@ def test_a_bad_line(lan: kvm.Segment, alice: kvm.Guest, bob: kvm.Guest) -> None:
     assert alice.nics[0].counters["out"]["dropped"]["loss"] >= 1
 
 
+def test_no_connection_is_accepted(lan: kvm.Segment, alice: kvm.Guest, bob: kvm.Guest) -> None:
+    with lan.drop("tcp and dst port 22", link=bob, direction="in"):
+        connect = ["timeout", "2", "bash", "-c", f": < /dev/tcp/{bob.address(lan)}/22"]
+        assert alice.run(connect, check=False).exit_code == 124, "it waited for an answer"
+        assert reaches(alice, bob.address(lan))
+
+
 def test_only_some_packets(lan: kvm.Segment, alice: kvm.Guest, bob: kvm.Guest) -> None:
     def is_answer_by_ipv6(packet: kvm.Packet) -> bool:
         return packet.protocol == "icmp6" and packet.src_mac == bob.nics[0].mac

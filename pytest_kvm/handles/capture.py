@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pytest_kvm.errors import SpecError, SwitchFailed, WaitTimeout
 from pytest_kvm.handles.block import Block
+from pytest_kvm.handles.condition import Condition, as_predicate, name_of
 from pytest_kvm.switch.pcapng import CaptureReader, Written
 
 if TYPE_CHECKING:
@@ -74,47 +75,51 @@ class Capture(Block):
         """The packets that were captured until now."""
         return list(self)
 
-    def wait_for_packet(self, predicate: Callable[[Packet], bool], *, timeout: float | None = None) -> Packet:
-        """Return the first packet that a predicate is true of; it may be captured already.
+    def wait_for_packet(self, condition: Condition, *, timeout: float | None = None) -> Packet:
+        """Return the first packet that a condition is true of; it may be captured already.
 
         Args:
-            predicate: Gets each packet in turn.
+            condition: A filter expression or a function, as in :meth:`Segment.drop`.
             timeout: Seconds; None: 30, multiplied by the run's time-out factor.
 
         Raises:
-            SpecError: The test or fixture has ended that began the capture.
+            MissingDependency: libpcap, which compiles filter expressions, is not installed.
+            SpecError: The condition is wrong; the test or fixture has ended that began the capture.
             SwitchFailed: The capture has broken off, or the switch has ended.
             WaitTimeout: No such packet came; the last packets are shown.
         """
+        is_wanted = as_predicate(condition, field=f"{self._what}: wait_for_packet")
         seconds = self._patience if timeout is None else timeout
         last: deque[Packet] = deque(maxlen=_SHOWN)
         count = 0
         for packet in self._packets_until(time.monotonic() + seconds):
-            if predicate(packet):
+            if is_wanted(packet):
                 return packet
             count += 1
             last.append(packet)
         until = "until the capture was stopped" if self._ended else f"within {seconds:g} s"
         raise WaitTimeout(
-            f"{self._what}: no such packet {until}; {count} others were captured",
+            f"{self._what}: no packet matched {name_of(condition)} {until}; captured: {count}",
             details="\n".join(["the last of them:", *map(repr, last)]) if last else "",
         )
 
-    def assert_no_packet(self, predicate: Callable[[Packet], bool], *, during: float = 0.0) -> None:
-        """Fail if a predicate is true of any packet that was captured until now.
+    def assert_no_packet(self, condition: Condition, *, during: float = 0.0) -> None:
+        """Fail if a condition is true of any packet that was captured until now.
 
         Args:
-            predicate: Gets each packet in turn.
+            condition: As in :meth:`wait_for_packet`.
             during: Go on for so many seconds, and fail at once if such a packet comes.
 
         Raises:
             AssertionError: There is such a packet; it is shown.
-            SpecError: The test or fixture has ended that began the capture.
+            MissingDependency: As in :meth:`wait_for_packet`.
+            SpecError: The condition is wrong; the test or fixture has ended that began the capture.
             SwitchFailed: The capture has broken off, or the switch has ended.
         """
+        is_unwanted = as_predicate(condition, field=f"{self._what}: assert_no_packet")
         for packet in self._packets_until(time.monotonic() + during):
-            if predicate(packet):
-                raise AssertionError(f"{self._what}: a packet that is not to pass: {packet!r}")
+            if is_unwanted(packet):
+                raise AssertionError(f"{self._what}: a packet matched {name_of(condition)}: {packet!r}")
 
     def flush(self) -> None:
         """Write all frames that have passed to the file, for other programs that read it now.

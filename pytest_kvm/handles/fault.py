@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_kvm.handles.block import Block
 
 if TYPE_CHECKING:
+    from pytest_kvm.handles.condition import Condition
     from pytest_kvm.handles.fault_verbs import FaultableSegment
     from pytest_kvm.handles.segment import GuestNic
     from pytest_kvm.switch.link import Direction
-    from pytest_kvm.switch.packets import Packet
 
 
 class Fault(Block):
@@ -44,7 +44,7 @@ class Fault(Block):
         """Undo the fault; a second call does nothing.
 
         Raises:
-            Exception: Whatever the predicate of a ``drop`` raised.
+            Exception: Whatever the function of a ``drop`` raised.
             SwitchFailed: The switch has ended.
         """
         if not self._is_undone:
@@ -103,10 +103,13 @@ class FaultControl(Protocol):
         """
         ...
 
-    def drop(
-        self, segment: FaultableSegment, predicate: Callable[[Packet], bool], *, on: Sequence[Stretch]
-    ) -> Fault:
-        """Drop the frames that a predicate is true of."""
+    def drop(self, segment: FaultableSegment, condition: Condition, *, on: Sequence[Stretch]) -> Fault:
+        """Drop the frames that a condition is true of.
+
+        Raises:
+            MissingDependency: libpcap, which compiles filter expressions, is not installed.
+            SpecError: The filter expression is wrong.
+        """
         ...
 
     def cut(

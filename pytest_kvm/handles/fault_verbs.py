@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias, Union, get_args
 
 from pytest_kvm.errors import SpecError
+from pytest_kvm.handles.condition import Condition, check_condition
 from pytest_kvm.handles.fault import Stretch
 from pytest_kvm.sizes import parse_bits_per_second, parse_kib
 from pytest_kvm.spec.value import check_choice
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.fault import Fault, FaultControl
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.handles.segment import GuestNic
-    from pytest_kvm.switch.packets import Packet
 
 _LONGEST = 86400
 """Seconds that a frame can be delayed: a day."""
@@ -239,28 +239,31 @@ class FaultableSegment(ABC):
 
     def drop(
         self,
-        predicate: Callable[[Packet], bool],
+        condition: Condition,
         *,
         link: Member | None = None,
         direction: Direction | None = None,
     ) -> Fault:
-        """Drop the frames that a predicate is true of.
+        """Drop the frames that a filter expression matches, or that a function is true of.
 
-        Each frame waits for the answer. The predicate runs in the test's process,
-        in a thread of its own. If it raises an exception, frames pass from then
-        on, and the end of the fault raises it.
+        The switch applies a filter expression itself. A function runs in the
+        test's process, in a thread of its own, and each frame waits for its answer.
+        If it raises an exception, frames pass from then on, and the end of the
+        fault raises it.
 
         Args:
-            predicate: Gets a frame as a :class:`Packet`.
+            condition: A `filter expression <https://www.tcpdump.org/manpages/pcap-filter.7.html>`_ as
+                tcpdump has it, ``"tcp and dst port 5432"``; or a function of a :class:`Packet`. An
+                expression about packets matches none with a VLAN tag, unless it begins with ``vlan``.
             link: As in :meth:`delay`.
             direction: As in :meth:`delay`.
 
         Raises:
+            MissingDependency: libpcap, which compiles filter expressions, is not installed.
             SpecError: An argument is wrong.
         """
-        if not callable(predicate):
-            raise SpecError(f"{self.name}.drop: {predicate!r} is not a function of a packet")
-        return self._faults.drop(self, predicate, on=self._stretches("drop", link, direction))
+        check_condition(condition, field=f"{self.name}.drop")
+        return self._faults.drop(self, condition, on=self._stretches("drop", link, direction))
 
     # ------------------------------------------------------------ inside
 

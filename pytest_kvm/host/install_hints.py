@@ -130,6 +130,11 @@ NEEDS = {
         _packages("ovmf", "edk2-ovmf", "qemu-ovmf-x86_64", "edk2-ovmf"),
         files=("/usr/share/qemu/firmware/*.json",),
     ),
+    "libpcap": Need(
+        "filter expressions for the frames of a segment",
+        _packages("libpcap0.8", "libpcap", "libpcap1", "libpcap"),
+        files=("/usr/lib/*/libpcap.so.0.8", "/usr/lib*/libpcap.so.1"),
+    ),
     "subordinate-ids": Need(
         "builds images as an ordinary user",
         _packages("uidmap", "shadow-utils-subid", "shadow", "shadow"),

@@ -57,6 +57,7 @@ def all_facts(*, cache_dir: Path, run_dir: Path) -> Iterator[Fact]:
     yield qemu_account_fact()
     yield rootless_build_fact()
     yield firmware_fact()
+    yield filters_fact()
     yield memory_fact()
     yield cpu_fact()
     yield space_fact("space for images", cache_dir, needed=_SPACE_FOR_AN_IMAGE_MIB)
@@ -168,6 +169,11 @@ def rootless_build_fact(
 def firmware_fact() -> Fact:
     """Look for UEFI firmware."""
     return _need_fact("uefi-firmware", severity="warning")
+
+
+def filters_fact() -> Fact:
+    """Look for the library that applies filter expressions."""
+    return _need_fact("libpcap", severity="warning")
 
 
 def memory_fact() -> Fact:

@@ -110,7 +110,7 @@ class Networks:
         """Remove every segment that was made here; guests that are still on one are cut off.
 
         Raises:
-            Exception: Whatever the predicate of a fault raised; all segments are removed.
+            Exception: Whatever the function of a fault raised; all segments are removed.
             SwitchFailed: The switch has ended.
         """
         made, self._made = self._made, []

@@ -18,6 +18,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import DomainFailed, GuestGone, SpecError, SwitchFailed
+from pytest_kvm.handles.condition import Condition, name_of
 from pytest_kvm.handles.fault import Fault, Stretch
 from pytest_kvm.handles.guest import running_machine
 from pytest_kvm.provision.guest_links import set_carrier
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pytest_kvm.provision.run_resources import Lazy
     from pytest_kvm.provision.undo_log import Owner
     from pytest_kvm.switch.client import Switch
-    from pytest_kvm.switch.packets import Packet
 
 
 _log = logging.getLogger("pytest_kvm.segments")
@@ -63,7 +63,7 @@ class SegmentFaults:
         """Undo the faults of a segment, which is about to be removed.
 
         Raises:
-            Exception: Whatever a predicate raised; the other faults are undone.
+            Exception: Whatever a function raised; the other faults are undone.
         """
         with self._lock:
             self._undo_all(self.active(segment))
@@ -110,20 +110,14 @@ class SegmentFaults:
             is_random = "probability" in settings or bool(settings.get("jitter"))
             return self._begin(segment, words, steps_back=steps_back, on=on, is_random=is_random)
 
-    def drop(
-        self, segment: FaultableSegment, predicate: Callable[[Packet], bool], *, on: Sequence[Stretch]
-    ) -> Fault:
-        """Drop the frames that a predicate is true of."""
-        from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
-
-        def judge(frame: bytes) -> bool:
-            return predicate(Packet(frame, time()))
-
-        words = f"drop({getattr(predicate, '__name__', repr(predicate))})"
+    def drop(self, segment: FaultableSegment, condition: Condition, *, on: Sequence[Stretch]) -> Fault:
+        """Drop the frames that a condition is true of."""
+        words = f"drop({name_of(condition)})"
+        begin_on = _dropping(condition)
         with self._setting(segment) as steps_back:
             switch = self._switch.get()
             for stretch in on:
-                number = switch.ask(segment.tag, judge, link=stretch.link, direction=stretch.direction)
+                number = begin_on(switch, segment.tag, stretch)
                 steps_back.callback(switch.undo, number)
             return self._begin(segment, words, steps_back=steps_back, on=on)
 
@@ -283,6 +277,23 @@ class SegmentFaults:
                 self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
             finally:
                 _set_carrier_if_on(nic, on=plugged_in)
+
+
+def _dropping(condition: Condition) -> Callable[[Switch, str, Stretch], int]:
+    """Return what makes a switch drop the frames that a condition is true of; it returns a number."""
+    if isinstance(condition, str):
+        from pytest_kvm.switch.filters import compile_filter  # noqa: PLC0415 - loads ctypes
+
+        program = compile_filter(condition)
+        return lambda switch, segment, at: switch.filter(
+            segment, program, link=at.link, direction=at.direction
+        )
+    from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
+
+    def judge(frame: bytes) -> bool:
+        return condition(Packet(frame, time()))
+
+    return lambda switch, segment, at: switch.ask(segment, judge, link=at.link, direction=at.direction)
 
 
 def _set_carrier_if_on(nic: GuestNic, *, on: bool) -> None:

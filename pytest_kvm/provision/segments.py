@@ -93,7 +93,7 @@ class Segments:
         """Remove a segment; guests that are still on it are cut off.
 
         Raises:
-            Exception: Whatever the predicate of a fault raised; the segment is removed.
+            Exception: Whatever the function of a fault raised; the segment is removed.
             SwitchFailed: The switch has ended.
         """
         segment.is_removed = True

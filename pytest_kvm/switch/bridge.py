@@ -11,10 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_kvm.switch.faults import Faults
+from pytest_kvm.switch.filters import split
 from pytest_kvm.switch.frames import HEADER, PREFIX, frames_in, is_discovery, is_group, station
 from pytest_kvm.switch.link import Link, Port, Tally
 
 if TYPE_CHECKING:
+    from pytest_kvm.switch.filters import FrameFilter
     from pytest_kvm.switch.pcapng import CaptureFile
     from pytest_kvm.switch.schedule import Schedule
 
@@ -139,11 +141,27 @@ class Bridge:
             BrokenStreamError: The bytes cannot be frames.
         """
         watched = self.captures or source.captures
-        if source.up and source.out.is_clear and self.faults.is_clear and not watched:
+        if source.up and source.out.are_filters_only and self.faults.are_filters_only and not watched:
+            filters = [*source.out.filters.values(), *self.faults.filters.values()]
+            if filters:
+                return self._receive_filtered(source, data, filters)
             return self._receive_fast(source, data)
         end = 0
         for begin, end in frames_in(data):
             self._from_guest(source, data[begin:end])
+        return end
+
+    def _receive_filtered(self, source: Link, data: bytes, filters: list[FrameFilter]) -> int:
+        """Pass on the frames that no filter matches, as if the others had never come."""
+        end = 0
+        for run in split(data, filters):
+            end += len(run.data)
+            if run.is_matched:
+                source.sent.frames += run.frames
+                source.sent.bytes += len(run.data) - PREFIX.size * run.frames
+                source.sent.dropped["drop"] += run.frames
+            else:
+                self._receive_fast(source, run.data)
         return end
 
     def _receive_fast(self, source: Link, data: bytes) -> int:
@@ -158,7 +176,7 @@ class Bridge:
                 last, way = key, self._target_of(source, data[begins:ends])
                 if way is not target:
                     if target is not None:
-                        target.deliver(view[begin:at], frames=frames, sender=source)
+                        target.deliver_run(view[begin:at], frames=frames, sender=source)
                     begin, frames, target = at, 0, way
             if target is None:
                 self._switch(source, self._moves, data[begins:ends])
@@ -168,7 +186,7 @@ class Bridge:
             total += 1
             at = ends
         if target is not None:
-            target.deliver(view[begin:at], frames=frames, sender=source)
+            target.deliver_run(view[begin:at], frames=frames, sender=source)
         source.sent.frames += total
         source.sent.bytes += at - PREFIX.size * total
         return at
@@ -179,7 +197,7 @@ class Bridge:
             return None
         self._learn(source, frame)
         target = self._link_of.get(station(frame, 0))
-        if target is None or target is source or not target.is_clear or not self.are_joined(source, target):
+        if target is None or target is source or not target.takes_runs or not self.are_joined(source, target):
             return None
         return None if is_discovery(frame) else target
 
@@ -258,17 +276,25 @@ class Bridge:
     def _apply_faults(
         self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None]
     ) -> None:
-        """Apply faults to a frame, first those that ask the test; ``then`` gets each copy that is left."""
+        """Apply faults to a frame, first filters; ``then`` gets each copy that is left."""
+        tally = link.got if faults is link.into else link.sent
         if faults.is_clear:
             then(frame)
+        elif any(each.matches(frame) for each in faults.filters.values()):
+            tally.dropped["drop"] += 1
         else:
-            self._ask_verdicts(faults, link, frame, then=then, asks=list(faults.asks))
+            self._ask_verdicts(faults, frame, then=then, asks=list(faults.asks), tally=tally)
 
     def _ask_verdicts(
-        self, faults: Faults, link: Link, frame: bytes, *, then: Callable[[bytes], None], asks: list[int]
+        self,
+        faults: Faults,
+        frame: bytes,
+        *,
+        then: Callable[[bytes], None],
+        asks: list[int],
+        tally: Tally,
     ) -> None:
         """Ask the test about one fault after another; a frame that no answer drops goes on."""
-        tally = link.got if faults is link.into else link.sent
         if not asks:
             self._apply_unasked(faults, frame, then=then, tally=tally)
             return
@@ -277,7 +303,7 @@ class Bridge:
             if drop:
                 tally.dropped[reason] += 1
             else:
-                self._ask_verdicts(faults, link, frame, then=then, asks=asks[1:])
+                self._ask_verdicts(faults, frame, then=then, asks=asks[1:], tally=tally)
 
         self._ask(asks[0], frame, take_verdict)
 

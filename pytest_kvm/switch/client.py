@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -196,6 +197,27 @@ class Switch:
             kind=kind,
             seed=seed,
             settings=dict(settings),
+        )
+        return number
+
+    def filter(
+        self,
+        segment: str,
+        program: bytes,
+        *,
+        link: str | None = None,
+        direction: Direction | None = None,
+    ) -> int:
+        """Drop the frames that a filter matches from now on; return the number to undo it by.
+
+        Args:
+            segment: The segment's name.
+            program: The filter, as :func:`pytest_kvm.switch.filters.compile_filter` returned it.
+            link: As in :meth:`fault`.
+            direction: As in :meth:`fault`.
+        """
+        number: int = self._order(
+            "filter", segment=segment, link=link, direction=direction, program=b64encode(program).decode()
         )
         return number
 

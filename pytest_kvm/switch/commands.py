@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from base64 import b64decode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 from pytest_kvm.switch.bridge import Ask, Bridge, length_of_whole_frames
 from pytest_kvm.switch.faults import KINDS, Faults
+from pytest_kvm.switch.filters import FrameFilter
 from pytest_kvm.switch.frames import BrokenStreamError
 from pytest_kvm.switch.link import Direction, Link, Port
 from pytest_kvm.switch.pcapng import CaptureFile, Written
@@ -155,6 +157,14 @@ class Commands:
         number = next(self._numbers)
         chance = Random(seed)  # noqa: S311 - no secret
         faults.add(number, KINDS[kind](chance=chance, **settings), kind=kind)  # type: ignore[arg-type]
+        self._undo[number] = lambda: faults.remove(number)
+        return number
+
+    def do_filter(self, *, segment: str, link: str | None, direction: Direction | None, program: str) -> int:
+        """Drop the frames that a filter matches from now on; return the number of this fault."""
+        faults = self._faults(segment, link, direction)
+        number = next(self._numbers)
+        faults.filters[number] = FrameFilter(b64decode(program))
         self._undo[number] = lambda: faults.remove(number)
         return number
 

@@ -13,9 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.switch.frames import HEADER
+
+if TYPE_CHECKING:
+    from pytest_kvm.switch.filters import FrameFilter
 
 
 class FrameFault(Protocol):
@@ -140,12 +143,19 @@ class Faults:
         self._faults: dict[int, tuple[str, FrameFault]] = {}
         """By number, each with its kind."""
         self._order: list[tuple[str, FrameFault]] = []
+        self.filters: dict[int, FrameFilter] = {}
+        """By number; frames that one of these matches are dropped first of all."""
         self.asks: list[int] = []
-        """Numbers of the faults that ask the test about each frame; they come first."""
+        """Numbers of the faults that ask the test about each frame that is left; they come next."""
 
     @property
     def is_clear(self) -> bool:
         """Whether there are no faults, so that frames pass unchanged."""
+        return not self.filters and self.are_filters_only
+
+    @property
+    def are_filters_only(self) -> bool:
+        """Whether there are no faults but filters, so that frames which no filter matches pass unchanged."""
         return not (self._order or self.asks)
 
     def add(self, number: int, fault: FrameFault, *, kind: str) -> None:
@@ -156,6 +166,7 @@ class Faults:
     def remove(self, number: int) -> None:
         """Remove a fault by its number."""
         self._faults.pop(number, None)
+        self.filters.pop(number, None)
         if number in self.asks:
             self.asks.remove(number)
         self._sort()

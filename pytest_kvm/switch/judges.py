@@ -68,7 +68,7 @@ class Judges:
         try:
             return bool(judge(frame))
         except Exception as failure:  # noqa: BLE001 - dismiss() raises it: the thread that asks has to go on
-            _log.warning("a predicate is not asked any more, for it has raised %r", failure)
+            _log.warning("a drop's function is called no more, for it has raised %r", failure)
             self._failures[judge] = failure
             return False
 

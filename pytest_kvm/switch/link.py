@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_kvm.switch.faults import Faults
+from pytest_kvm.switch.filters import split
 from pytest_kvm.switch.frames import PREFIX, frames_in, to_wire
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Link:
         """Whether frames to the guest pass without faults and captures."""
         return self.into.is_clear and not self.captures
 
+    @property
+    def takes_runs(self) -> bool:
+        """Whether :meth:`deliver_run` takes frames to the guest: no faults but filters, and no captures."""
+        return self.into.are_filters_only and not self.captures
+
     def withdraw(self, is_unwanted: Callable[[Link], bool], *, reason: str) -> None:
         """Drop the frames of some senders that wait for the card.
 
@@ -74,6 +80,17 @@ class Link:
             self.got.bytes -= sum(withdrawn)
             if withdrawn:
                 self.got.dropped[reason] += len(withdrawn)
+
+    def deliver_run(self, data: memoryview, *, frames: int, sender: Link) -> None:
+        """Deliver frames as :meth:`deliver` does, without those that a filter matches."""
+        if not self.into.filters:
+            self.deliver(data, frames=frames, sender=sender)
+            return
+        for run in split(bytes(data), [*self.into.filters.values()]):
+            if run.is_matched:
+                self.got.dropped["drop"] += run.frames
+            else:
+                self.deliver(memoryview(run.data), frames=run.frames, sender=sender)
 
     def deliver(self, data: memoryview, *, frames: int, sender: Link, are_discovery: bool = False) -> None:
         """Queue frames, each preceded by its length, for the card; count them, dropped ones too."""

@@ -11,6 +11,7 @@ import sys
 from base64 import b64encode
 from typing import Any
 
+from pytest_kvm.errors import KvmError
 from pytest_kvm.switch.bridge import AnswerCallback, length_of_whole_frames
 from pytest_kvm.switch.commands import Commands
 from pytest_kvm.switch.frames import BrokenStreamError
@@ -195,7 +196,7 @@ class Server:
     def _carry_out(self, number: int, name: str, arguments: dict[str, Any]) -> None:
         try:
             answer = getattr(self._commands, f"do_{name}")(**arguments)
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, KvmError) as error:
             self._orders.tell(id=number, error=f"{type(error).__name__}: {error}")
         else:
             self._orders.tell(id=number, answer=answer)
@@ -212,7 +213,7 @@ class Server:
 
     def _ask(self, fault: int, frame: bytes, answered: AnswerCallback) -> None:
         if len(self._asked) >= _MOST_ASKED:
-            answered(drop=True, reason="predicate too slow")
+            answered(drop=True, reason="function too slow")
             return
         self._questions += 1
         self._asked[self._questions] = answered

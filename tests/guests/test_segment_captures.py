@@ -20,7 +20,7 @@ def test_packets_of_a_connection_that_is_refused(lan, speaker, listener):
     with lan.capture() as crossed, listener.nics[0].capture() as at_listener:
         speaker.run(["python3", "-c", CONNECT, listener.address(lan)])
         syn = crossed.wait_for_packet(lambda packet: packet.dport == 5432)
-        refused = crossed.wait_for_packet(lambda packet: "RST" in packet.tcp_flags)
+        refused = crossed.wait_for_packet("tcp[tcpflags] & tcp-rst != 0")
     assert (syn.tcp_flags, syn.link, str(syn.src)) == ({"SYN"}, "speaker", speaker.address(lan))
     assert (refused.link, refused.sport, refused.dst_mac) == ("listener", 5432, speaker.nics[0].mac)
     assert syn.time < refused.time

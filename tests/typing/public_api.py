@@ -129,6 +129,7 @@ def makes_a_network_fail(lan: kvm.Segment, one: kvm.Guest, other: kvm.Guest) -> 
     lan.rate("10Mbit", queue="64KiB", link=one.nics[0], direction="out")
     lan.rate(1e6)
     lan.drop(lambda packet: packet.dport == 80 and "SYN" in packet.tcp_flags)
+    lan.drop("tcp and dst port 5432", link=one, direction="out")
     assert_type(lan.faults, tuple[kvm.Fault, ...])
 
 
@@ -137,6 +138,8 @@ def looks_at_frames(lan: kvm.Segment, one: kvm.Guest) -> None:
     with lan.capture(link=one, limit="1MiB") as crossed, one.nics[0].capture() as passed:
         assert_type(passed, kvm.Capture)
         assert_type(crossed.wait_for_packet(lambda packet: packet.link == "one", timeout=5), kvm.Packet)
+        assert_type(crossed.wait_for_packet("tcp"), kvm.Packet)
+        crossed.assert_no_packet("vrrp")
         crossed.assert_no_packet(lambda packet: "RST" in packet.tcp_flags, during=0.5)
     assert_type([packet.time for packet in crossed], list[float])
     assert_type(lan.capture().path, Path)

@@ -78,9 +78,9 @@ def test_a_packet_is_waited_for_that_was_captured_or_will_be(guests, pair):
         assert is_from_b(later.result(10))
         with pytest.raises(WaitTimeout) as caught:
             capture.wait_for_packet(lambda packet: False, timeout=0.1)
-    assert caught.value.brief == "lan: no such packet within 0.1 s; 2 others were captured"
+    assert caught.value.brief == "lan: no packet matched <lambda> within 0.1 s; captured: 2"
     assert caught.value.details.count("<Packet ") == 2
-    with pytest.raises(WaitTimeout, match="2 others"):
+    with pytest.raises(WaitTimeout, match="captured: 2"):
         capture.wait_for_packet(lambda packet: False)
 
 
@@ -91,7 +91,7 @@ def test_a_packet_that_is_not_to_pass(guests, pair):
         capture.assert_no_packet(is_from_a)
         watch = pool.submit(capture.assert_no_packet, is_from_a, during=30)
         guests.reaches("a", "b")
-        with pytest.raises(AssertionError, match="lan: a packet that is not to pass: <Packet 0x88b5"):
+        with pytest.raises(AssertionError, match="lan: a packet matched is_from_a: <Packet 0x88b5"):
             watch.result(10)
         with pytest.raises(AssertionError):
             capture.assert_no_packet(is_from_a)
@@ -146,7 +146,7 @@ def test_a_packet_that_passes_at_the_last_moment_is_seen(guests, pair):
         source.wait(frames=100, timeout=timeout)
 
     capture._source = SimpleNamespace(wait=wait, flush=source.flush)
-    with pytest.raises(AssertionError, match="not to pass"):
+    with pytest.raises(AssertionError, match="a packet matched is_from_a"):
         capture.assert_no_packet(is_from_a, during=0.1)
 
 
@@ -156,7 +156,9 @@ def test_a_capture_that_is_stopped_is_waited_for_no_longer(guests, pair):
         waits = pool.submit(capture.wait_for_packet, is_from_b, timeout=300)
         guests.reaches("a", "b")
         capture.stop()
-        with pytest.raises(WaitTimeout, match="no such packet until the capture was stopped; 1 others"):
+        with pytest.raises(
+            WaitTimeout, match="no packet matched is_from_b until the capture was stopped; captured: 1"
+        ):
             waits.result(10)
     capture.assert_no_packet(is_from_b, during=300)
 
@@ -166,6 +168,19 @@ def fill(guests):
     for _ in range(20):
         guests.cards["a"].send(frame(mac(9), mac(0), bytes(200)))
     guests.reaches("a", "b")
+
+
+def test_packets_are_told_by_filter_expressions(guests, pair):
+    with guests.lan.capture() as capture:
+        guests.reaches("a", "b")
+        assert is_from_a(capture.wait_for_packet("ether broadcast"))
+        capture.assert_no_packet("ip or ip6")
+        with pytest.raises(AssertionError, match="a packet matched 'ether src 52:54"):
+            capture.assert_no_packet("ether src 52:54:00:00:00:00")
+        with pytest.raises(SpecError, match="the filter expression 'ipv6': "):
+            capture.wait_for_packet("ipv6")
+        with pytest.raises(SpecError, match="lan: assert_no_packet: None is neither a filter expression"):
+            capture.assert_no_packet(None)
 
 
 def test_a_capture_that_breaks_off_says_so(guests, pair, coordinator):

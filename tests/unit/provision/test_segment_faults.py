@@ -206,6 +206,17 @@ def test_a_predicate_drops_frames(guests, three):
         assert guests.reaches("a", "b")
 
 
+def test_a_filter_expression_drops_frames(guests, three):
+    _, b, _ = three
+    with guests.lan.drop("ether src 52:54:00:00:00:00", link=b) as fault:
+        assert str(fault) == "lan: drop('ether src 52:54:00:00:00:00') on b out, b in"
+        assert not guests.reaches("a", "b")
+        assert guests.reaches("a", "c")
+        assert guests.reaches("b", "a")
+    assert guests.lan.counters["b"]["in"]["dropped"] == {"drop": 2}
+    assert guests.reaches("a", "b")
+
+
 @pytest.mark.parametrize("error", [None, AssertionError("the test's own")])
 def test_what_a_predicate_raises_is_told_when_the_fault_is_undone(guests, three, error):
     def wrong(packet):
@@ -455,7 +466,11 @@ def test_the_end_of_the_switch_is_told_by_verbs_and_not_at_the_end_of_a_test(
         (lambda lan, a, other: lan.rate(0), "lan.rate: 0 is not a bandwidth from 1bit"),
         (lambda lan, a, other: lan.rate("10 MB/s"), "lan.rate: '10 MB/s' is not a bandwidth"),
         (lambda lan, a, other: lan.rate("1Mbit", queue=5), "lan.rate: queue: 5 is not a size"),
-        (lambda lan, a, other: lan.drop("tcp"), "lan.drop: 'tcp' is not a function of a packet"),
+        (lambda lan, a, other: lan.drop("tcp and"), "the filter expression 'tcp and': "),
+        (
+            lambda lan, a, other: lan.drop(5432),
+            "lan.drop: 5432 is neither a filter expression",
+        ),
         (lambda lan, a, other: lan.loss(1, direction="in"), "direction='in' without a link"),
         (lambda lan, a, other: lan.loss(1, link=a, direction="up"), "'up' is not one of 'out', 'in'"),
         (lambda lan, a, other: lan.loss(1, link=other), "other has no card on the segment lan; on it: a"),

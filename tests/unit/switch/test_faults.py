@@ -272,11 +272,11 @@ def test_frames_that_a_judge_has_no_time_for_are_counted_as_such(lab, pair):
     sent = numbered(5000)
     for at in range(0, len(sent), 100):
         a.send(*sent[at : at + 100])
-    while not lab.dropped("a", "out").get("predicate too slow"):
+    while not lab.dropped("a", "out").get("function too slow"):
         pass
     decided.set()
     assert len(b.drain(timeout=1)) == 4096
-    assert lab.dropped("a", "out") == {"predicate too slow": 5000 - 4096}
+    assert lab.dropped("a", "out") == {"function too slow": 5000 - 4096}
     lab.switch.undo(number)
 
 

@@ -116,6 +116,7 @@ class Capture(Block):
             SpecError: The condition is wrong; the test or fixture has ended that began the capture.
             SwitchFailed: The capture has broken off, or the switch has ended.
         """
+        __tracebackhide__ = True
         is_unwanted = as_predicate(condition, field=f"{self._what}: assert_no_packet")
         for packet in self._packets_until(time.monotonic() + during):
             if is_unwanted(packet):

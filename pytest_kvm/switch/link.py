@@ -11,7 +11,6 @@ import termios
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -233,7 +232,7 @@ class Port:
         """Send as much of the queue as the card takes now; say whether the queue is empty."""
         queue = self._queue
         while queue:
-            pieces = [data for data, _ in islice(queue, _VECTORS)]
+            pieces = [data for data, _ in itertools.islice(queue, _VECTORS)]
             pieces[0] = pieces[0][self._begun :]
             try:
                 sent = self._socket.sendmsg(pieces)

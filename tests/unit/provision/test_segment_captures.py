@@ -93,8 +93,10 @@ def test_a_packet_that_is_not_to_pass(guests, pair):
         guests.reaches("a", "b")
         with pytest.raises(AssertionError, match="lan: a packet matched is_from_a: <Packet 0x88b5"):
             watch.result(10)
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError) as caught:
             capture.assert_no_packet(is_from_a)
+    shown = caught.traceback.filter(caught)
+    assert [entry.name for entry in shown] == ["test_a_packet_that_is_not_to_pass"], "the reader's own lines"
 
 
 @pytest.mark.parametrize("verb", ["wait_for_packet", "assert_no_packet"])

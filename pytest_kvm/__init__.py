@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.capture import Capture
     from pytest_kvm.handles.fault import Fault
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.polling import polling
     from pytest_kvm.handles.segment import GuestNic, Segment
     from pytest_kvm.machine.savepoints import Savepoint
     from pytest_kvm.plugin.declare import guest, network
@@ -96,6 +97,7 @@ _HOMES = {
     "handles.capture": ("Capture",),
     "handles.fault": ("Fault",),
     "handles.guest": ("Guest",),
+    "handles.polling": ("polling",),
     "handles.segment": ("GuestNic", "Segment"),
     "ssh.process": ("Process",),
     "results": ("CommandResult",),
@@ -186,6 +188,7 @@ __all__ = [
     "WaitTimeout",
     "guest",
     "network",
+    "polling",
 ]
 
 

@@ -11,7 +11,7 @@ from pytest_kvm.errors import SpecError
 from pytest_kvm.handles.condition import Condition, check_condition
 from pytest_kvm.handles.fault import Stretch
 from pytest_kvm.sizes import parse_bits_per_second, parse_kib
-from pytest_kvm.spec.value import check_choice
+from pytest_kvm.spec.value import check_choice, check_seconds, is_number
 from pytest_kvm.switch.link import Direction
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.handles.segment import GuestNic
 
-_LONGEST = 86400
-"""Seconds that a frame can be delayed: a day."""
 Member: TypeAlias = Union["Guest", "GuestNic"]
 """Whom a fault is for: a guest, which means all of its cards on the segment, or one card."""
 
@@ -145,8 +143,8 @@ class FaultableSegment(ABC):
             SpecError: An argument is wrong.
         """
         settings = {
-            "seconds": _check_seconds(seconds, field=f"{self.name}.delay"),
-            "jitter": _check_seconds(jitter, field=f"{self.name}.delay: jitter"),
+            "seconds": check_seconds(seconds, field=f"{self.name}.delay"),
+            "jitter": check_seconds(jitter, field=f"{self.name}.delay: jitter"),
         }
         words = f"delay({seconds:g}, jitter={jitter:g})" if jitter else f"delay({seconds:g})"
         return self._disturb("delay", settings, words=words, link=link, direction=direction)
@@ -161,7 +159,7 @@ class FaultableSegment(ABC):
         Raises:
             SpecError: An argument is wrong.
         """
-        half = _check_seconds(seconds, field=f"{self.name}.jitter") / 2
+        half = check_seconds(seconds, field=f"{self.name}.jitter") / 2
         settings = {"seconds": half, "jitter": half}
         return self._disturb("delay", settings, words=f"jitter({seconds:g})", link=link, direction=direction)
 
@@ -208,7 +206,7 @@ class FaultableSegment(ABC):
         Raises:
             SpecError: An argument is wrong.
         """
-        seconds = _check_seconds(hold, field=f"{self.name}.reorder: hold")
+        seconds = check_seconds(hold, field=f"{self.name}.reorder: hold")
         return self._chance("reorder", probability, link=link, direction=direction, hold=seconds)
 
     def rate(
@@ -288,7 +286,7 @@ class FaultableSegment(ABC):
         direction: Direction | None,
         **others: float,
     ) -> Fault:
-        if not (_is_number(probability) and 0 <= probability <= 1):
+        if not (is_number(probability) and 0 <= probability <= 1):
             raise SpecError(
                 f"{self.name}.{kind}: {probability!r} is not a probability",
                 resolution="from 0.0 (never) to 1.0 (always)",
@@ -335,15 +333,5 @@ class FaultableSegment(ABC):
         return own
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _names(nics: Iterable[GuestNic]) -> str:
     return ", ".join(nic.link for nic in nics) or "nobody"
-
-
-def _check_seconds(value: float, *, field: str) -> float:
-    if not (_is_number(value) and 0 <= value <= _LONGEST):
-        raise SpecError(f"{field}: {value!r} is not a number of seconds from 0 to {_LONGEST}")
-    return value

@@ -23,6 +23,8 @@ from typing import (
 from pytest_kvm.errors import SpecError
 
 T = TypeVar("T")
+_LONGEST = 86400
+"""Seconds that can be asked for: a day."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
@@ -112,6 +114,22 @@ def check_choice(value: object, choices: Any, *, field: str) -> None:  # noqa: A
             f"{field}: {value!r} is not one of {', '.join(map(repr, allowed))}",
             resolution=suggest(str(value), map(str, allowed), what="choices"),
         )
+
+
+def is_number(value: object) -> bool:
+    """Say whether a value is a number; a truth value is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_seconds(value: float, *, field: str) -> float:
+    """Return a number of seconds.
+
+    Raises:
+        SpecError: It is no number from 0 to a day.
+    """
+    if not (is_number(value) and 0 <= value <= _LONGEST):
+        raise SpecError(f"{field}: {value!r} is not a number of seconds from 0 to {_LONGEST}")
+    return value
 
 
 def check_sequence(values: Iterable[object], *, field: str, one: type[Any] = str) -> tuple[Any, ...]:

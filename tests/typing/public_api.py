@@ -133,6 +133,13 @@ def makes_a_network_fail(lan: kvm.Segment, one: kvm.Guest, other: kvm.Guest) -> 
     assert_type(lan.faults, tuple[kvm.Fault, ...])
 
 
+def watches_over(one: kvm.Guest) -> None:
+    """Check polling as a block."""
+    with kvm.polling(lambda: one.run("true").ok, every=0.2, name="up") as watch:
+        assert_type(watch, kvm.polling)
+    assert_type(watch.looks, int)
+
+
 def looks_at_frames(lan: kvm.Segment, one: kvm.Guest) -> None:
     """Check captures as a value, as a block and as packets."""
     with lan.capture(link=one, limit="1MiB") as crossed, one.nics[0].capture() as passed:

@@ -61,7 +61,28 @@ def test_dhcp_server(suite):
     suite("dhcp_server").assert_outcomes(passed=5)
 
 
-def test_labs_as_an_ordinary_user(pytestconfig):
+def test_vrrp_failover(suite):
+    suite("vrrp_failover").assert_outcomes(passed=3)
+
+
+def test_wireguard_tunnel(suite):
+    suite("wireguard_tunnel").assert_outcomes(passed=5)
+
+
+def test_replicated_postgresql(suite):
+    suite("replicated_postgresql").assert_outcomes(passed=5)
+
+
+@pytest.mark.parametrize(
+    ("suites", "passed"),
+    [
+        (("router_nat", "dhcp_server"), 13),
+        (("vrrp_failover", "wireguard_tunnel"), 8),
+        (("replicated_postgresql",), 5),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)
+def test_labs_as_an_ordinary_user(pytestconfig, suites, passed):
     with ordinary_user(settings_stashed(pytestconfig)) as user:
-        said = user.run_suites("router_nat", "dhcp_server").stdout
-    assert "= 13 passed in " in said
+        said = user.run_suites(*suites).stdout
+    assert f"= {passed} passed in " in said

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from pytest_kvm.cli.main import parser
-from tests.unit.docs.pages import DOCS, ROOT, Block, all_blocks, all_pages, blocks, prose
+from tests.unit.docs.pages import DOCS, ROOT, Block, all_blocks, all_pages, blocks, prose, table
 
 PYTHON = all_blocks("python")
 INCLUDED = [
@@ -69,6 +69,12 @@ def test_every_example_is_shown():
     for path in DOCS.rglob("*_example.py"):
         tests = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
         assert path in whole or not [name for name in tests if (path, name) not in shown], path
+
+
+def test_every_example_suite_is_listed():
+    listed = table((DOCS / "tutorial" / "index.md").read_text())
+    suites = {path.parent.name for path in (ROOT / "example_suites").glob("*/test_*.py")}
+    assert set(listed) == suites
 
 
 # ---------------------------------------------------------------- commands

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+import pytest_kvm as kvm
 from pytest_kvm.errors import UnitFailed, WaitTimeout
 
 
@@ -117,3 +118,21 @@ def test_waits_in_vain_tell_what_was_seen_last(guest):
         guest.wait_for_log("never logged", timeout=2)
     # Nothing of those waits is left running in the guest.
     assert guest.run("pgrep -f 'tcp|nonexistent|sleep 600|never[ ]logged'", check=False).stdout == ""
+
+
+def test_polling_sees_a_unit_end(guest):
+    def is_active():
+        return guest.run(["systemctl", "is-active", "watched"], check=False).ok
+
+    guest.run("systemd-run --unit=watched sleep infinity")
+    try:
+        with kvm.polling(is_active, every=0.1):
+            guest.run("sleep 0.5")
+        with (
+            pytest.raises(AssertionError, match="is_active is false: it returned False") as breach,
+            kvm.polling(is_active, every=0.1),
+        ):
+            guest.run("systemctl stop watched")
+        assert "; the look before saw True" in breach.value.__notes__[0]
+    finally:
+        guest.run("systemctl stop watched", check=False)

@@ -1,4 +1,4 @@
-"""Guests on a segment: what passes between two of them, and how long many take to start and to be reset.
+"""Guests on a segment: what passes between two of them, how exact faults are, and how long many take.
 
 The direct line is a second card of the same two guests, plugged in while they
 run: one QEMU's ``stream`` back end connects to the other's, and no switch is
@@ -9,6 +9,7 @@ the rounds' ratios.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -30,12 +31,19 @@ from pytest_kvm.handles.segment import Segment
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
 from pytest_kvm.settings import Settings
+from pytest_kvm.sizes import parse_bits_per_second
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.spec.network import NetworkSpec
 from pytest_kvm.spec.nic import Nic
 
 SMALL = GuestSpec(memory="512MiB", vcpus=1)
 WITH_IPERF = replace(SMALL, packages=["iperf3"])
+DELAY = 0.05
+CHANCE = 0.1
+PINGS = 10_000
+CHANCE_OFF = 77
+"""The 99 % interval of so many pings."""
+RATES = ("1Mbit", "10Mbit")
 Figures = dict[str, list[float]]
 
 
@@ -43,6 +51,7 @@ def measure(settings: Settings, *, rounds: int, seconds: int) -> list[Row]:
     """Measure everything, with templates of its own; each run of guests has a process of its own."""
     with own_cache(settings, ram_place="disk") as cached:
         rows = _line_rows(alone(lines, cached, rounds=rounds, seconds=seconds))
+        rows += _fault_rows(alone(faults, cached, rounds=rounds, seconds=seconds))
         rows += _start_rows(alone(starts, cached, sizes=(1, 2, 4, 8), rounds=rounds))
         for spares in (False, True):
             times = alone(of_several, cached, SMALL, counts=(1, 2, 3), rounds=rounds, spares=spares)
@@ -140,6 +149,67 @@ def _line_rows(figures: Figures) -> list[Row]:
 
 def _ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+# ------------------------------------------------------------ faults between two guests
+
+
+def faults(settings: Settings, *, rounds: int, seconds: int) -> Figures:
+    """Return by how much faults miss what was asked for, as two guests see it."""
+    figures: Figures = defaultdict(list)
+    with _segment(settings) as (run, segment):
+        spec = replace(WITH_IPERF, nics=[Nic(segment)])
+        client, server = (run.start(spec, name=name, resets=False) for name in ("client", "server"))
+        address = server.address(segment)
+        for _ in range(rounds):
+            figures["ms"].append(_lateness(segment, client, address))
+        with segment.loss(CHANCE, link=client, direction="out"):
+            figures["lost"].append(PINGS - _flood(client, address)["received"] - PINGS * CHANCE)
+        with segment.duplicate(CHANCE, link=client, direction="out"):
+            figures["twice"].append(_flood(client, address)["duplicates"] - PINGS * CHANCE)
+        server.run(["iperf3", "--server", "--daemon"])
+        server.wait_for_port(5201)
+        for rate in RATES:
+            figures[rate].append(_rate(segment, rate, client, server, seconds))
+    return dict(figures)
+
+
+def _lateness(segment: Segment, client: Guest, address: str) -> float:
+    """Return by how many ms a delayed frame comes too late; a round trip has two of them."""
+    without = _round_trip(client, address)
+    with segment.delay(DELAY):
+        return (_round_trip(client, address) - without) / 2 - DELAY * 1000
+
+
+def _flood(client: Guest, address: str) -> dict[str, int]:
+    """Ping as fast as answers come; return what ping has counted."""
+    said = client.run(["ping", "-f", "-q", "-c", str(PINGS), address], check=False, timeout=300).stdout
+    counted = {what: int(number) for number, what in re.findall(r"([0-9]+) (?:packets )?([a-z]+)", said)}
+    assert counted["transmitted"] == PINGS, said
+    return {"duplicates": 0, **counted}
+
+
+def _rate(segment: Segment, rate: str, client: Guest, server: Guest, seconds: int) -> float:
+    """Return by how many % the bits of frames that reach the server are more than asked for."""
+    narrow = segment.rate(rate, link=server, direction="in")
+    with narrow, server.nics[0].capture() as at_server:
+        client.run(["iperf3", "--client", server.address(segment), "--time", str(seconds + 2)])
+        frames = [packet for packet in at_server if packet.direction == "in"]
+    begun = frames[0].time + 1  # TCP fills the line by then
+    passed = sum(len(frame.raw) * 8 for frame in frames if begun <= frame.time < begun + seconds)
+    return (passed / seconds / parse_bits_per_second(rate, field="rate") - 1) * 100
+
+
+def _fault_rows(figures: Figures) -> list[Row]:
+    late = statistics.median(figures["ms"])
+    rows = [Row(name=f"late, delay {DELAY * 1000:.0f} ms, seen by guests", measured=late, unit="ms", aim=1.0)]
+    for what in ("lost", "twice"):
+        name = f"{what}, {PINGS * CHANCE:.0f} of {PINGS} pings: off by"
+        rows.append(Row(name=name, measured=abs(figures[what][0]), unit="pings", aim=CHANCE_OFF))
+    for rate in RATES:
+        off = abs(figures[rate][0])
+        rows.append(Row(name=f"rate {rate}, between guests: off by", measured=off, unit="%", aim=5.0))
+    return rows
 
 
 # ------------------------------------------------------------ many guests

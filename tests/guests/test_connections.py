@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,14 +66,14 @@ domains() {{ "$python" -c 'import libvirt; print(*libvirt.open("qemu:///system")
 there=$(domains)
 test -z "$there"
 KILLED=1 "$@" && exit 1
-for _ in $(seq 100); do
-    there=$(domains)
-    test -n "$there" || exit 0
+for _ in $(seq 300); do
+    there="$(domains) $(ls {runs})"
+    test "$there" != " guard" || exit 0
     sleep 0.1
 done
 echo "still there: $there" >&2; exit 1
 """
-"""A run, and another that is killed while its guest is up: the daemon has none soon after."""
+"""A run, and another that is killed while its guests are up: soon after, they and its folder are gone."""
 NAMESPACES = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
 """Daemons end with the test. The shell in front is their init and reaps what they
 leave behind: outside, this very process would be their reaper, and libvirt waits
@@ -146,6 +147,7 @@ def test_system(pytestconfig, work):
     """A real libvirtd, in namespaces that end with the test."""
     cache_dir = settings_stashed(pytestconfig).cache_dir
     rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    shell = ["bash", "-c", SYSTEM.format(state=" ".join(STATE)), "bash"]
+    script = SYSTEM.format(state=" ".join(STATE), runs=shlex.quote(str(work / "r" / RUNS)))
+    shell = ["bash", "-c", script, "bash"]
     argv = [*NAMESPACES, *rights, "--net", *shell, *command(work, "qemu:///system", cache_dir)]
     finish(argv, work, dict(os.environ))

@@ -45,7 +45,7 @@ def test_no_frame_passes_a_partition_from_the_moment_on_that_it_was_made(lan, sp
 def test_a_packet_that_does_not_come(lan, speaker, listener):
     with lan.capture() as crossed:
         speaker.run(["ping", "-c", "1", "-W", "5", listener.address(lan)])
-        with pytest.raises(WaitTimeout, match="lan: no such packet within 0.5 s") as caught:
+        with pytest.raises(WaitTimeout, match="lan: no packet matched <lambda> within 0.5 s") as caught:
             crossed.wait_for_packet(lambda packet: packet.dport == 1, timeout=0.5)
     assert "<Packet icmp 10.1.0." in caught.value.details
 

@@ -11,11 +11,11 @@ CARRIERS: dict[str, str] = {}
 
 
 def ping(guest, target, *, count=1, interval=0.2):
-    """Send echo requests; return how many were answered, and the median time in milliseconds."""
+    """Send echo requests; return how many were answered, and the shortest time in milliseconds."""
     argv = ["ping", "-c", str(count), "-i", str(interval), "-W", "1", target.address(guest.nics[0].segment)]
     said = guest.run(argv, check=False).stdout
-    times = sorted(float(each) for each in re.findall(r"time=([\d.]+) ms", said))
-    return len(times), times[len(times) // 2] if times else None
+    times = [float(each) for each in re.findall(r"time=([\d.]+) ms", said)]
+    return len(times), min(times, default=None)
 
 
 def reaches(guest, target):
@@ -114,13 +114,13 @@ def test_after_the_fixture_the_cable_is_in(lan, speaker, listener):
 
 
 def test_a_delay_is_what_was_asked_for(lan, speaker, listener):
-    _, usual = ping(speaker, listener, count=5)
-    with lan.delay(0.1, link=listener, direction="in"):
-        _, one_way = ping(speaker, listener, count=5)
-    with lan.delay(0.1, link=listener):
-        _, both_ways = ping(speaker, listener, count=5)
-    assert 100 <= one_way - usual + 5 < 150
-    assert 200 <= both_ways - usual + 5 < 250
+    """A busy host delays frames, too, but not each of ten."""
+    _, usual = ping(speaker, listener, count=10)
+    with lan.delay(0.2, link=listener, direction="in"):
+        _, one_way = ping(speaker, listener, count=10)
+    with lan.delay(0.2, link=listener):
+        _, both_ways = ping(speaker, listener, count=10)
+    assert usual < 200 <= one_way < 400 <= both_ways < 600
 
 
 def test_loss_duplicates_and_corruption_are_seen_by_the_guest(lan, speaker, listener):

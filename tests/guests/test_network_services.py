@@ -66,7 +66,7 @@ def check_cards(guest, server, lan):
 def test_a_clone_has_its_addresses_also_after_a_reboot(service, request, lan, server):
     guest = request.getfixturevalue(service)
     assert "banner" not in guest.boot_phases, "it was cloned, and did not boot"
-    arguments = [server.nics[0].device, str(server.address(lan)), "10.1.0.100"]
+    arguments = [server.nics[0].device, server.address(lan), "10.1.0.100", guest.nics[1].mac]
     with server.start(["python3", "-c", DHCP_SERVER, *arguments]) as process:
         assert next(process.lines()) == "listening"
         check_cards(guest, server, lan)

@@ -42,7 +42,7 @@ DELAY = 0.05
 CHANCE = 0.1
 PINGS = 10_000
 CHANCE_OFF = 77
-"""The 99 % interval of so many pings."""
+"""Half of the interval that 99 % of all trials with so many pings fall into, around their mean."""
 RATES = ("1Mbit", "10Mbit")
 Figures = dict[str, list[float]]
 

@@ -143,9 +143,8 @@ class polling:  # noqa: N801 - reads like a statement: with kvm.polling(...)
         )
 
     def _is_well(self, value: object) -> bool:
-        if (
-            value is None
-        ):  # from a function that asserts; but a search that found something may not find nothing
+        if value is None:
+            # A function that asserts returns nothing; but a search that found something has to find it again.
             return self.last is None
         return value.ok if isinstance(value, CommandResult) else bool(value)
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench import labs
 from bench.boot import Quiet
 from bench.processes import alone
 from bench.resets import of_several
@@ -56,7 +57,7 @@ def measure(settings: Settings, *, rounds: int, seconds: int) -> list[Row]:
         for spares in (False, True):
             times = alone(of_several, cached, SMALL, counts=(1, 2, 3), rounds=rounds, spares=spares)
             rows += _reset_rows(times, "with spare clones" if spares else "without spare clones")
-        return rows
+        return rows + labs.rows(alone(labs.labs, cached, rounds=rounds))
 
 
 @contextmanager

@@ -64,9 +64,10 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.capture import Capture
     from pytest_kvm.handles.fault import Fault
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.lab import Lab, lab
     from pytest_kvm.handles.polling import polling
+    from pytest_kvm.handles.savepoint import Savepoint
     from pytest_kvm.handles.segment import GuestNic, Segment
-    from pytest_kvm.machine.savepoints import Savepoint
     from pytest_kvm.plugin.declare import guest, network
     from pytest_kvm.plugin.fixtures import Guests, Networks
     from pytest_kvm.plugin.newhooks import GuestDeclaration
@@ -97,11 +98,12 @@ _HOMES = {
     "handles.capture": ("Capture",),
     "handles.fault": ("Fault",),
     "handles.guest": ("Guest",),
+    "handles.lab": ("Lab", "lab"),
     "handles.polling": ("polling",),
+    "handles.savepoint": ("Savepoint",),
     "handles.segment": ("GuestNic", "Segment"),
     "ssh.process": ("Process",),
     "results": ("CommandResult",),
-    "machine.savepoints": ("Savepoint",),
     "plugin.declare": ("guest", "network"),
     "plugin.fixtures": ("Guests", "Networks"),
     "plugin.newhooks": ("GuestDeclaration",),
@@ -152,6 +154,7 @@ __all__ = [
     "KernelPanicked",
     "KvmError",
     "KvmUnavailable",
+    "Lab",
     "LoginRefused",
     "MissingDependency",
     "NetworkFailed",
@@ -187,6 +190,7 @@ __all__ = [
     "User",
     "WaitTimeout",
     "guest",
+    "lab",
     "network",
     "polling",
 ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from pytest_kvm.errors import AgentError, GuestGone
+from pytest_kvm.errors import AgentError, DomainFailed, GuestGone, SavepointRefused
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
@@ -44,6 +44,8 @@ class FakeDomain:
         """What was done to it, in order."""
         self.picture = b""
         self.has_no_network = False
+        self.devices_changed = False
+        """Whether no savepoint can be loaded."""
         self.agent_replies: dict[str, AgentReply] = {}
         """Replies by command; a command that is not here means: no agent."""
         self.on_shutdown: Callable[[], None] = lambda: None
@@ -84,10 +86,14 @@ class FakeDomain:
         return self._ended.wait(timeout)
 
     def resume(self) -> None:
+        if self._state is not DomainState.PAUSED:
+            raise DomainFailed(f"{self.name} cannot be resumed: it is {self._state.name.lower()}")
         self._state = DomainState.RUNNING
         self.done.append("resume")
 
     def suspend(self) -> None:
+        if not self.alive():
+            raise DomainFailed(f"{self.name} cannot be suspended: it has ended")
         self._state = DomainState.PAUSED
         self.done.append("suspend")
 
@@ -128,8 +134,13 @@ class FakeDomain:
     def take_snapshot(self, name: str) -> None:
         self.done.append(f"take {name}")
 
+    def check_snapshot(self, name: str) -> None:
+        if self.devices_changed:
+            raise SavepointRefused(f"{self.name}: cannot go back to {name}")
+
     def load_snapshot(self, name: str) -> None:
         self.done.append(f"load {name}")
+        self._state = DomainState.PAUSED
 
     def drop_snapshot(self, name: str) -> None:
         self.done.append(f"drop {name}")
@@ -262,6 +273,28 @@ def output(text: str, *, exit_code: int = 0, stderr: str = "") -> CommandResult:
     )
 
 
+class FakeLinks:
+    """A guest's links, each step of which is written into a list.
+
+    Args:
+        done: The list.
+    """
+
+    def __init__(self, done: list[str]) -> None:
+        self._done = done
+
+    def detach(self) -> None:
+        self._done.append("detach")
+
+    def attach(self, machine: Machine) -> None:
+        del machine
+        self._done.append("attach")
+
+    def drop_frames(self, machine: Machine) -> None:
+        del machine
+        self._done.append("drop frames")
+
+
 def fake_machine(
     folder: Path, *, domain: FakeDomain, shell: FakeShell, port: int = 1, timeouts: Timeouts | None = None
 ) -> Machine:
@@ -277,6 +310,7 @@ def fake_machine(
             port=port, key_file=folder / "key", host_key="ssh-ed25519 AAAA", known_hosts=folder / "kh"
         ),
         folder=folder,
+        links=FakeLinks(domain.done),
         timeouts=timeouts or Timeouts(),
         log=logging.getLogger(f"pytest_kvm.{domain.name}"),
     )

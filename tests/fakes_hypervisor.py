@@ -122,6 +122,9 @@ class FakeDomain:
     def take_snapshot(self, name: str) -> None:
         self._living(f"take {name}")
 
+    def check_snapshot(self, name: str) -> None:
+        self._living(f"check {name}")
+
     def load_snapshot(self, name: str) -> None:
         self._living(f"load {name}")
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_kvm.handles import keyboard
 from pytest_kvm.handles.callbacks import Callbacks
+from pytest_kvm.handles.savepoint import Savepoint
 from pytest_kvm.handles.screen import to_png
 from pytest_kvm.machine import power, waits
 from pytest_kvm.machine.agent import GuestAgent
-from pytest_kvm.machine.savepoints import Savepoint, renew_if_due, take
+from pytest_kvm.machine.savepoints import resume, take
 from pytest_kvm.ssh.files import GET_LIMIT, Files
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
@@ -425,9 +426,7 @@ class Guest:
 
     def resume(self) -> None:
         """Let the guest's processors run again."""
-        machine = self.machine
-        machine.domain.resume()
-        renew_if_due(machine)
+        resume(self.machine)
 
     # ------------------------------------------------------------ savepoints
 
@@ -444,12 +443,14 @@ class Guest:
             SavepointRefused: A background process or a forwarded port of the
                 test is open, or a writable disk is not qcow2; the message names the cause.
             SnapshotFailed: QEMU failed, for instance because the disk is full.
+            GuestError: The guest's clock could not be set afterwards; there is no savepoint.
         """
         machine = self.machine
         number = next(_savepoint_numbers)
         tag = f"hand-{number}"
-        take(machine, tag)
-        return Savepoint(name or f"savepoint {number}", tag=tag, machine=machine, use=lambda: self.machine)
+        take([machine], tag, by_hand=True)
+        name = name or f"savepoint {number}"
+        return Savepoint(name, tag=tag, machines=[machine], use=lambda: [self.machine])
 
     # ------------------------------------------------------------ what it shows, and its keyboard
 

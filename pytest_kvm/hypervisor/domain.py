@@ -182,8 +182,12 @@ class LibvirtDomain:
         """Write memory, devices and disks into the disks; see :class:`Snapshots`."""
         self._snapshots.take(name)
 
+    def check_snapshot(self, name: str) -> None:
+        """Check that the guest has the devices that it had when a snapshot was taken."""
+        self._snapshots.check(name)
+
     def load_snapshot(self, name: str) -> None:
-        """Put memory, devices and disks back."""
+        """Put memory, devices and disks back, and leave the guest paused."""
         self._snapshots.load(name)
 
     def drop_snapshot(self, name: str) -> None:

@@ -151,11 +151,18 @@ class Domain(Protocol):
         """
         ...
 
-    def load_snapshot(self, name: str) -> None:
-        """Put memory, devices and all writable disks back, in the same QEMU.
+    def check_snapshot(self, name: str) -> None:
+        """Check that the guest has the devices that it had when a snapshot was taken.
 
-        The guest goes on if it ran when the snapshot was taken, and is paused
-        if it was paused then. Each snapshot can be loaded any number of times,
+        Raises:
+            SavepointRefused: Devices were plugged in or unplugged since.
+        """
+        ...
+
+    def load_snapshot(self, name: str) -> None:
+        """Put memory, devices and all writable disks back, in the same QEMU, and leave the guest paused.
+
+        Each snapshot can be loaded any number of times,
         in any order. Snapshots that were in the disks when the domain was
         started can be loaded, too.
 

@@ -13,13 +13,12 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import libvirt
 
-from pytest_kvm.errors import SavepointRefused, SnapshotFailed
+from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -39,14 +38,6 @@ _FORGET = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UN
 _REDEFINE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TakenSnapshot:
-    """Whether the domain ran, and which devices it had, when a snapshot was taken."""
-
-    running: bool
-    devices: frozenset[str]
-
-
 class Snapshots:
     """Takes, loads and drops the snapshots of one domain.
 
@@ -59,38 +50,39 @@ class Snapshots:
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
         self._lock = threading.Lock()
-        self._taken: dict[str, _TakenSnapshot] = {}
+        self._devices_then: dict[str, frozenset[str]] = {}
+        """By snapshot, the devices that the domain had when it was taken."""
 
     def take(self, name: str) -> None:
         """Write memory, devices and disks into the disks; see :meth:`Domain.take_snapshot`."""
         with self._lock:
             disks = self._disks()
-            taken = _TakenSnapshot(running=self._running(), devices=self._devices())
+            devices = self._devices()
             self._run("snapshot-save", {"tag": name, "vmstate": disks[0], "devices": disks})
-            self._taken[name] = taken
+            self._devices_then[name] = devices
+
+    def check(self, name: str) -> None:
+        """Check that the guest has the devices of a snapshot's time; see :meth:`Domain.check_snapshot`."""
+        then = self._devices_then.get(name)
+        if then is not None:
+            self._check_devices(name, then)
 
     def load(self, name: str) -> None:
-        """Put memory, devices and disks back; see :meth:`Domain.load_snapshot`."""
+        """Put memory, devices and disks back, and pause the guest; see :meth:`Domain.load_snapshot`."""
         with self._lock:
+            self.check(name)
             disks = self._disks()
-            taken = self._taken.get(name)
-            if taken is not None:
-                self._check_devices(name, taken.devices)
+            if self._domain.qmp("query-status")["running"]:
+                self._domain.suspend()  # after the load QEMU runs or is paused as before
             self._run("snapshot-load", {"tag": name, "vmstate": disks[0], "devices": disks})
-            # QEMU now runs or is paused as before the load, not as when the snapshot was taken.
-            if taken is not None and taken.running != self._running():
-                (self._domain.resume if taken.running else self._domain.suspend)()
 
     def drop(self, name: str) -> None:
         """Free the space that a snapshot occupies; see :meth:`Domain.drop_snapshot`."""
         with self._lock:
             self._run("snapshot-delete", {"tag": name, "devices": self._disks()})
-            self._taken.pop(name, None)
+            self._devices_then.pop(name, None)
 
-    # ------------------------------------------------------------ state, disks and devices
-
-    def _running(self) -> bool:
-        return bool(self._domain.qmp("query-status")["running"])
+    # ------------------------------------------------------------ disks and devices
 
     def _disks(self) -> list[str]:
         """Return QEMU's names of the disks that snapshots are written to, the root disk first.
@@ -160,15 +152,20 @@ class Snapshots:
     # ------------------------------------------------------------ jobs
 
     def _run(self, command: str, arguments: Mapping[str, Any]) -> None:
-        self._domain.qmp(command, {"job-id": _JOB, **arguments})
-        problem = wait_until(
-            partial(self._job_error, command),
-            describe=f"{command} of {self._domain.name}",
-            timeout=_WITHIN,
-            every=_LOOK_EVERY,
-            error=SnapshotFailed,
-        )
-        self._domain.qmp("job-dismiss", {"id": _JOB})
+        try:
+            self._domain.qmp(command, {"job-id": _JOB, **arguments})
+            problem = wait_until(
+                partial(self._job_error, command),
+                describe=f"{command} of {self._domain.name}",
+                timeout=_WITHIN,
+                every=_LOOK_EVERY,
+                error=SnapshotFailed,
+            )
+            self._domain.qmp("job-dismiss", {"id": _JOB})
+        except DomainFailed as failure:
+            raise SnapshotFailed(
+                f"{command} of {self._domain.name}: {failure.brief}", details=failure.details
+            ) from failure
         if problem:
             raise SnapshotFailed(
                 f"QEMU of {self._domain.name} failed at {command} {arguments['tag']}: {problem}"

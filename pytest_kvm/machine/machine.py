@@ -19,7 +19,7 @@ from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
 
 if TYPE_CHECKING:
-    from pytest_kvm.machine.renewal import Prestarted
+    from pytest_kvm.machine.savepoints import Taken
     from pytest_kvm.ssh.shell import Shell
 
 
@@ -49,6 +49,36 @@ class OpenResources:
         return [resource for lister in self._listers for resource in lister()]
 
 
+class Links(Protocol):
+    """The links of one guest's cards to their segments."""
+
+    def detach(self) -> None:
+        """Let no frame from or to the guest pass; those that are on their way are lost.
+
+        Raises:
+            SwitchFailed: The switch has ended.
+        """
+        ...
+
+    def attach(self, machine: Machine) -> None:
+        """Let frames pass to and from a machine of the guest; what the machine has sent before is lost.
+
+        Raises:
+            DomainFailed: QEMU has ended.
+            SwitchFailed: The switch has ended.
+        """
+        ...
+
+    def drop_frames(self, machine: Machine) -> None:
+        """Drop the frames that wait for a machine, whose links are detached; if it has any, it is paused.
+
+        Raises:
+            SnapshotFailed: QEMU cannot be made to drop them.
+            SwitchFailed: The switch has ended.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """One guest's parts, put together by ``provision``."""
@@ -60,6 +90,7 @@ class Machine:
     access: Access
     folder: Path
     """This guest's run files; removed with the guest."""
+    links: Links
     timeouts: Timeouts
     """Already scaled for the accelerator."""
     log: logging.Logger
@@ -72,10 +103,10 @@ class Machine:
     """The names of other guests that the guest was told."""
     carriers: Carriers = field(default_factory=Carriers)
     """Which of the guest's cards on segments have a carrier."""
-    savepoints: dict[str, Prestarted | None] = field(default_factory=dict[str, "Prestarted | None"])
-    """The savepoints in the guest's disks, by name, each with the renewal script that waits in it, if any."""
+    savepoints: dict[str, Taken] = field(default_factory=dict[str, "Taken"])
+    """The savepoints in the guest's disks, by name."""
     renewal_due: threading.Event = field(default_factory=threading.Event)
-    """Set when a savepoint of a paused guest was restored, until ``resume()`` has renewed the guest."""
+    """Set from the load of a savepoint until the guest, which has gone on, is renewed."""
 
     @cached_property
     def forwards(self) -> Forwards:

@@ -16,7 +16,7 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.machine.savepoints import drop_former
 from pytest_kvm.provision.disks import new_disks
-from pytest_kvm.provision.guest_links import attach_links, close_ports, open_ports
+from pytest_kvm.provision.guest_links import GuestLinks, close_ports, open_ports
 from pytest_kvm.provision.machine_plan import new_identity, plan_domain
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import Place, StartRequest
@@ -137,7 +137,7 @@ def _start_domain(
         resources, request, plan=plan, domain=domain, host_key=host_key, key_file=key_file
     )
     stack.callback(machine.shell.close)
-    attach_links(resources.switch, request.nics, machine=machine)
+    machine.links.attach(machine)
     return machine
 
 
@@ -234,6 +234,7 @@ def assemble_machine(
         console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
         access=access,
         folder=folder,
+        links=GuestLinks(resources.switch, request.nics),
         timeouts=timeouts,
         log=request.log,
     )

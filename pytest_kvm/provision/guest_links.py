@@ -6,11 +6,11 @@ guest's links outlast its machines, and are attached to the ports of one of them
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import DomainFailed, GuestGone, SavepointRefused, SnapshotFailed, SwitchFailed
+from pytest_kvm.errors import DomainFailed, GuestGone, SnapshotFailed, SwitchFailed
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision.machine_plan import port_path
 from pytest_kvm.render.qemu_args import card_id, segment_netdev
@@ -58,13 +58,26 @@ class GuestLinks:
         for nic in self._nics:
             self._switch.get().attach(nic.segment.tag, nic.link, port=None)
 
-    @contextmanager
-    def attaching(self, machine: Machine) -> Generator[None]:
-        """Attach the links to a machine that a savepoint is loaded into during a block.
+    def attach(self, machine: Machine) -> None:
+        """Attach the links to a machine that is about to run; those of the guest's former machine are moved.
 
-        QEMU reads no frames while a guest is paused, and hands those that wait
-        to the guest when it goes on. So whatever was sent to the machine so far
-        is thrown away first: while the link of a card's back end is down, QEMU
+        The machine's cards have a carrier if the links are plugged in.
+
+        Raises:
+            DomainFailed: QEMU has ended.
+            SwitchFailed: The switch has ended.
+        """
+        for nic in self._nics:
+            port = port_path(machine.folder, nic.index)
+            is_plugged_in = self._switch.get().attach(nic.segment.tag, nic.link, port=port)
+            set_carrier(machine, nic, on=is_plugged_in)
+
+    def drop_frames(self, machine: Machine) -> None:
+        """Drop the frames for a machine, whose links are detached; a savepoint will be loaded into it.
+
+        The machine is paused afterwards if it has cards. QEMU reads no frames while a guest is
+        paused, and hands those that wait to the guest when it goes on. So they
+        have to be dropped first: while the link of a card's back end is down, QEMU
         reads all frames and drops them (``qemu_send_packet_async_with_flags()``
         in its ``net/net.c``). The guest does not notice, because the card's own
         link state is loaded with the savepoint.
@@ -74,35 +87,21 @@ class GuestLinks:
             SwitchFailed: The switch has ended.
         """
         if not self._nics:
-            yield
             return
-        was_paused = machine.domain.state() is DomainState.PAUSED
+        domain = machine.domain
         try:
-            self._drop_frames(machine, is_paused=was_paused)
-            attach_links(self._switch, self._nics, machine=machine)
+            is_paused = domain.state() is DomainState.PAUSED
+            self._set_links(domain, up=False)
+            if is_paused:
+                domain.resume()  # each card of a paused guest holds back one frame until it runs
+            domain.suspend()
+            for nic in self._nics:
+                self._wait_drained(nic, machine)
+            self._set_links(domain, up=True)
         except DomainFailed as failure:
             raise SnapshotFailed(
                 f"the frames for {machine.name} cannot be dropped: {failure.brief}", details=failure.details
             ) from failure
-        try:
-            yield
-        except SavepointRefused:  # it was not loaded
-            self.detach()
-            machine.carriers.set_again(machine.domain)
-            if not was_paused:
-                machine.domain.resume()
-            raise
-
-    def _drop_frames(self, machine: Machine, *, is_paused: bool) -> None:
-        """Have QEMU drop all frames for a machine; it is paused afterwards."""
-        self.detach()
-        self._set_links(machine.domain, up=False)
-        if is_paused:
-            machine.domain.resume()  # each card of a paused guest holds back one frame until it runs
-        machine.domain.suspend()
-        for nic in self._nics:
-            self._wait_drained(nic, machine)
-        self._set_links(machine.domain, up=True)
 
     def _set_links(self, domain: Domain, *, up: bool) -> None:
         for number in range(1, len(self._nics) + 1):
@@ -140,21 +139,6 @@ def close_ports(switch: Lazy[Switch], plan: DomainPlan) -> None:
     with suppress(SwitchFailed, GuestGone):  # the switch has ended, and its ports with it
         for planned in plan.segment_nics:
             switch.get().close_port(planned.port)
-
-
-def attach_links(switch: Lazy[Switch], nics: Sequence[GuestNic], *, machine: Machine) -> None:
-    """Attach a guest's links to a machine that is about to run; the links of its former machine are moved.
-
-    The machine's cards have a carrier if the links are plugged in.
-
-    Raises:
-        DomainFailed: QEMU has ended.
-        SwitchFailed: The switch has ended.
-    """
-    for nic in nics:
-        port = port_path(machine.folder, nic.index)
-        is_plugged_in = switch.get().attach(nic.segment.tag, nic.link, port=port)
-        set_carrier(machine, nic, on=is_plugged_in)
 
 
 def set_carrier(machine: Machine, nic: GuestNic, *, on: bool) -> None:

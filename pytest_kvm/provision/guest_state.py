@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import GuestError, SavepointRefused, SnapshotFailed
+from pytest_kvm.errors import DomainFailed, GuestError, SavepointRefused, SnapshotFailed
 from pytest_kvm.machine import savepoints
 from pytest_kvm.provision.events import Tier
 from pytest_kvm.provision.restorable_state import Point
@@ -57,7 +57,7 @@ class GuestState:
                 resolution="have what switched it off switch it on again",
             )
         name = f"kvm-{next(self._numbers)}"
-        savepoints.take(machine, name)
+        savepoints.take([machine], name)
         return _TakenPoint(machine=machine, name=name)
 
     def restore(self, point: Point) -> Tier:
@@ -67,7 +67,7 @@ class GuestState:
         current = self._machines.current.machine
         if not isinstance(point, _TakenPoint) or point.machine is not current:
             raise SnapshotFailed(f"{current.name}: a savepoint of a machine that is gone")
-        self._load(point.machine, point.name)
+        _load(current, point.name)
         return "load"
 
     def reaches(self, point: Point) -> bool:
@@ -79,7 +79,7 @@ class GuestState:
     def drop(self, point: Point) -> None:
         """Drop a savepoint; those of a former machine are gone already."""
         if isinstance(point, _TakenPoint) and point.machine is self._machines.current.machine:
-            savepoints.drop(point.machine, point.name)
+            savepoints.drop([point.machine], point.name)
 
     @property
     def is_ready(self) -> bool:
@@ -94,20 +94,23 @@ class GuestState:
         """Let the guest and its neighbours exchange no frames until it is restored."""
         self._links.detach()
 
-    def _load(self, machine: Machine, name: str) -> None:
-        with self._links.attaching(machine):
-            savepoints.restore(machine, name)
-
     def _restore_base(self) -> Tier:
         current = self._machines.current
         if current.base is None or not current.machine.domain.alive():
             return self._machines.start_another()
         try:
-            self._load(current.machine, current.base)
-        except (SnapshotFailed, GuestError) as failure:
+            _load(current.machine, current.base)
+        except (SnapshotFailed, GuestError, DomainFailed) as failure:
             # The next reset would fail as well, so the machine cannot be used any more.
             current.request.log.warning(
                 "%s: begun anew, for it could not be put back: %s", current.request.name, failure
             )
             return self._machines.start_another()
         return "load"
+
+
+def _load(machine: Machine, name: str) -> None:
+    [failure] = savepoints.restore_possible([(machine, name)])
+    if failure is not None:
+        raise failure
+    savepoints.drop_later(machine, name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_kvm.at_once import do_at_once
 from pytest_kvm.errors import GuestGone, SwitchFailed
 from pytest_kvm.provision.events import EventListener, ignore
 from pytest_kvm.provision.restorable_state import RestorableState
@@ -127,7 +127,7 @@ class ResetCoordinator:
         guest is removed. So nobody may ask that undo log before.
         """
         try:
-            _do_at_once(actions)
+            do_at_once(actions)
         except KeyboardInterrupt:
             with self._lock:
                 self._undo_logs.clear()
@@ -201,39 +201,3 @@ class ResetCoordinator:
             undo_logs = list(self._undo_logs.values())
         losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]
         return list(dict.fromkeys(reversed(losing)))
-
-
-def _do_at_once(actions: Sequence[Callable[[], None]]) -> None:
-    """Do all at the same time; raise the first failure, and log the others.
-
-    The threads are daemons, so that the process can end before they do.
-
-    Raises:
-        Exception: Whatever an action raises.
-    """
-    if len(actions) < 2:
-        for action in actions:
-            action()
-        return
-    futures = [_begin(action) for action in actions]
-    wait(futures)
-    failures = [failure for future in futures if (failure := future.exception()) is not None]
-    for failure in failures[1:]:
-        _log.warning("another guest could not be made ready for the test either: %s", failure)
-    if failures:
-        raise failures[0]
-
-
-def _begin(action: Callable[[], None]) -> Future[None]:
-    future: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            action()
-        except BaseException as failure:  # noqa: BLE001 - raised where the future is waited for
-            future.set_exception(failure)
-        else:
-            future.set_result(None)
-
-    threading.Thread(target=work, name="pytest-kvm-reset", daemon=True).start()
-    return future

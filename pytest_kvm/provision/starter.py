@@ -15,7 +15,6 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused, why_no_clone
 from pytest_kvm.provision.cold_boot import power_on, start_again
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
-from pytest_kvm.provision.guest_links import attach_links
 from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
@@ -236,7 +235,7 @@ class GuestStarter:
 
     def _wake(self, request: StartRequest, clone: Clone) -> Clone:
         with request.teardown.adding():  # once the guest is removed, its links and its ports are gone
-            attach_links(self._resources.switch, request.nics, machine=clone.machine)
+            clone.machine.links.attach(clone.machine)
         return clone.wake(host_lines=request.host_lines())
 
     def _start_paused(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:
@@ -247,7 +246,7 @@ class GuestStarter:
 def _take_base(machine: Machine) -> str | None:
     """Take the savepoint that resets restore; return None if that fails: each reset is a cold boot then."""
     try:
-        savepoints.take(machine, _BASE)
+        savepoints.take([machine], _BASE)
     except SnapshotFailed as failure:
         _log.warning("%s: every reset will be a boot: %s", machine.name, failure)
         return None

@@ -54,6 +54,15 @@ def test_a_guest_that_joins_late_is_known_to_all(lan, pair, kvm_guests):
     assert lan.counters["late"]["out"]["frames"] > 0
 
 
+def test_both_go_back_to_one_moment(lan, pair):
+    with kvm.lab(lan).savepoint():
+        for guest in pair:
+            guest.write_text("/run/late", "x")
+    for guest in pair:
+        guest.wait_for_file("/run/late", absent=True)
+    _ping(pair[0], "right")
+
+
 def test_what_a_test_does_to_a_card(pair):
     left, right = pair
     _ping(right, "left")

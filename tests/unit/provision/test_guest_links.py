@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
+from pytest_kvm.errors import DomainFailed, SnapshotFailed
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.provision import guest_links
@@ -67,8 +67,9 @@ def join(switch, segments, tmp_path):
             own.append(Card(port_path(machine.folder, index)))
         cards.extend(own)
         machine.domain = FakeDomain(own[0])
-        guest_links.attach_links(switch, nics, machine=machine)
-        return GuestLinks(switch, nics), machine, own
+        links = GuestLinks(switch, nics)
+        links.attach(machine)
+        return links, machine, own
 
     yield join
     for card in cards:
@@ -81,8 +82,9 @@ def test_no_frame_passes_while_links_are_detached(join):
     links.detach()
     other.send(frame(EVERYBODY, mac(2), b"lost"))
     card.send(frame(EVERYBODY, mac(1), b"lost"))
-    with links.attaching(machine):
-        machine.domain.resume()
+    links.drop_frames(machine)
+    links.attach(machine)
+    machine.domain.resume()
     other.send(frame(EVERYBODY, mac(2), b"next"))
     card.send(frame(EVERYBODY, mac(1), b"next"))
     assert card.receive() == frame(EVERYBODY, mac(2), b"next")
@@ -97,9 +99,10 @@ def test_frames_for_a_machine_are_dropped_before_it_is_loaded(join, runs, first)
     links.detach()
     second.drain(timeout=0.05)
     down, up = ([f"set_link kvmsegment{number} {to}" for number in (1, 2)] for to in ("down", "up"))
-    with links.attaching(machine):
-        assert machine.domain.done == [*down, *first, "suspend", *up]
-        assert not machine.domain.running
+    links.drop_frames(machine)
+    assert machine.domain.done == [*down, *first, "suspend", *up]
+    assert not machine.domain.running
+    links.attach(machine)
     assert card.drain(timeout=0.05) == []
 
 
@@ -112,7 +115,7 @@ def test_frames_that_qemu_does_not_read_are_an_error(join, monkeypatch):
     while not links.reached():
         pass
     with pytest.raises(SnapshotFailed, match="QEMU of web to drop the frames for its card on lan"):
-        links.attaching(machine).__enter__()
+        links.drop_frames(machine)
 
 
 @pytest.mark.parametrize("step", ["set_link kvmsegment1 down", "suspend", "set_link kvmsegment1 up"])
@@ -120,33 +123,21 @@ def test_a_monitor_that_fails_is_an_error_of_the_savepoint(join, step):
     links, machine, _ = join("web", "up")
     machine.domain.fails = step
     with pytest.raises(SnapshotFailed, match=f"the frames for web cannot be dropped: {step} failed"):
-        links.attaching(machine).__enter__()
+        links.drop_frames(machine)
 
 
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_guest_that_is_not_loaded_goes_on_as_it_was_and_stays_detached(join, runs):
-    links, machine, (card,) = join("web", "up")
+def test_cables_that_are_unplugged_stay_so_when_a_machine_is_attached_again(join):
+    links, machine, (card, unplugged) = join("web", "up", "down")
     _, _, (other,) = join("db", "up")
-    machine.domain.running = runs
-    with pytest.raises(SavepointRefused), links.attaching(machine):
-        raise SavepointRefused("web: cannot go back")
-    assert machine.domain.running == runs
-    other.send(frame(EVERYBODY, mac(2), b"lost"))
-    assert card.drain(timeout=0.05) == []
-
-
-def test_cables_that_are_unplugged_stay_so_when_a_machine_is_attached_or_not_loaded(join):
-    links, machine, _ = join("web", "up", "down")
-    unplugged = "set_link kvmsegment2-card down"
-    assert machine.domain.done == [unplugged]
+    assert machine.domain.done == ["set_link kvmsegment2-card down"]
+    links.detach()
+    links.drop_frames(machine)
     machine.domain.done.clear()
-    with links.attaching(machine):
-        pass
-    assert unplugged not in machine.domain.done, "the savepoint that is loaded decides, and who loads it"
-    machine.domain.running = True
-    with pytest.raises(SavepointRefused), links.attaching(machine):
-        raise SavepointRefused("web: cannot go back")
-    assert machine.domain.done[-3:] == ["set_link kvmsegment1-card up", unplugged, "resume"]
+    links.attach(machine)
+    assert machine.domain.done == [], "the savepoint that is loaded decides, and who loads it"
+    other.send(frame(EVERYBODY, mac(2), b"next"))
+    assert card.receive() == frame(EVERYBODY, mac(2), b"next")
+    assert unplugged.drain(timeout=0.05) == []
 
 
 def test_a_guest_without_cards_on_segments_needs_no_switch():
@@ -154,5 +145,6 @@ def test_a_guest_without_cards_on_segments_needs_no_switch():
     links = GuestLinks(switch, [])
     machine: Any = None
     links.detach()
-    with links.attaching(machine):
-        assert links.reached() == 0
+    links.drop_frames(machine)
+    links.attach(machine)
+    assert links.reached() == 0

@@ -272,7 +272,7 @@ def test_a_reset_that_fails_is_raised_once_the_others_are_done(coordinator, lab,
     with coordinator.at_work(Owner("next")), pytest.raises(SnapshotFailed, match="broken"):
         coordinator.settle(lab)
     assert lab[0].state.content == []
-    assert "another guest could not be made ready for the test either: broken" in caplog.text
+    assert "another one failed at the same time: broken" in caplog.text
     assert [guest.state.is_detached for guest in lab] == [False, True, True]
 
 

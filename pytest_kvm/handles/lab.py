@@ -6,7 +6,7 @@ import itertools
 from functools import partial
 
 from pytest_kvm.at_once import do_at_once
-from pytest_kvm.errors import GuestGone, SavepointGone, SpecError
+from pytest_kvm.errors import SavepointGone, SpecError
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.handles.savepoint import Savepoint
 from pytest_kvm.handles.segment import Segment
@@ -127,8 +127,7 @@ class Lab:
         """Return the guests' machines, none of which has ended; this counts as a use of each guest."""
         machines = _use(self._some_guests())
         for machine in machines:
-            if not machine.domain.alive():
-                raise GuestGone(f"{machine.name} has ended: {machine.domain.end_reason()}")
+            machine.check_alive()
         return machines
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_kvm.errors import GuestGone
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.machine.console import Console
@@ -107,6 +108,15 @@ class Machine:
     """The savepoints in the guest's disks, by name."""
     renewal_due: threading.Event = field(default_factory=threading.Event)
     """Set from the load of a savepoint until the guest, which has gone on, is renewed."""
+
+    def check_alive(self) -> None:
+        """Check that the guest has not ended.
+
+        Raises:
+            GuestGone: It has.
+        """
+        if not self.domain.alive():
+            raise GuestGone(f"{self.name} has ended: {self.domain.end_reason()}")
 
     @cached_property
     def forwards(self) -> Forwards:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_kvm.at_once import do_at_once, raise_first
 from pytest_kvm.errors import (
-    GuestGone,
     HypervisorError,
     SavepointGone,
     SavepointRefused,
@@ -113,8 +112,7 @@ def check_can_be_saved(machine: Machine) -> None:
         GuestGone: The guest has ended.
         SavepointRefused: The test has something at work in the guest; the message names it.
     """
-    if not machine.domain.alive():
-        raise GuestGone(f"{machine.name} has ended: {machine.domain.end_reason()}")
+    machine.check_alive()
     at_work = [*machine.shell.processes, *machine.open_resources.all()]
     if at_work:
         raise SavepointRefused(

@@ -196,3 +196,22 @@ def test_a_guest_that_was_switched_off_leaves_the_others_as_they_are(speaker, li
     with pytest.raises(SavepointGone, match="listener has ended"):
         savepoint.restore()
     assert speaker.read_text("/run/late") == "x"
+
+
+@pytest.fixture(scope="module")
+def prepared(speaker):
+    """Return a guest that a fixture has changed, so that resets load a savepoint, and a list for tests."""
+    speaker.write_text("/run/prepared", "x")
+    return speaker, []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_savepoint_goes_with_the_test_that_has_taken_it(prepared, number):
+    speaker, taken = prepared
+    for savepoint in taken:
+        with pytest.raises(SavepointGone, match="was reset, or switched off, meanwhile"):
+            savepoint.restore()
+    taken.append(speaker.savepoint(f"of test {number}"))
+    speaker.write_text("/run/late", "x")
+    taken[-1].restore()
+    assert speaker.run(["ls", "/run/prepared", "/run/late"], check=False).stdout == "/run/prepared\n"

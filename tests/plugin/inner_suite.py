@@ -44,6 +44,27 @@ def test_b(vm, record_property):
     look(vm, record_property)
 """
 
+PAIR = """
+import pytest
+import pytest_kvm as kvm
+
+
+@kvm.network(scope="module")
+def lan():
+    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None)
+
+
+@kvm.guest(scope="module")
+def left(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
+
+
+@kvm.guest(scope="module")
+def right(lan):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
+"""
+"""The beginning of a suite on two guests, `left` and `right`, on a segment `lan`."""
+
 _WITHIN = 300
 _PROBE = "kvm-probe.json"
 """What was found out about this machine's KVM."""

@@ -7,28 +7,12 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.plugin.artifacts import folder_of
-from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.switch.pcapng import CaptureReader
+from tests.plugin.inner_suite import PAIR
 
-SUITE = """
-import pytest
-import pytest_kvm as kvm
-
-
-@kvm.network(scope="module")
-def lan():
-    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None)
-
-
-@kvm.guest(scope="module")
-def left(lan):
-    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def right(lan):
-    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
-
+SUITE = (
+    PAIR
+    + """
 
 @pytest.mark.parametrize("name", ["a/b"])
 def test_fails(lan, left, right, name):
@@ -49,6 +33,7 @@ def broken(left):
 def test_set_up(broken):
     pass
 """
+)
 
 
 WITHOUT_GUESTS = """
@@ -84,11 +69,10 @@ def test_teardown(left_open):
 
 
 @pytest.fixture
-def run(pytester, pytestconfig):
+def run(pytester):
     def run(*arguments):
         pytester.makepyfile(SUITE)
-        cache = settings_stashed(pytestconfig).cache_dir
-        result = pytester.runpytest_subprocess(f"--kvm-cache-dir={cache}", *arguments, timeout=900)
+        result = pytester.runpytest_subprocess(*arguments, timeout=900)
         result.assert_outcomes(passed=1, failed=1, errors=1)
         kept = sorted(path for path in pytester.path.rglob("*.pcapng"))
         return result, {str(path.relative_to(pytester.path)): path for path in kept}

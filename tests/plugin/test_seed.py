@@ -6,27 +6,11 @@ import re
 
 import pytest
 
-from pytest_kvm.plugin.session import settings_stashed
+from tests.plugin.inner_suite import PAIR
 
-SUITE = """
-import pytest
-import pytest_kvm as kvm
-
-
-@kvm.network(scope="module")
-def lan():
-    return kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None)
-
-
-@kvm.guest(scope="module")
-def left(lan):
-    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
-
-
-@kvm.guest(scope="module")
-def right(lan):
-    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(lan)])
-
+SUITE = (
+    PAIR
+    + """
 
 def test_all_pings_are_answered(lan, left, right):
     for guest, other in ((left, right), (right, left)):
@@ -41,16 +25,16 @@ def test_all_pings_are_answered(lan, left, right):
     answered = [line.split("icmp_seq=")[1].split()[0] for line in said.splitlines() if "icmp_seq=" in line]
     assert False, f"answered: {' '.join(answered)}."
 """
+)
 
 
 @pytest.fixture
-def run(pytester, pytestconfig):
+def run(pytester):
     """Return a function that runs the suite, and returns which pings were answered, and the seed shown."""
-    cache = settings_stashed(pytestconfig).cache_dir
     pytester.makepyfile(SUITE)
 
     def run(*arguments):
-        result = pytester.runpytest_subprocess(f"--kvm-cache-dir={cache}", *arguments, timeout=900)
+        result = pytester.runpytest_subprocess(*arguments, timeout=900)
         result.assert_outcomes(failed=1)
         output = result.stdout.str()
         answered = re.search(r"^E +AssertionError: answered: ([0-9 ]*)\.$", output, re.MULTILINE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pytest_kvm.plugin.session import settings_stashed
-
 SUITE = """
 import os
 import signal
@@ -53,10 +51,9 @@ def test_a_switch_that_is_killed(request, left):
 """
 
 
-def test_cold_boots_and_a_switch_that_is_killed(pytester, pytestconfig):
+def test_cold_boots_and_a_switch_that_is_killed(pytester):
     pytester.makepyfile(SUITE)
-    cache = settings_stashed(pytestconfig).cache_dir
-    result = pytester.runpytest_subprocess("-v", f"--kvm-cache-dir={cache}", "--kvm-cache=off", timeout=900)
+    result = pytester.runpytest_subprocess("-v", "--kvm-cache=off", timeout=900)
     result.stdout.fnmatch_lines(
         [
             "*::test_guests_that_boot_cold PASSED*",

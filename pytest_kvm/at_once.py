@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def outcomes_at_once(actions: Sequence[Callable[[], T]]) -> list[T | Exception]:
     """
     if len(actions) == 1:
         return [_outcome(actions[0])]
-    futures = [_begin(action) for action in actions]
+    futures = [in_thread(partial(_outcome, action)) for action in actions]
     wait(futures)
     return [future.result() for future in futures]
 
@@ -64,12 +65,13 @@ def _outcome(action: Callable[[], T]) -> T | Exception:
         return failure
 
 
-def _begin(action: Callable[[], T]) -> Future[T | Exception]:
-    future: Future[T | Exception] = Future()
+def in_thread(action: Callable[[], T]) -> Future[T]:
+    """Begin an action in a daemon thread, and return the future of what it returns or raises."""
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            future.set_result(_outcome(action))
+            future.set_result(action())
         except BaseException as failure:  # noqa: BLE001 - raised where the future is waited for
             future.set_exception(failure)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_kvm.at_once import outcomes_at_once
 from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.provision.restorable_state import Restored, Traffic
 
 if TYPE_CHECKING:
     from pytest_kvm.provision.events import Tier
+    from pytest_kvm.provision.reset_coordinator import ResetCoordinator
     from pytest_kvm.provision.restorable_state import Point, RestorableState
+    from pytest_kvm.provision.undo_log import Owner
 
 
 class FakeState:
@@ -24,6 +30,8 @@ class FakeState:
         """Whether all points but the base are gone."""
         self.frames = 0
         """How many have come from other guests."""
+        self.frames_told = 0
+        """How many have come to other guests."""
         self.is_detached = False
         self._base = object()
         self._points: dict[Point, list[str]] = {self._base: []}
@@ -53,6 +61,15 @@ class FakeState:
         self.content = list(self._points[point])
         return "load"
 
+    def take_all(self, states: Sequence[FakeState]) -> list[Point | Exception]:
+        assert self in states
+        return outcomes_at_once([state.take for state in states])
+
+    def restore_all(self, points: Sequence[tuple[FakeState, Point]]) -> list[Restored | Exception]:
+        assert self in dict(points)
+        tiers = outcomes_at_once([partial(state.restore, point) for state, point in points])
+        return [each if isinstance(each, Exception) else Restored(each, 1.0) for each in tiers]
+
     def reaches(self, point: Point) -> bool:
         return point is self._base or not self.is_lost
 
@@ -62,11 +79,11 @@ class FakeState:
         del self._points[point]
 
     @property
-    def is_ready(self) -> bool:
-        return True
+    def traffic_at_base(self) -> Traffic | None:
+        return Traffic(0, 0)
 
-    def reached(self) -> int:
-        return self.frames
+    def traffic(self) -> Traffic:
+        return Traffic(self.frames, self.frames_told)
 
     def detach(self) -> None:
         self.is_detached = True
@@ -108,6 +125,7 @@ class FakeGuest:
         assert not self.state.is_detached
         assert not other.state.is_detached
         other.state.frames += 1
+        self.state.frames_told += 1
         other.state.content.append(text)
         return before
 
@@ -116,3 +134,9 @@ class FakeGuest:
 
     def console_tail(self, lines: int) -> str:
         return ""
+
+
+def end(coordinator: ResetCoordinator, owner: Owner) -> None:
+    """Have an owner end, as the plugin's scopes do."""
+    owner.ended = True
+    coordinator.cut_off(owner)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_kvm.errors import DomainFailed, GuestGone, SnapshotFailed, SwitchFailed
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision.machine_plan import port_path
+from pytest_kvm.provision.restorable_state import Traffic
 from pytest_kvm.render.qemu_args import card_id, segment_netdev
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -41,13 +42,14 @@ class GuestLinks:
         self._switch = switch
         self._nics = tuple(nics)
 
-    def reached(self) -> int:
-        """Return how many frames have come by which other guests can have changed this one.
+    def traffic(self) -> Traffic:
+        """Return how many frames have passed by which guests can have changed each other.
 
         Raises:
             SwitchFailed: The switch has ended.
         """
-        return sum(self._switch.get().reached(nic.segment.tag, nic.link) for nic in self._nics)
+        counted = [self._switch.get().traffic(nic.segment.tag, nic.link) for nic in self._nics]
+        return Traffic(sum(reached for reached, _ in counted), sum(told for _, told in counted))
 
     def detach(self) -> None:
         """Let no frame from or to the guest pass; those that are on their way are lost.

@@ -40,10 +40,14 @@ class GuestMachines:
         self._current: Started | None = None
         self._replacing = threading.Lock()
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the guest has become ready."""
-        return self._first.done()
+    def when_ready(self, action: Callable[[], None]) -> None:
+        """Have something done as soon as the guest has become ready, before anybody uses it."""
+
+        def act(first: Future[Started]) -> None:
+            if not first.cancelled() and first.exception() is None:
+                action()
+
+        self._first.add_done_callback(act)
 
     @property
     def current(self) -> Started:

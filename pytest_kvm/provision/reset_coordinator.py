@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_kvm.at_once import do_at_once
+from pytest_kvm.at_once import do_at_once, in_thread
 from pytest_kvm.errors import GuestGone, SwitchFailed
 from pytest_kvm.provision.events import EventListener, ignore
+from pytest_kvm.provision.joint_reset import (
+    BY_FAULT,
+    BY_NEIGHBOUR,
+    DIRECT,
+    PLANNED,
+    Use,
+    is_due,
+    make_ready,
+    note_changes,
+)
 from pytest_kvm.provision.restorable_state import RestorableState
 from pytest_kvm.provision.undo_log import Owner, UndoLog
 
@@ -36,8 +46,11 @@ class ResetCoordinator:
 
     def __init__(self, *, tell: EventListener = ignore) -> None:
         self._tell = tell
-        self._lock = threading.Lock()
         self._undo_logs: dict[Guest, UndoLog] = {}
+        self._lock = threading.Lock()
+        """Held for a moment, to change the mapping."""
+        self._at_undo_logs = threading.Lock()
+        """Held by who asks or changes undo logs, also while guests are saved and restored."""
         self._at_work: list[Owner] = []
 
     # ------------------------------------------------------------ guests
@@ -64,17 +77,14 @@ class ResetCoordinator:
         The guest can change its neighbours, so this is done for them as well.
 
         Raises:
-            SnapshotFailed: As in :meth:`UndoLog.use`.
-            SwitchFailed: The guest is on a segment, and the switch has ended.
+            KvmError: As in :func:`~pytest_kvm.provision.joint_reset.make_ready`.
         """
-        undo_log, owner = self._undo_logs.get(guest), self.owner
-        if owner is None:
-            if undo_log is not None:
-                undo_log.touch()
-            return
-        actions = {} if undo_log is None else {undo_log: partial(undo_log.use, owner)}
-        actions |= {each: partial(each.expose, owner) for each in self._reached_from([guest]) - {undo_log}}
-        self._undo_and_do(actions, owner)
+        owner, own = self.owner, self._undo_logs.get(guest)
+        if owner is not None:
+            self._make_ready([self._uses(_group_of([guest]), {guest: DIRECT}, BY_NEIGHBOUR)], owner)
+        elif own is not None:
+            with self._at_undo_logs:
+                own.touch()
 
     def before_fault(self, guests: Collection[Guest]) -> None:
         """Undo changes of owners that have ended; called before each fault of a segment.
@@ -88,61 +98,71 @@ class ResetCoordinator:
         Raises:
             SwitchFailed: The switch has ended.
         """
-        changed, owner = self._reached_from(guests), self.owner
-        if owner is None:
-            for each in changed:
-                each.touch()
+        owner, uses = self.owner, self._uses(_group_of(guests), {}, BY_FAULT)
+        if owner is not None:
+            self._make_ready([uses], owner)
         else:
-            self._undo_and_do({each: partial(each.expose, owner, is_change=True) for each in changed}, owner)
+            with self._at_undo_logs:
+                for each in uses:
+                    each.touch()
 
     def settle(self, guests: Collection[Guest]) -> None:
         """Do the slow part of :meth:`before_use` in advance, for all guests at the same time.
 
         Raises:
-            SnapshotFailed: As in :meth:`before_use`; the errors of all but one guest are logged.
-            SwitchFailed: As in :meth:`before_use`.
+            KvmError: As in :meth:`before_use`.
         """
         owner = self.owner
         if owner is None:
             return
-        held = (self._undo_logs.get(guest) for guest in guests)
-        undo_logs = list(dict.fromkeys(each for each in held if each is not None))
-        neighbours = self._reached_from(guests).difference(undo_logs)
-        actions = [partial(each.settle, owner) for each in undo_logs]
-        actions += [partial(each.undo_ended, owner) for each in neighbours]
-        self._do_at_once(actions)
+        groups: list[list[Guest]] = []
+        for guest in guests:
+            if not any(guest in group for group in groups):
+                groups.append(_group_of([guest]))
+        held = dict.fromkeys(guests, PLANNED)
+        self._make_ready([self._uses(group, held, BY_NEIGHBOUR) for group in groups], owner)
 
-    def _undo_and_do(self, actions: Mapping[UndoLog, Callable[[], None]], owner: Owner) -> None:
-        """Do what may undo changes: at the same time, if those of several guests are undone."""
-        if sum(not undo_log.is_settled(owner) for undo_log in actions) > 1:
-            self._do_at_once(list(actions.values()))
-        else:
-            for action in actions.values():
-                action()
+    def _make_ready(self, groups: Sequence[Mapping[UndoLog, Use]], owner: Owner) -> None:
+        """Prepare groups of guests that can change each other for the owner at work.
 
-    def _do_at_once(self, actions: Sequence[Callable[[], None]]) -> None:
-        """Do all at the same time; after Ctrl-C no guest is reset any more.
-
-        A reset that is under way holds its guest's undo log, and ends when the
-        guest is removed. So nobody may ask that undo log before.
+        What takes time is done in threads, which are daemons: whoever is interrupted
+        while they are at work leaves them behind, and they let nobody else at the
+        undo logs until they are done. After Ctrl-C, no guest is reset any more.
         """
+        undo_logs = self._at_undo_logs
+        with undo_logs:
+            if not any(is_due(uses, owner) for uses in groups):
+                for uses in groups:
+                    note_changes(uses, owner)
+                return
+
+        def work() -> None:
+            with undo_logs:
+                do_at_once([partial(make_ready, uses, owner) for uses in groups])
+
         try:
-            do_at_once(actions)
+            done = in_thread(work)
+            done.result()
         except KeyboardInterrupt:
             with self._lock:
                 self._undo_logs.clear()
+                self._at_undo_logs = threading.Lock()
             raise
 
-    def _reached_from(self, guests: Collection[Guest]) -> set[UndoLog]:
-        """Return the undo logs of guests and of all that their frames can reach, also by way of others."""
-        met = list(dict.fromkeys(guests))
-        segments: list[Segment] = []
-        for guest in met:  # grows
-            for segment in {nic.segment for nic in guest.nics}.difference(segments):
-                segments.append(segment)
-                met += [other for other in segment.guests if other not in met]
-        watched = ((guest, self._undo_logs.get(guest)) for guest in met)
-        return {each for guest, each in watched if each is not None and guest.state != "failed"}
+    def _uses(self, group: Collection[Guest], own: Mapping[Guest, Use], rest: Use) -> dict[UndoLog, Use]:
+        """Return the undo logs of a group of guests, with what is about to be done to each of them.
+
+        Args:
+            group: The guests.
+            own: The use of some of them.
+            rest: The use of the others, of which those that have failed do not take part.
+        """
+        uses: dict[UndoLog, Use] = {}
+        for guest in group:
+            undo_log = self._undo_logs.get(guest)
+            if undo_log is not None and (guest in own or guest.state != "failed"):
+                uses[undo_log] = own.get(guest, rest)
+        return uses
 
     # ------------------------------------------------------------ owners
 
@@ -171,15 +191,14 @@ class ResetCoordinator:
         So no frame of one test reaches the next. Guests are looked at again until
         no other is found: what was not cut off yet may have changed a neighbour.
         """
-        with self._lock:
-            undo_logs = list(self._undo_logs.values())
-        try:
-            while sum(undo_log.cut_off_if_changed(owner) for undo_log in undo_logs):
-                pass
-            for undo_log in undo_logs:
-                undo_log.drop_unreached(owner)
-        except (SwitchFailed, GuestGone) as failure:  # the next use of a guest on a segment raises it
-            _log.info("no guest is cut off after %s: %s", owner.name, failure)
+        with self._all_undo_logs() as undo_logs:
+            try:
+                while sum(undo_log.cut_off_if_changed(owner) for undo_log in undo_logs):
+                    pass
+                for undo_log in undo_logs:
+                    undo_log.settle_entries_of(owner)
+            except (SwitchFailed, GuestGone) as failure:  # the next use of a guest on a segment raises it
+                _log.info("no guest is cut off after %s: %s", owner.name, failure)
 
     @contextmanager
     def at_work(self, owner: Owner) -> Generator[None]:
@@ -192,12 +211,29 @@ class ResetCoordinator:
 
     def has_changes_of(self, owner: Owner) -> bool:
         """Say whether any guest has changes of an owner that can be undone."""
-        with self._lock:
-            return any(undo_log.has_changes_of(owner) for undo_log in self._undo_logs.values())
+        with self._all_undo_logs() as undo_logs:
+            return any(undo_log.has_changes_of(owner) for undo_log in undo_logs)
 
     def losers(self, owner: Owner) -> list[Owner]:
         """Return the owners that lose their changes when ``owner``'s are undone, the newest first."""
-        with self._lock:
-            undo_logs = list(self._undo_logs.values())
-        losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]
+        with self._all_undo_logs() as undo_logs:
+            losing = [each for undo_log in undo_logs for each in undo_log.losers(owner)]
         return list(dict.fromkeys(reversed(losing)))
+
+    @contextmanager
+    def _all_undo_logs(self) -> Generator[list[UndoLog]]:
+        with self._at_undo_logs:
+            with self._lock:
+                undo_logs = list(self._undo_logs.values())
+            yield undo_logs
+
+
+def _group_of(guests: Collection[Guest]) -> list[Guest]:
+    """Return guests and all that their frames can reach, also by way of others."""
+    met = list(dict.fromkeys(guests))
+    segments: list[Segment] = []
+    for guest in met:  # grows
+        for segment in {nic.segment for nic in guest.nics}.difference(segments):
+            segments.append(segment)
+            met += [other for other in segment.guests if other not in met]
+    return met

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
 
 from pytest_kvm.provision.events import Tier
 
@@ -10,11 +11,27 @@ Point = object
 """A state that a guest can be restored to, made by :class:`RestorableState`; compared by identity."""
 
 
+class Traffic(NamedTuple):
+    """How many frames have passed by which guests can have changed each other."""
+
+    reached: int
+    """Those that have come to the guest."""
+    told: int
+    """Those of the guest that have come to others."""
+
+
+class Restored(NamedTuple):
+    """How a point was restored."""
+
+    tier: Tier
+    seconds: float
+
+
 class RestorableState(Protocol):
     """One guest's state on the hypervisor: memory and all writable disks together.
 
-    Every method blocks until it is done, and waits for a guest that still boots.
-    No method may use the guest's verbs, because they use the undo log.
+    Every method blocks until it is done. No method may use the guest's verbs,
+    because they use the undo log.
     """
 
     @property
@@ -22,21 +39,29 @@ class RestorableState(Protocol):
         """The state in which the guest became ready; asking for it waits for nothing."""
         ...
 
-    def take(self) -> Point:
-        """Take a savepoint.
+    @property
+    def traffic_at_base(self) -> Traffic | None:
+        """The frames that had passed when the guest became ready; None: it is not ready yet."""
+        ...
 
-        Raises:
-            SnapshotFailed: No savepoint can be taken in this state; the message says why.
+    def take_all(self, states: Sequence[Self]) -> list[Point | Exception]:
+        """Take savepoints of several guests, of which this is one, at one moment; wait for those that boot.
+
+        Returns:
+            For each guest its point; or why there is none, which for a guest that
+            cannot be saved in its state is a :class:`~pytest_kvm.errors.SnapshotFailed`.
         """
         ...
 
-    def restore(self, point: Point) -> Tier:
-        """Restore a point, as often as wanted, and return how it was done.
+    def restore_all(self, points: Sequence[tuple[Self, Point]]) -> list[Restored | Exception]:
+        """Restore points of several guests, of which this is one; wait for those that boot.
 
-        Points taken after this one cannot be restored any more.
+        Guests that savepoints are loaded into go on together. A point can be
+        restored as often as wanted. Points of a guest that were taken after the
+        one that is restored cannot be restored any more.
 
-        Raises:
-            SnapshotFailed: The point cannot be reached any more.
+        Returns:
+            For each guest how it was done; or why it could not be, and then the guest stays detached.
         """
         ...
 
@@ -45,16 +70,11 @@ class RestorableState(Protocol):
         ...
 
     def drop(self, point: Point) -> None:
-        """Forget a point that was taken; never called for ``base``."""
+        """Forget a point that was taken, and log a failure; never called for ``base``."""
         ...
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the guest has become ready; asking waits for nothing."""
-        ...
-
-    def reached(self) -> int:
-        """Return how many frames have come from other guests that can have changed this one.
+    def traffic(self) -> Traffic:
+        """Return how many frames have passed by which guests can have changed each other.
 
         Raises:
             SwitchFailed: The switch has ended.

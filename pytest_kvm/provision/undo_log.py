@@ -1,28 +1,27 @@
 """Who changed a guest, in which order, and which savepoint undoes it.
 
-Each owner (a test, or a fixture of a wider scope) gets an entry when it first
-uses the guest. The entry holds the point that the guest stood at before. When
+Each owner (a test, or a fixture of a wider scope) gets an entry when it is about
+to use the guest. The entry holds the point that the guest stood at before. When
 an owner has ended and another owner is about to use the guest, the guest is
 restored to that point. A guest that is not used again is not restored.
 
 Guests on a segment change each other. So an owner that uses one of them gets an
-entry on the others, too; it goes again if no frame has come that can have changed
-the guest.
+entry on the others, too; when it has ended, that entry goes if no frame has come
+that can have changed the guest. What takes time is done by
+:mod:`~pytest_kvm.provision.joint_reset`, for several guests together.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from pytest_kvm.errors import KvmError, SnapshotFailed, SwitchFailed
+from pytest_kvm.errors import SnapshotFailed, SwitchFailed
 from pytest_kvm.provision.events import Event, EventListener, Kind, Tier
-from pytest_kvm.provision.restorable_state import Point, RestorableState
+from pytest_kvm.provision.restorable_state import Point, RestorableState, Restored, Traffic
 
 if TYPE_CHECKING:
     from pytest_kvm.spec.guest import Reset
@@ -65,14 +64,17 @@ class _Entry:
 
     owner: Owner
     before: Point
-    is_used: bool
-    """Whether the owner has used the guest; else neighbours may have changed it on the owner's behalf."""
     reached: int
-    """How many frames had reached the guest before."""
+    """How many frames had come to the guest when the owner's time began."""
+    has_changed: bool = False
+    """Whether the guest was changed in the owner's time; of the newest entry, frames may tell more."""
 
 
 class UndoLog:
-    """The entries of one guest, the oldest first, and the steps that undo them.
+    """The entries of one guest, the oldest first, and the point at which the guest stands.
+
+    Only one thread at a time may call its methods. They change no guest but by
+    ``state.detach()`` and ``state.drop()``.
 
     Args:
         guest: The guest's name.
@@ -82,94 +84,109 @@ class UndoLog:
     """
 
     def __init__(self, guest: str, state: RestorableState, *, reset: Reset, tell: EventListener) -> None:
-        self._guest = guest
-        self._state = state
+        self.guest = guest
+        self.state = state
         self._reset: Reset = reset
         self._tell = tell
         self._entries: list[_Entry] = []
         self._here: Point | None = state.base
         """The point that the guest stands at, unless frames have come since; None if it was used since."""
-        self._reached_here: int | None = None
-        """How many frames had reached the guest at that point; None while it becomes ready."""
+        self._left_here: Traffic | None = None
+        """The frames that had passed at that point; None: see ``state.traffic_at_base``."""
         self._taken: list[Point] = []
         self._given_up: WeakSet[Owner] = WeakSet()
         """Owners that use neighbours, and whose changes by way of them cannot be kept apart."""
         self._is_detached = False
-        self._lock = threading.Lock()
 
-    def use(self, owner: Owner) -> None:
-        """Undo the changes of owners that have ended, and note that ``owner`` changes the guest now.
+    # ------------------------------------------------------------ asked before a change
 
-        Raises:
-            SnapshotFailed: Changes of other owners cannot be undone, or not be kept apart by a savepoint.
+    def is_due(self, owner: Owner) -> bool:
+        """Say whether there is something to undo, or an entry to make, before ``owner`` changes the guest."""
+        return self.has_ended_above(owner) or self.needs_entry(owner)
+
+    def has_ended_above(self, owner: Owner) -> bool:
+        """Say whether an owner that has ended has an entry that is newer than the changes of ``owner``."""
+        return any(entry.owner.ended for entry in self._entries) and any(
+            entry.owner.ended for _, entry in self._above(owner)
+        )
+
+    def needs_entry(self, owner: Owner) -> bool:
+        """Say whether the owner's next change needs a new entry."""
+        return self.reset_for(owner) != "never" and not self._is_on_top(owner)
+
+    def reset_for(self, owner: Owner) -> Reset:
+        """Return the ``reset`` that counts for an owner: its own, or the spec's."""
+        return owner.reset or self._reset
+
+    def has_given_up(self, owner: Owner) -> bool:
+        """Say whether the owner's changes by way of neighbours could not be kept apart before."""
+        return owner in self._given_up
+
+    def must_save(self, traffic: Traffic) -> bool:
+        """Say whether the guest has changed since the last point, so that an entry needs a savepoint.
+
+        Args:
+            traffic: Of now.
         """
-        with self._lock:
-            self._undo_above(owner)
-            self._push_entry(owner, is_used=True)
-            self._here = None
+        return self._here is None or traffic.reached > self._traffic_here(traffic).reached
 
-    def expose(self, owner: Owner, *, is_change: bool = False) -> None:
-        """Note that ``owner`` is about to use a neighbour, which may change the guest.
+    def has_told(self, traffic: Traffic) -> bool:
+        """Say whether others know more of the guest than it does at the last point.
 
-        A guest that cannot be saved now keeps what its neighbours do to it:
-        a fixture's process, for instance, is at work in it for all tests. One
-        that cannot be put back stays cut off. The owner's next steps are no
-        reason to try again, and only a use of the guest itself is an error.
+        Args:
+            traffic: Of now.
+        """
+        return traffic.told > self._traffic_here(traffic).told
+
+    def has_changes_of(self, owner: Owner) -> bool:
+        """Say whether the guest has changes of an owner that can be undone."""
+        return any(entry.owner is owner for _, entry in self._changes())
+
+    def losers(self, owner: Owner) -> list[Owner]:
+        """Return the owners that have not ended and lose their changes when ``owner``'s are undone.
+
+        These are the owners that changed the guest after ``owner``. If the point
+        before ``owner``'s changes can no longer be restored (``owner`` switched
+        the guest off, for instance), all other owners lose theirs. The oldest
+        comes first.
+        """
+        changes = self._changes()
+        own = next((index for index, entry in changes if entry.owner is owner), None)
+        if own is None:
+            return []
+        reaches = self.state.reaches(self._entries[own].before)
+        losing = [entry.owner for index, entry in changes if index >= own or not reaches]
+        return [each for each in dict.fromkeys(losing) if not each.ended and each is not owner]
+
+    # ------------------------------------------------------------ changes
+
+    def push_entry(self, owner: Owner, *, traffic: Traffic) -> None:
+        """Make an entry for an owner; the guest stands at a point.
 
         Args:
             owner: The owner at work.
-            is_change: Whether the guest counts as changed even if no frame comes.
+            traffic: At the point; frames that have come since are the owner's.
 
         Raises:
-            SwitchFailed: The switch has ended.
+            RuntimeError: The guest has left its last point, and there is no savepoint since.
         """
-        with self._lock:
-            self._note_here()
-            if owner not in self._given_up and self._try_to_undo(owner):
-                try:
-                    self._push_entry(owner, is_used=is_change)
-                except SwitchFailed:
-                    raise
-                except KvmError as failure:
-                    self._given_up.add(owner)
-                    _log.info("%s keeps what its neighbours do to it: %s", self._guest, failure)
-            if is_change:
-                self._here = None
+        if self._here is None:
+            raise RuntimeError(f"{self.guest} stands at no point")
+        self._entries.append(_Entry(owner=owner, before=self._here, reached=traffic.reached))
 
-    def is_settled(self, owner: Owner) -> bool:
-        """Say whether there is nothing to undo before ``owner`` uses the guest."""
-        with self._lock:
-            return self._first_to_undo(owner) is None
-
-    def undo_ended(self, owner: Owner) -> None:
-        """Undo the changes of owners that have ended, for an owner that will probably use a neighbour.
-
-        Raises:
-            SwitchFailed: The switch has ended.
-        """
-        with self._lock:
-            if owner not in self._given_up:
-                self._try_to_undo(owner)
-
-    def settle(self, owner: Owner) -> None:
-        """Do the slow part of :meth:`use` in advance, for an owner that will probably use the guest.
-
-        Raises:
-            SnapshotFailed: As in :meth:`use`.
-        """
-        with self._lock:
-            self._undo_above(owner)
-            if self._reset_for(owner) == "always":
-                self._push_entry(owner, is_used=True)
-                self._here = None
-            elif self._needs_entry(owner):
-                self._look_at_top()
-                self._stand(owner)
+    def note_change(self, owner: Owner) -> None:
+        """Note that an owner changes the guest from now on; it has an entry, if it needs one."""
+        self._here = None
+        if self._is_on_top(owner):
+            self._entries[-1].has_changed = True
 
     def touch(self) -> None:
-        """Note a use without an owner; it is undone with the newest entry."""
-        with self._lock:
-            self._here = None
+        """Note a change without an owner, or by one that has no entry; it goes with the newest entry."""
+        self._here = None
+
+    def give_up(self, owner: Owner) -> None:
+        """Do not try again to keep apart what the owner does to the guest by way of neighbours."""
+        self._given_up.add(owner)
 
     def cut_off_if_changed(self, owner: Owner) -> bool:
         """Cut the guest off until it is put back, if it has changes of an owner; say whether that was done.
@@ -180,175 +197,111 @@ class UndoLog:
         Raises:
             SwitchFailed: The switch has ended.
         """
-        with self._lock:
-            owners = self._owners()
-            if self._is_detached or owner not in owners:
-                return False
-            if not all(each.ended for each in owners[owners.index(owner) :]):
-                return False
-            self._state.detach()
-            self._is_detached = True
-            return True
+        owners = [entry.owner for _, entry in self._changes()]
+        if self._is_detached or owner not in owners:
+            return False
+        if not all(each.ended for each in owners[owners.index(owner) :]):
+            return False
+        self.state.detach()
+        self._is_detached = True
+        return True
 
-    def drop_unreached(self, owner: Owner) -> None:
-        """Drop the newest entry if it is an owner's and nothing was changed on the owner's behalf.
+    def settle_entries(self, traffic: Traffic) -> None:
+        """See whether frames have changed the guest since the newest entry; drop what undoes nothing.
+
+        Args:
+            traffic: Of now.
+        """
+        if (
+            self._entries
+            and not self._entries[-1].has_changed
+            and traffic.reached > self._entries[-1].reached
+        ):
+            self._entries[-1].has_changed = True
+            self._here = None
+        self._entries = [entry for entry in self._entries if entry.has_changed or not entry.owner.ended]
+
+    def settle_entries_of(self, owner: Owner) -> None:
+        """Drop the entries of an owner, which has ended, if nothing was changed in its time.
 
         Raises:
             SwitchFailed: The switch has ended.
         """
-        with self._lock:
-            if self._is_on_top(owner):
-                self._look_at_top()
+        if any(entry.owner is owner for entry in self._entries):
+            self.settle_entries(self.state.traffic())
 
-    def has_changes_of(self, owner: Owner) -> bool:
-        """Say whether the guest has changes of an owner that can be undone."""
-        with self._lock:
-            return owner in self._owners()
+    # ------------------------------------------------------------ savepoints and resets
 
-    def losers(self, owner: Owner) -> list[Owner]:
-        """Return the owners that have not ended and lose their changes when ``owner``'s are undone.
+    def index_to_undo(self, owner: Owner) -> int | None:
+        """Return the entry to undo, with all after it, before ``owner`` uses the guest; None: there is none.
 
-        These are the owners that changed the guest after ``owner``. If the point
-        before ``owner``'s changes can no longer be restored (``owner`` switched
-        the guest off, for instance), all other owners lose theirs. The oldest
-        comes first.
+        It is, of the entries newer than the owner's, the oldest whose owner has ended.
         """
-        with self._lock:
-            owners = self._owners()
-            if owner not in owners:
-                return []
-            own = owners.index(owner)
-            losing = owners[own:] if self._state.reaches(self._entries[own].before) else owners
-            return [each for each in dict.fromkeys(losing) if not each.ended and each is not owner]
+        return next((at for at, entry in self._above(owner) if entry.owner.ended), None)
 
-    # ------------------------------------------------------------ with the lock held
+    def before(self, index: int) -> Point:
+        """Return the point before the changes of an entry."""
+        return self._entries[index].before
 
-    def _reset_for(self, owner: Owner) -> Reset:
-        return owner.reset or self._reset
+    def note_reset(self, index: int, restored: Restored, *, traffic: Traffic) -> None:
+        """Note that the guest was restored to the point before an entry.
 
-    def _is_on_top(self, owner: Owner) -> bool:
-        return bool(self._entries) and self._entries[-1].owner is owner
-
-    def _needs_entry(self, owner: Owner) -> bool:
-        """Say whether the owner's next change needs a new entry."""
-        return self._reset_for(owner) != "never" and not self._is_on_top(owner)
-
-    def _owners(self) -> list[Owner]:
-        """Return the owners that have changed the guest, the oldest first."""
-        entries = self._entries[:-1] if self._is_top_unreached() else self._entries
-        return [entry.owner for entry in entries]
-
-    def _push_entry(self, owner: Owner, *, is_used: bool) -> None:
-        if self._needs_entry(owner):
-            self._look_at_top()
-            before, reached = self._stand(owner)
-            self._entries.append(_Entry(owner=owner, before=before, is_used=is_used, reached=reached))
-        elif is_used and self._is_on_top(owner):
-            self._entries[-1].is_used = True
-
-    def _is_top_unreached(self) -> bool:
-        """Say whether nobody has changed the guest since the newest entry; of the others this is known."""
-        if not self._entries or self._entries[-1].is_used:
-            return False
-        try:
-            return self._state.reached() <= self._entries[-1].reached
-        except SwitchFailed:
-            return False  # nobody knows, so it counts as changed
-
-    def _look_at_top(self) -> None:
-        """See whether neighbours have changed the guest since the newest entry; drop the entry if not."""
-        if self._is_top_unreached():
-            self._entries.pop()
-        elif self._entries and not self._entries[-1].is_used:
-            self._entries[-1].is_used = True
-            self._here = None
-
-    def _stand(self, owner: Owner) -> tuple[Point, int]:
-        """Return the point that the guest stands at; take a savepoint if it has changed since the last.
-
-        The number is that of the frames before, so that those which come
-        meanwhile count. What came while no owner was at work is lost with the
-        next reset if no savepoint can be taken.
+        Args:
+            index: As :meth:`index_to_undo` has returned it.
+            restored: How it was done.
+            traffic: Before the reset: what came until then is undone.
         """
-        reached = self._state.reached()
-        if self._here is None or self._has_left_here(reached):
-            try:
-                self._here, self._reached_here = self._take(owner), reached
-            except SnapshotFailed as failure:
-                if self._here is None:
-                    raise
-                _log.info("%s", failure)
-        return self._here, reached
-
-    def _note_here(self) -> None:
-        """Once the guest is ready, note how many frames had reached it by then."""
-        if self._reached_here is None and self._state.is_ready:
-            self._reached_here = self._state.reached()
-
-    def _has_left_here(self, reached: int) -> bool:
-        """Say whether frames have come since the guest was put to the point where it stands."""
-        self._note_here()
-        return self._reached_here is not None and reached > self._reached_here
-
-    def _try_to_undo(self, owner: Owner) -> bool:
-        """Undo as :meth:`_undo_above` does, for an owner that uses a neighbour; say whether it is done."""
-        try:
-            self._undo_above(owner)
-        except SwitchFailed:
-            raise
-        except KvmError as failure:
-            self._given_up.add(owner)
-            _log.warning("%s stays cut off from %s: %s", self._guest, owner.name, failure)
-            return False
-        return True
-
-    def _undo_above(self, owner: Owner) -> None:
-        """Of the entries newer than the owner's, undo the oldest whose owner has ended, and all after it."""
-        if self._first_to_undo(owner) is None:
-            return
-        self._look_at_top()  # an entry that is dropped is not undone
-        index = self._first_to_undo(owner)
-        if index is not None:
-            self._undo_down_to(index)
-
-    def _first_to_undo(self, owner: Owner) -> int | None:
-        owners = [entry.owner for entry in self._entries]
-        own = len(owners) - owners[::-1].index(owner) if owner in owners else 0
-        return next((index for index, each in enumerate(owners[own:], start=own) if each.ended), None)
-
-    def _undo_down_to(self, index: int) -> None:
         undone = self._entries[index:]
-        if lost := [entry.owner.name for entry in undone if not entry.owner.ended]:
-            _log.warning("%s: what %s did is undone early", self._guest, " and ".join(lost))
-        begun = time.monotonic()
-        reached = self._state.reached()
-        tier = self._state.restore(undone[0].before)
-        self._here, self._reached_here = undone[0].before, reached
-        self._is_detached = False
         del self._entries[index:]
-        owners = dict.fromkeys(entry.owner.name for entry in undone)
-        self._note("reset", since=begun, tier=tier, why="after " + ", ".join(owners))
+        for entry in self._entries:
+            entry.reached = traffic.reached
+        self._here, self._left_here = undone[0].before, traffic
+        self._is_detached = False
+        changed = dict.fromkeys(entry.owner for entry in undone if entry.has_changed)
+        if lost := [owner.name for owner in changed if not owner.ended]:
+            _log.warning("%s: what %s did is undone early", self.guest, " and ".join(lost))
+        owners = [owner.name for owner in changed]
+        self._note("reset", seconds=restored.seconds, tier=restored.tier, why="after " + ", ".join(owners))
 
-    def _take(self, owner: Owner) -> Point:
-        self._drop_unreachable()
-        begun = time.monotonic()
-        try:
-            point = self._state.take()
-        except SnapshotFailed as error:
-            raise self._refusal(error, owner) from error
+    def note_savepoint(self, point: Point, owner: Owner, *, traffic: Traffic, seconds: float) -> None:
+        """Note that a savepoint was taken, at which the guest stands.
+
+        The newest entry counts as changed from now on: what came to the guest until
+        the last moment is in the savepoint.
+
+        Args:
+            point: The savepoint.
+            owner: The owner before whose changes it was taken.
+            traffic: Before it.
+            seconds: How long it took.
+        """
         self._taken.append(point)
-        self._note("savepoint", since=begun, why=f"before {owner.name}")
-        return point
+        self._here, self._left_here = point, traffic
+        if self._entries:
+            self._entries[-1].has_changed = True
+        self._note("savepoint", seconds=seconds, why=f"before {owner.name}")
 
-    def _refusal(self, error: SnapshotFailed, owner: Owner) -> SnapshotFailed:
-        changed = f"what {self._entries[-1].owner.name} did" if self._entries else "what was done before"
-        return type(error)(
-            f"{self._guest}: no savepoint between {changed} and {owner.name}: {error.brief}",
-            details=error.details,
-            resolution=f'{error.resolution or "remove what is in the way"}, or say reset="never"',
+    @property
+    def has_point(self) -> bool:
+        """Whether an entry can be made without another savepoint.
+
+        What came while no owner was at work is lost then with the next reset.
+        """
+        return self._here is not None
+
+    def refusal(self, failure: SnapshotFailed, owner: Owner) -> SnapshotFailed:
+        """Return the error that there is no savepoint before an owner's changes."""
+        changes = [entry.owner.name for entry in self._entries if entry.has_changed]
+        changed = f"what {changes[-1]} did" if changes else "what was done before"
+        refusal = type(failure)(
+            f"{self.guest}: no savepoint between {changed} and {owner.name}: {failure.brief}",
+            details=failure.details,
+            resolution=f'{failure.resolution or "remove what is in the way"}, or say reset="never"',
         )
+        refusal.__cause__ = failure
+        return refusal
 
-    def _drop_unreachable(self) -> None:
+    def drop_unreachable(self) -> None:
         """Drop the points that no entry holds, and at which the guest does not stand.
 
         Called before the next savepoint is taken, and not after each reset:
@@ -356,9 +309,36 @@ class UndoLog:
         """
         reachable = {id(self._here), *(id(entry.before) for entry in self._entries)}
         for point in [each for each in self._taken if id(each) not in reachable]:
-            self._state.drop(point)
+            self.state.drop(point)
             self._taken.remove(point)
 
-    def _note(self, kind: Kind, *, since: float, why: str, tier: Tier | None = None) -> None:
-        seconds = time.monotonic() - since
-        self._tell(Event(guest=self._guest, kind=kind, tier=tier, seconds=seconds, why=why))
+    # ------------------------------------------------------------ inside
+
+    def _is_on_top(self, owner: Owner) -> bool:
+        return bool(self._entries) and self._entries[-1].owner is owner
+
+    def _above(self, owner: Owner) -> list[tuple[int, _Entry]]:
+        """Return the entries that are newer than the owner's newest change, each with its index."""
+        own = max((index for index, entry in self._changes() if entry.owner is owner), default=-1)
+        return list(enumerate(self._entries))[own + 1 :]
+
+    def _changes(self) -> list[tuple[int, _Entry]]:
+        """Return the entries in whose owners' time the guest was changed, each with its index."""
+        entries = list(enumerate(self._entries))
+        return [(at, entry) for at, entry in entries if entry.has_changed or self._is_reached_top(entry)]
+
+    def _is_reached_top(self, entry: _Entry) -> bool:
+        """Say whether an entry is the newest and frames have come since; of the others this is known."""
+        if entry is not self._entries[-1]:
+            return False
+        try:
+            return self.state.traffic().reached > entry.reached
+        except SwitchFailed:
+            return True  # nobody knows, so the guest counts as changed
+
+    def _traffic_here(self, now: Traffic) -> Traffic:
+        """Return the frames that had passed at the last point; all until now, while the guest boots."""
+        return self._left_here or self.state.traffic_at_base or now
+
+    def _note(self, kind: Kind, *, seconds: float, why: str, tier: Tier | None = None) -> None:
+        self._tell(Event(guest=self.guest, kind=kind, tier=tier, seconds=seconds, why=why))

@@ -154,13 +154,14 @@ class Switch:
         drained: bool = self._order("is_drained", port=str(path))
         return drained
 
-    def reached(self, segment: str, link: str) -> int:
-        """Return how many frames came by which others can have changed the guest behind a link.
+    def traffic(self, segment: str, link: str) -> tuple[int, int]:
+        """Return how many frames others have sent to a link, and it to others, that can have changed a guest.
 
         These are all frames but those by which machines find each other (:func:`frames.is_discovery`).
+        What goes to several counts for each.
         """
-        frames: int = self._order("reached", segment=segment, link=link)
-        return frames
+        reached, told = self._order("traffic", segment=segment, link=link)
+        return reached, told
 
     def counters(self, segment: str) -> dict[str, dict[Direction, dict[str, Any]]]:
         """Return what passed each link in each direction, and what was dropped there, by reason."""

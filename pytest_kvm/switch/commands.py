@@ -131,9 +131,10 @@ class Commands:
         """Say whether the card at a port has taken all that was sent to it."""
         return self._ports[port].is_drained
 
-    def do_reached(self, *, segment: str, link: str) -> int:
-        """Return how many frames have come to a guest by which others can have changed it."""
-        return self.segments[segment].links[link].reached
+    def do_traffic(self, *, segment: str, link: str) -> tuple[int, int]:
+        """Return how many frames came to a guest, and from it to others, that can have changed a guest."""
+        cable = self.segments[segment].links[link]
+        return cable.reached, cable.told
 
     def do_counters(self, *, segment: str) -> dict[str, Any]:
         """Return the counters of each link."""

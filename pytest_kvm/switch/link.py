@@ -43,6 +43,8 @@ class Link:
         """The segment's count of moves when this link was last moved or unplugged."""
         self.reached = 0
         """Frames to the guest by which others can have changed it: all but discovery."""
+        self.told = 0
+        """Frames from the guest by which it can have changed others, counted once for each of them."""
         self.up = True
         """Whether it is plugged in."""
         self.out = Faults()
@@ -100,7 +102,9 @@ class Link:
         else:
             self.got.frames += frames
             self.got.bytes += len(data) - 4 * frames
-            self.reached += 0 if are_discovery else frames
+            if not are_discovery:
+                self.reached += frames
+                sender.told += frames
             self._wake(self.port)
 
     def hand_one(self, frame: bytes, *, sender: Link, is_discovery: bool) -> None:

@@ -71,15 +71,33 @@ def start_unit(guest, unit, script, *arguments):
     guest.run(["systemd-run", f"--unit={unit}", "--quiet", "python3", f"/run/{unit}.py", *arguments])
 
 
-@pytest.fixture
-def gossips(lan, speaker, listener, bystander):
-    guests = (speaker, listener, bystander)
+def gossip(lan, *guests):
+    """Have guests talk to each other."""
     for guest in guests:
         peers = [f"{peer.name}={peer.address(lan)}" for peer in guests if peer is not guest]
         start_unit(guest, "gossip", GOSSIP, guest.name, guest.address(lan), *peers)
     for guest in guests:
         guest.wait_for_file("/run/gossip.json")
-    return guests
+
+
+def count(client, server, *, address):
+    """Have one guest send another one numbers over TCP."""
+    start_unit(server, "counting", COUNTING, "server", address)
+    server.wait_until("ss -Hltn 'sport = 7001' | grep .")
+    start_unit(client, "counting", COUNTING, "client", address)
+    server.wait_for_file("/run/counting")
+
+
+def wait_for_more(server):
+    """Wait until twenty more numbers have come."""
+    goal = int(server.read_text("/run/counting")) + 20
+    server.wait_until(f"test $(cat /run/counting) -ge {goal}")
+
+
+@pytest.fixture
+def gossips(lan, speaker, listener, bystander):
+    gossip(lan, speaker, listener, bystander)
+    return speaker, listener, bystander
 
 
 def lies_after_more_talk(guests):
@@ -111,23 +129,13 @@ def test_guests_that_are_saved_one_after_the_other_do(gossips):
 
 
 def test_a_tcp_connection_goes_on_from_the_same_point(lan, speaker, listener):
-    address = listener.address(lan)
-    start_unit(listener, "counting", COUNTING, "server", address)
-    listener.wait_until("ss -Hltn 'sport = 7001' | grep .")
-    start_unit(speaker, "counting", COUNTING, "client", address)
-    listener.wait_for_file("/run/counting")
-
-    def wait_for_more():
-        goal = int(listener.read_text("/run/counting")) + 20
-        listener.wait_until(f"test $(cat /run/counting) -ge {goal}")
-        return goal
-
-    wait_for_more()
+    count(speaker, listener, address=listener.address(lan))
+    wait_for_more(listener)
     with kvm.lab(speaker, listener).savepoint():
-        wait_for_more()
+        wait_for_more(listener)
         speaker.run(["systemctl", "stop", "counting"])
         listener.wait_until("! systemctl is-active --quiet counting")
-    wait_for_more()
+    wait_for_more(listener)
     for guest in (speaker, listener):
         assert guest.run(["systemctl", "is-active", "counting"]).stdout == "active\n"
 
@@ -215,3 +223,27 @@ def test_a_savepoint_goes_with_the_test_that_has_taken_it(prepared, number):
     speaker.write_text("/run/late", "x")
     taken[-1].restore()
     assert speaker.run(["ls", "/run/prepared", "/run/late"], check=False).stdout == "/run/prepared\n"
+
+
+@pytest.fixture(scope="module")
+def formed(lan, speaker, listener, bystander):
+    """A cluster that talks by itself, with an open connection."""
+    gossip(lan, speaker, listener, bystander)
+    count(speaker, listener, address=listener.address(lan))
+    return speaker, listener, bystander
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_cluster_that_a_fixture_has_formed_is_the_same_in_each_test(formed, number):
+    *counting, bystander = formed
+    for guest in formed:
+        guest.wait_for_file("/run/mark", absent=True)
+    assert lies_after_more_talk(formed) == [0, 0, 0]
+    wait_for_more(counting[1])
+    for guest in counting:
+        assert guest.run(["systemctl", "is-active", "counting"]).stdout == "active\n"
+    if number % 2:
+        bystander.write_text("/run/mark", "x")
+    else:
+        for guest in formed:
+            guest.write_text("/run/mark", "x")

@@ -12,6 +12,7 @@ from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.switch.client import Switch
+from tests.fakes_state import FakeGuest, FakeSegment
 from tests.unit.provision.joined_cards import JoinedGuests
 
 
@@ -25,6 +26,15 @@ def switch():
 @pytest.fixture
 def coordinator():
     return ResetCoordinator()
+
+
+@pytest.fixture
+def lab(coordinator):
+    """Return a client that reaches a server by way of a router."""
+    client, router, server = (FakeGuest(name, coordinator) for name in ("client", "router", "server"))
+    FakeSegment(client, router)
+    FakeSegment(router, server)
+    return client, router, server
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_no_frame_passes_while_links_are_detached(join):
     card.send(frame(EVERYBODY, mac(1), b"next"))
     assert card.receive() == frame(EVERYBODY, mac(2), b"next")
     assert other.receive() == frame(EVERYBODY, mac(1), b"next")
-    assert links.reached() == 1
+    assert links.traffic().reached == 1
 
 
 @pytest.mark.parametrize(("runs", "first"), [(True, []), (False, ["resume"])])
@@ -112,7 +112,7 @@ def test_frames_that_qemu_does_not_read_are_an_error(join, monkeypatch):
     _, _, (other,) = join("db", "up")
     machine.domain = FakeDomain()
     other.send(frame(EVERYBODY, mac(2), b"stays"))
-    while not links.reached():
+    while not links.traffic().reached:
         pass
     with pytest.raises(SnapshotFailed, match="QEMU of web to drop the frames for its card on lan"):
         links.drop_frames(machine)
@@ -147,4 +147,4 @@ def test_a_guest_without_cards_on_segments_needs_no_switch():
     links.detach()
     links.drop_frames(machine)
     links.attach(machine)
-    assert links.reached() == 0
+    assert links.traffic().reached == 0

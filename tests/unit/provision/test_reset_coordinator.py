@@ -11,17 +11,12 @@ import pytest
 
 from pytest_kvm.errors import BootFailed, GuestGone, SnapshotFailed, SshUnavailable, SwitchFailed
 from pytest_kvm.provision.undo_log import Owner
-from tests.fakes_state import FakeGuest, FakeSegment, FakeState
+from tests.fakes_state import FakeGuest, FakeSegment, FakeState, end
 
 
 @pytest.fixture
 def web(coordinator):
     return FakeGuest("web", coordinator)
-
-
-def end(coordinator, owner):
-    owner.ended = True
-    coordinator.cut_off(owner)
 
 
 def test_the_innermost_is_the_one_who_changes_a_guest(coordinator, web):
@@ -92,15 +87,6 @@ def test_losers_on_all_guests_the_last_first(coordinator, web):
 
 
 # ------------------------------------------------------------ guests on segments
-
-
-@pytest.fixture
-def lab(coordinator):
-    """Return a client that reaches a server by way of a router."""
-    client, router, server = (FakeGuest(name, coordinator) for name in ("client", "router", "server"))
-    FakeSegment(client, router)
-    FakeSegment(router, server)
-    return client, router, server
 
 
 def test_what_a_neighbour_changed_is_undone(coordinator, lab):
@@ -276,7 +262,7 @@ def test_a_reset_that_fails_is_raised_once_the_others_are_done(coordinator, lab,
     assert [guest.state.is_detached for guest in lab] == [False, True, True]
 
 
-@pytest.mark.parametrize("method", ["reached", "detach"])
+@pytest.mark.parametrize("method", ["traffic", "detach"])
 def test_a_switch_that_has_ended_does_not_fail_teardown(coordinator, lab, monkeypatch, method):
     def fail(state):
         raise SwitchFailed("the switch of this run has ended")
@@ -446,7 +432,7 @@ def test_uses_after_the_first_ask_the_switch_nothing(coordinator, lab, monkeypat
     with coordinator.at_work(Owner("test")):
         client.change("first")
         for guest in lab:
-            monkeypatch.setattr(guest.state, "reached", lambda: asked.append("reached"))
+            monkeypatch.setattr(guest.state, "traffic", lambda: asked.append("traffic"))
         client.change("second")
     assert asked == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.provision.joint_reset import DIRECT, PLANNED, make_ready
 from pytest_kvm.provision.undo_log import Owner, UndoLog
 from tests.fakes_state import FakeState
 
@@ -35,10 +36,18 @@ def undo_log(make):
 @pytest.fixture
 def change(state):
     def change(undo_log, owner):
-        undo_log.use(owner)
+        use(undo_log, owner)
         state.content.append(owner.name)
 
     return change
+
+
+def use(undo_log, owner):
+    make_ready({undo_log: DIRECT}, owner)
+
+
+def settle(undo_log, owner):
+    make_ready({undo_log: PLANNED}, owner)
 
 
 def ended(owner):
@@ -48,7 +57,7 @@ def ended(owner):
 
 def test_the_first_to_change_a_guest_costs_nothing(undo_log, state, change):
     owner = Owner("a")
-    undo_log.settle(owner)
+    settle(undo_log, owner)
     change(undo_log, owner)
     change(undo_log, owner)
     ended(owner)
@@ -68,7 +77,7 @@ def test_who_does_not_use_the_guest_costs_nothing(undo_log, state, change):
     change(undo_log, ended(Owner("a")))
     for name in "bcd":
         owner = Owner(name)
-        undo_log.settle(owner)
+        settle(undo_log, owner)
         ended(owner)
     assert state.done == ["restore"]
 
@@ -78,7 +87,7 @@ def test_a_fixtures_changes_are_kept_for_each_test_and_saved_once(undo_log, stat
     change(undo_log, fixture)
     for name in "abc":
         test = Owner(name)
-        undo_log.settle(test)
+        settle(undo_log, test)
         change(undo_log, test)
         assert state.content == ["fixture", name]
         ended(test)
@@ -90,7 +99,7 @@ def test_a_fixture_that_is_torn_down_sees_its_own_changes_only(undo_log, state, 
     change(undo_log, fixture)
     change(undo_log, test)
     ended(test)
-    undo_log.use(fixture)
+    use(undo_log, fixture)
     assert state.content == ["fixture"]
     change(undo_log, ended(fixture))
     change(undo_log, Owner("next"))
@@ -124,10 +133,10 @@ def test_what_lies_on_top_of_an_owners_own_changes_is_undone_and_no_more(undo_lo
         change(undo_log, owner)
     ended(below)
     ended(top)
-    undo_log.use(late)
+    use(undo_log, late)
     assert state.content == ["below", "late"]
     ended(late)
-    undo_log.use(Owner("next"))
+    use(undo_log, Owner("next"))
     assert state.content == []
 
 
@@ -161,7 +170,7 @@ def test_changes_that_go_with_others_are_told(undo_log, change, caplog):
     change(undo_log, below)
     change(undo_log, late)
     ended(below)
-    undo_log.use(Owner("next"))
+    use(undo_log, Owner("next"))
     assert "web: what late did is undone early" in caplog.messages
 
 
@@ -171,7 +180,7 @@ def test_changes_that_go_with_others_are_told(undo_log, change, caplog):
 def test_a_guest_that_is_never_reset(make, state, change):
     undo_log = make("never")
     for name in "abc":
-        undo_log.settle(owner := Owner(name))
+        settle(undo_log, owner := Owner(name))
         change(undo_log, owner)
         ended(owner)
     assert state.content == ["a", "b", "c"]
@@ -184,7 +193,7 @@ def test_a_test_that_continues_the_work_of_the_one_before(undo_log, state, chang
     for name in "ab":
         change(undo_log, ended(Owner(name, reset="never")))
     test = Owner("test")
-    undo_log.settle(test)
+    settle(undo_log, test)
     change(undo_log, test)
     assert state.content == ["fixture", "a", "b", "test"]
     change(undo_log, ended(test))
@@ -213,10 +222,10 @@ def test_a_test_of_its_own_after_ones_that_continue(undo_log, state, change):
 def test_always_asks_not_whether_the_guest_was_used(make, state):
     undo_log = make("always")
     for name in "ab":
-        undo_log.settle(owner := Owner(name))
+        settle(undo_log, owner := Owner(name))
         state.content.append("behind our back")
         ended(owner)
-    undo_log.settle(Owner("c"))
+    settle(undo_log, Owner("c"))
     assert state.content == []
     assert state.done == ["restore", "restore"]
 
@@ -231,7 +240,7 @@ def test_the_marker_is_heard_before_the_spec(make, state, change):
 def test_a_use_outside_of_tests_joins_the_topmost_changes(undo_log, state, change):
     fixture = Owner("fixture")
     change(undo_log, fixture)
-    undo_log.settle(Owner("a"))
+    settle(undo_log, Owner("a"))
     undo_log.touch()
     state.content.append("outside")
     change(undo_log, ended(Owner("b")))
@@ -246,7 +255,7 @@ def test_a_savepoint_that_is_refused_names_both_sides_and_what_to_do(undo_log, s
     change(undo_log, Owner("fixture server"))
     state.refuses = "`nc -l 80` runs in the background"
     with pytest.raises(SnapshotFailed) as caught:
-        undo_log.settle(Owner("test_a"))
+        settle(undo_log, Owner("test_a"))
     assert caught.value.brief == (
         "web: no savepoint between what fixture server did and test_a: `nc -l 80` runs in the background"
     )
@@ -262,7 +271,7 @@ def test_a_restore_that_fails_is_tried_again_by_the_next(undo_log, state, change
     state.is_lost = True
     for _ in range(2):
         with pytest.raises(SnapshotFailed):
-            undo_log.settle(Owner("b"))
+            settle(undo_log, Owner("b"))
     state.is_lost = False
     change(undo_log, Owner("c"))
     assert state.content == ["fixture", "c"]
@@ -273,7 +282,7 @@ def test_events_say_how_and_why(undo_log, events, change):
     change(undo_log, fixture)
     change(undo_log, test)
     ended(test)
-    undo_log.settle(Owner("test_b"))
+    settle(undo_log, Owner("test_b"))
     assert [(each.guest, each.kind, each.tier, each.why) for each in events] == [
         ("web", "savepoint", None, "before test_a"),
         ("web", "reset", "load", "after test_a"),

@@ -67,6 +67,8 @@ class FakeState:
 
     def restore_all(self, points: Sequence[tuple[FakeState, Point]]) -> list[Restored | Exception]:
         assert self in dict(points)
+        for state, _ in points:
+            state.detach()
         tiers = outcomes_at_once([partial(state.restore, point) for state, point in points])
         return [each if isinstance(each, Exception) else Restored(each, 1.0) for each in tiers]
 

@@ -81,11 +81,11 @@ class GuestState:
         return point.machine is self.machines.current.machine and point.machine.domain.alive()
 
     def drop(self, point: Point) -> None:
-        """Drop a savepoint; those of a former machine are gone already.
+        """Drop a savepoint, unless it is gone already.
 
         If it cannot be dropped, a warning is logged, for nothing more follows from it.
         """
-        if isinstance(point, _Saved) and point.machine is self.machines.current.machine:
+        if isinstance(point, _Saved) and self.reaches(point):
             del point.machine.savepoints[point.name]
             savepoints.drop_former(point.machine, [point.name])
 

@@ -60,7 +60,10 @@ class Walk:
         monkeypatch.setattr(fakes_state, "FakeState", Speaker)
         monkeypatch.setattr(Speaker, "talk_all", self.talk)
         self.guests = [FakeGuest(name, self.coordinator) for name in "abc"]
-        FakeSegment(*self.guests)
+        unwatched = FakeGuest("d", self.coordinator)
+        FakeSegment(*self.guests, unwatched)
+        self.coordinator.forget(unwatched)
+        self.all_guests = [*self.guests, unwatched]
 
     def talk(self):
         for _ in range(self.random.randint(0, 2)):
@@ -82,7 +85,7 @@ class Walk:
 
     def use(self):
         for _ in range(self.random.randint(0, 2)):
-            self.coordinator.before_use(self.random.choice(self.guests))
+            self.coordinator.before_use(self.random.choice(self.all_guests))
             self.check()
             self.talk()
 
@@ -109,7 +112,7 @@ class Walk:
                 with self.coordinator.at_work(fixture):
                     self.use()
                 self.fixtures.append(fixture)
-            self.coordinator.settle(self.random.sample(self.guests, self.random.randint(0, 3)))
+            self.coordinator.settle(self.random.sample(self.all_guests, self.random.randint(0, 4)))
             self.check()
             self.talk()
             self.use()

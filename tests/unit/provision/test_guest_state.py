@@ -224,6 +224,15 @@ def test_a_savepoint_that_cannot_be_dropped_is_forgotten(states, caplog):
     assert "a broken disk" in caplog.text
 
 
+def test_a_savepoint_of_a_guest_that_has_ended_is_not_dropped(states, caplog):
+    state = states[0]
+    [point] = state.take_all([state])
+    domain_of(state).end("guest shutdown")
+    domain_of(state).drop_snapshot = fail_with(DomainFailed("a: QEMU has ended"))
+    state.drop(point)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("failure", [SwitchFailed, GuestGone])
 def test_one_that_becomes_ready_when_the_run_ends_is_no_error(failure):
     def traffic():

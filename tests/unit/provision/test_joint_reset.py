@@ -248,18 +248,31 @@ def test_a_guest_whose_boot_failed_belongs_to_the_group_of_its_neighbours(coordi
 # ------------------------------------------------------------ a fixture in the midst of a test
 
 
-@pytest.mark.parametrize("is_used_again", [False, True])
-def test_a_fixture_of_the_midst_sees_nothing_of_the_test_in_its_teardown(coordinator, lab, is_used_again):
+def run_test_with_fixture(coordinator, lab, *, uses_it_again):
+    """Run a test that changes the server, and a fixture in its midst that changes the client; return that."""
     client, _, server = lab
-    test, fixture = Owner("test"), Owner("fixture")
-    coordinator.enter(test)
-    server.change("test")
-    with coordinator.at_work(fixture):
-        client.change("fixture")
-    if is_used_again:
-        server.change("test again")
-    coordinator.leave(test)
+    fixture = Owner("fixture set up in its midst")
+    with coordinator.at_work(test := Owner("test")):
+        server.change("test")
+        with coordinator.at_work(fixture):
+            client.change("fixture")
+        if uses_it_again:
+            server.change("test again")
     end(coordinator, test)
+    return fixture
+
+
+def test_a_fixture_that_changed_nothing_is_not_undone_early(coordinator, lab, caplog):
+    run_test_with_fixture(coordinator, lab, uses_it_again=False)
+    with coordinator.at_work(Owner("next")):
+        assert lab[-1].look() == []
+    assert "undone early" not in caplog.text
+
+
+@pytest.mark.parametrize("uses_it_again", [False, True])
+def test_a_fixture_of_the_midst_sees_nothing_of_the_test_in_its_teardown(coordinator, lab, uses_it_again):
+    client, _, server = lab
+    fixture = run_test_with_fixture(coordinator, lab, uses_it_again=uses_it_again)
     with coordinator.at_work(fixture):
         client.change("teardown")
         assert not server.state.is_detached

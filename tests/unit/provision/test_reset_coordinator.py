@@ -502,17 +502,3 @@ def test_a_point_that_is_still_needed_is_kept_when_no_other_can_be_taken(coordin
     end(coordinator, test)
     with coordinator.at_work(Owner("last")):
         assert web.look() == ["fixture"]
-
-
-def test_a_fixture_that_changed_nothing_is_not_undone_early(coordinator, lab, caplog):
-    client, _, server = lab
-    test, fixture = Owner("test"), Owner("fixture set up in its midst")
-    coordinator.enter(test)
-    server.change("test")
-    with coordinator.at_work(fixture):
-        client.change("fixture")
-    coordinator.leave(test)
-    end(coordinator, test)
-    with coordinator.at_work(Owner("next")):
-        assert server.look() == []
-    assert "undone early" not in caplog.text

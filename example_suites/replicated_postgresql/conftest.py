@@ -9,6 +9,11 @@ import pytest_kvm as kvm
 UNIT = "postgresql@17-main.service"
 DATA = "/var/lib/postgresql/17/main"
 CONFIG = "/etc/postgresql/17/main"
+PATIENT = """\
+# A reset sets the wall clock, by which PostgreSQL measures these.
+wal_sender_timeout = 0
+wal_receiver_timeout = 0
+"""
 
 
 @kvm.network(scope="module")
@@ -33,14 +38,13 @@ def standby(lan):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def copy(lan, primary, standby):
-    """The standby has a copy of the primary's data; both are stopped."""
+def replication(lan, primary, standby):
+    """Both run, and the standby has all that the primary has: so it is again in each test."""
     primary.write_text(
         f"{CONFIG}/pg_hba.conf", f"host replication standby {standby.address(lan)}/32 trust\n", append=True
     )
-    primary.write_text(f"{CONFIG}/conf.d/lab.conf", "listen_addresses = '*'\n")
-    primary.run(["systemctl", "restart", UNIT])
-    primary.wait_for_unit(UNIT)
+    primary.write_text(f"{CONFIG}/conf.d/lab.conf", f"listen_addresses = '*'\n{PATIENT}")
+    restart(primary)
     for statement in (
         "CREATE ROLE standby REPLICATION LOGIN",
         "CREATE TABLE written (number integer PRIMARY KEY)",
@@ -50,23 +54,18 @@ def copy(lan, primary, standby):
     standby.run(f"rm -rf {DATA}")
     make_copy = ["pg_basebackup", "--host", primary.address(lan), "--username", "standby", "--pgdata", DATA]
     standby.run([*make_copy, "--checkpoint=fast", "--write-recovery-conf"], user="postgres")
-    primary.run(["systemctl", "stop", UNIT])
     primary.write_text(
         f"{CONFIG}/conf.d/lab.conf",
         "synchronous_standby_names = '*'\nsynchronous_commit = remote_apply\n",
         append=True,
     )
-    standby.write_text(f"{CONFIG}/conf.d/lab.conf", "wal_retrieve_retry_interval = 500ms\n")
-
-
-@pytest.fixture(autouse=True)
-def replication(primary, standby):
-    """Both run, and the standby has all that the primary has.
-
-    Each test begins them, because a reset of two guests is not the same moment for both.
-    """
+    standby.write_text(f"{CONFIG}/conf.d/lab.conf", f"wal_retrieve_retry_interval = 500ms\n{PATIENT}")
     for server in (primary, standby):
-        server.run(["systemctl", "start", UNIT])
-        server.wait_for_unit(UNIT)
+        restart(server)
     ask = "psql -Atc 'SELECT sync_state FROM pg_stat_replication'"
     primary.wait_until(f"{ask} | grep -x sync", user="postgres")
+
+
+def restart(server):
+    server.run(["systemctl", "restart", UNIT])
+    server.wait_for_unit(UNIT)

@@ -70,7 +70,26 @@ def test_wireguard_tunnel(suite):
 
 
 def test_replicated_postgresql(suite):
-    suite("replicated_postgresql").assert_outcomes(passed=5)
+    result = suite("replicated_postgresql", "--setup-show")
+    result.assert_outcomes(passed=5)
+    assert set_ups(result, "replication") == 1
+
+
+def test_etcd_cluster(suite):
+    result = suite("etcd_cluster", "--setup-show")
+    result.assert_outcomes(passed=5)
+    assert set_ups(result, "cluster") == 2, "not again after the test alone that switches a node off"
+
+
+def test_nfs_server(suite):
+    result = suite("nfs_server", "--setup-show")
+    result.assert_outcomes(passed=6)
+    assert set_ups(result, "mounted") == 2, "not again after the test alone that switches the server off"
+
+
+def set_ups(result, fixture):
+    """Return how often a module-scoped fixture was set up."""
+    return sum(f"SETUP    M {fixture}" in line for line in result.outlines)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +98,8 @@ def test_replicated_postgresql(suite):
         (("router_nat", "dhcp_server"), 13),
         (("vrrp_failover", "wireguard_tunnel"), 8),
         (("replicated_postgresql",), 5),
+        (("etcd_cluster",), 5),
+        (("nfs_server",), 6),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )

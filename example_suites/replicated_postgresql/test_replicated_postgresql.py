@@ -96,8 +96,11 @@ def test_a_bad_line_loses_nothing(lan, primary, standby, writer):
     lan.loss(0.1)
     lan.duplicate(0.1)
     with nothing_is_lost(writer, standby):
-        while not primary.nics[0].counters["out"]["dropped"].get("loss"):
+        for _ in range(100):
             writer.wait_for_more()
+            if primary.nics[0].counters["out"]["dropped"].get("loss"):
+                return
+        pytest.fail("the line has lost nothing")
 
 
 def test_a_slow_line_holds_up_each_row(lan, primary):

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.segment import GuestNic, Segment
     from pytest_kvm.plugin.declare import guest, network
     from pytest_kvm.plugin.fixtures import Guests, Networks
+    from pytest_kvm.plugin.lab_fixture import lab_template
     from pytest_kvm.plugin.newhooks import GuestDeclaration
     from pytest_kvm.results import CommandResult
     from pytest_kvm.spec.cloudinit import CloudInit, File, User
@@ -106,6 +107,7 @@ _HOMES = {
     "results": ("CommandResult",),
     "plugin.declare": ("guest", "network"),
     "plugin.fixtures": ("Guests", "Networks"),
+    "plugin.lab_fixture": ("lab_template",),
     "plugin.newhooks": ("GuestDeclaration",),
     "spec.cloudinit": ("CloudInit", "File", "User"),
     "spec.disk": ("Disk",),
@@ -191,6 +193,7 @@ __all__ = [
     "WaitTimeout",
     "guest",
     "lab",
+    "lab_template",
     "network",
     "polling",
 ]

@@ -97,12 +97,12 @@ class Cluster:
         return status
 
 
-@pytest.fixture(scope="module")
-def cluster(lan, one, two, three):
+@kvm.lab_template
+def formed(lan, one, two, three):
     """Three nodes that know each other, with a leader.
 
     Between tests all three are put back to one moment. So each test finds this
-    very cluster, and none waits until it is formed.
+    very cluster, and none waits until it is formed, also in later runs.
     """
     cluster = Cluster(one, two, three)
     members = ",".join(f"{each.name}=http://{each.address(lan)}:2380" for each in cluster.nodes)
@@ -113,4 +113,8 @@ def cluster(lan, one, two, three):
     for node in cluster.nodes:
         node.wait_for_unit("etcd.service")
     cluster.put(cluster.leader(), "formed")
-    return cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(formed):
+    return Cluster(*formed.guests)

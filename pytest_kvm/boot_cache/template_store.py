@@ -100,14 +100,12 @@ class TemplateStore:
             on_wait: Called with who holds the right, if another process does.
 
         Raises:
-            NoCapacity: The other process did not finish in time, or the disk is full.
+            NoCapacity: The other process did not finish in time, or there is no room for the RAM file.
+            OSError: The disk is full; :meth:`disk_full_as_no_capacity` says so in words.
         """
         lock = self._layout.build_lock(_check_key(key))
         describe = f"making template {key[:12]}"
-        with (
-            self._disk_full_as_no_capacity(),
-            locks.exclusive(lock, describe=describe, timeout=BUILD_TIMEOUT, on_wait=on_wait),
-        ):
+        with locks.exclusive(lock, describe=describe, timeout=BUILD_TIMEOUT, on_wait=on_wait):
             folder, held = self._layout.new(key)
             building: Building | None = None
             try:
@@ -168,7 +166,12 @@ class TemplateStore:
             self._layout.sweep()
 
     @contextmanager
-    def _disk_full_as_no_capacity(self) -> Iterator[None]:
+    def disk_full_as_no_capacity(self) -> Iterator[None]:
+        """Have a block that makes a template fail in words if the disk is full.
+
+        Raises:
+            NoCapacity: The block has met a full disk.
+        """
         try:
             yield
         except OSError as error:

@@ -46,6 +46,10 @@ class HostsFile:
         self._written = list(lines)
         return _block(lines)
 
+    def note(self, lines: Sequence[str]) -> None:
+        """Note that the file has these lines already."""
+        self._written = list(lines)
+
     def forget(self) -> None:
         """Note that the file may have changed: the guest was taken back, or rebooted."""
         self._written = None

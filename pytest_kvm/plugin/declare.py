@@ -84,10 +84,8 @@ def guest(
             run_of(request.config).remove(guest)
 
     def decorate(spec_function: SpecFunction) -> Any:  # noqa: ANN401 - as above
-        fixture_function = _fixture_function(spec_function, start, name=name, mark=SPEC_FUNCTION)
-        return pytest.fixture(scope=scope, params=params, ids=ids or _id_of, name=name, autouse=autouse)(
-            fixture_function
-        )
+        made = fixture_function(spec_function, start, name=name, mark=SPEC_FUNCTION)
+        return pytest.fixture(scope=scope, params=params, ids=ids or _id_of, name=name, autouse=autouse)(made)
 
     return decorate if function is None else decorate(function)
 
@@ -139,46 +137,45 @@ def network(
             finally:
                 run_of(request.config).segments.remove(segment)
 
-        fixture_function = _fixture_function(spec_function, make, name=name, mark=NETWORK_FUNCTION)
-        return pytest.fixture(scope=scope, params=params, ids=ids, name=name, autouse=autouse)(
-            fixture_function
-        )
+        made = fixture_function(spec_function, make, name=name, mark=NETWORK_FUNCTION)
+        return pytest.fixture(scope=scope, params=params, ids=ids, name=name, autouse=autouse)(made)
 
     return decorate if function is None else decorate(function)
 
 
-def _fixture_function(
-    spec_function: Callable[..., object],
-    provide: Callable[[Callable[[], object], pytest.FixtureRequest, str], Iterator[T]],
+def fixture_function(
+    function: Callable[..., object],
+    provide: Callable[[functools.partial[object], pytest.FixtureRequest, str], Iterator[T]],
     *,
     name: str | None,
-    mark: str,
+    mark: str | None = None,
 ) -> Callable[..., Iterator[T]]:
     """Return the function that pytest makes a fixture of.
 
     Args:
-        spec_function: The user's function, which may ask for fixtures.
+        function: The user's function, which may ask for fixtures.
         provide: Gets a call of the user's function, pytest's request and the fixture's name; yields
             what tests get, and removes it afterwards.
         name: The fixture's name; None: the function's.
-        mark: Attribute of the returned function that holds the user's function.
+        mark: Attribute of the returned function that holds the user's function; None: there is none.
     """
-    signature = inspect.signature(spec_function)
+    signature = inspect.signature(function)
     wants_request = "request" in signature.parameters
 
-    @functools.wraps(spec_function)
-    def fixture_function(*self: object, request: pytest.FixtureRequest, **fixtures: object) -> Iterator[T]:
+    @functools.wraps(function)
+    def provide_value(*self: object, request: pytest.FixtureRequest, **fixtures: object) -> Iterator[T]:
         given = fixtures | ({"request": request} if wants_request else {})
-        make_spec = functools.partial(spec_function, *self, **given)
-        yield from provide(make_spec, request, name or spec_function.__name__)
+        call = functools.partial(function, *self, **given)
+        yield from provide(call, request, name or function.__name__)
 
     parameters = list(signature.parameters.values())
     if not wants_request:
         parameters.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY))
     # pytest reads the names of wanted fixtures from the signature.
-    fixture_function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    setattr(fixture_function, mark, spec_function)
-    return fixture_function
+    provide_value.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    if mark is not None:
+        setattr(provide_value, mark, function)
+    return provide_value
 
 
 def checked_guest_spec(spec: object, fixture: str) -> GuestSpec:

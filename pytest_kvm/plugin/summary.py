@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MIB = 1024**2
 _TITLE = "guests (pytest-kvm)"
-_SAYING_WHY: tuple[Kind, ...] = ("image", "failure", *STARTS)
+_SAYING_WHY: tuple[Kind, ...] = ("image", "failure", "forming", *STARTS)
 """Kinds whose reasons are shown; a guest has few events of these kinds."""
 
 

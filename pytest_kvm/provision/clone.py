@@ -100,6 +100,7 @@ def start_paused(
     template: Template,
     stack: ExitStack,
     files: StateFiles | None = None,
+    is_itself: bool = False,
 ) -> Clone:
     """Start a clone of a template and leave it paused.
 
@@ -111,19 +112,22 @@ def start_paused(
         files: Copies of the template's disks and memory, which the clone writes to, so that another
             template can be made of it. Only for the tier ``cow``; None: nothing is copied before it
             is written to.
+        is_itself: Whether the template was made of this very guest, so that the clone keeps all names,
+            addresses and keys.
 
     Raises:
         DomainFailed: The state does not fit, or libvirt refused the domain.
     """
     facts = TemplateFacts.from_json(template.manifest.facts)
     folder = stack.enter_context(guest_folder(resources, request.place))
-    plan = _of_clone(plan_domain(resources, request, uuid=str(uuid4()), folder=folder), facts)
+    plan = plan_domain(resources, request, uuid=str(uuid4()), folder=folder)
+    plan = _of_clone(plan, facts, keeps_macs=is_itself)
     shutil.copyfile(template.path(CONSOLE), plan.console_log)
     fill = partial(_from_ram_file, files=files) if facts.tier == "cow" else _from_snapshot
     open_ports(resources.switch, plan, stack=stack)
     plan, domain = fill(resources, request, plan, template=template, facts=facts, stack=stack)
     apply_link_state(domain, request)
-    renewal = _renewal_of(request, facts, plan)
+    renewal = Renewal() if is_itself else _renewal_of(request, facts, plan)
     host_key = facts.host_key if renewal.host_key is None else renewal.host_key.public
     machine = assemble_machine(
         resources, request, plan=plan, domain=domain, host_key=host_key, key_file=template.path(KEY)
@@ -132,10 +136,10 @@ def start_paused(
     return Clone(machine=machine, plan=plan, tier=facts.tier, renewal=renewal, prestarted=facts.prestarted)
 
 
-def _of_clone(plan: DomainPlan, facts: TemplateFacts) -> DomainPlan:
+def _of_clone(plan: DomainPlan, facts: TemplateFacts, *, keeps_macs: bool) -> DomainPlan:
     """Return a machine's plan with the MAC addresses that the template's saved state names."""
     lone = [
-        replace(planned, mac=mac) if planned.nic.is_tied_to_mac else planned
+        replace(planned, mac=mac) if keeps_macs or planned.nic.is_tied_to_mac else planned
         for planned, mac in zip(plan.nics, facts.macs, strict=False)  # the rest are on segments
     ]
     return replace(plan, control_mac=facts.control_mac, nics=lone, continues_log=True)

@@ -105,11 +105,13 @@ def start_again(
     former.shell.close()
     close_ports(resources.switch, plan)
     former.access.known_hosts.unlink(missing_ok=True)  # the guest's SSH will be at another port
+    # Only a machine that a template is made of has its memory in a file of its own.
+    ram_file = replace(plan.ram_file, incoming=False) if plan.ram_file and plan.ram_file.shared else None
     with ExitStack() as attempt:
         machine = _start_domain(
             resources,
             request,
-            plan=replace(plan, ram_file=None, continues_log=True),
+            plan=replace(plan, ram_file=ram_file, continues_log=True),
             host_key=former.access.host_key,
             key_file=former.access.key_file,
             stack=attempt,

@@ -20,13 +20,17 @@ from pytest_kvm.errors import HostError
 if TYPE_CHECKING:
     from pytest_kvm.spec.guest import GuestSpec
 
-Kind = Literal["boot", "template", "clone", "savepoint", "reset", "reboot", "failure", "image"]
+Kind = Literal[
+    "boot", "template", "clone", "forming", "lab", "savepoint", "reset", "reboot", "failure", "image"
+]
 WORDS: dict[Kind, str] = {
     "image": "image build",
     "boot": "cold boot",
     "failure": "failed boot",
     "template": "derived template",
     "clone": "clone",
+    "forming": "forming",
+    "lab": "lab start",
     "savepoint": "savepoint",
     "reset": "reset",
     "reboot": "reboot",
@@ -42,13 +46,15 @@ class Event:
     """One thing that was done to a guest and took time."""
 
     guest: str
-    """The guest's name; empty for an image that was built without a guest (``pytest-kvm images build``)."""
+    """The guest's name, or that of a lab template; empty for an image that was built without a guest
+    (``pytest-kvm images build``)."""
     kind: Kind
     """``boot``: the guest was booted from power on; ``template``: its template was derived from
-    another, by plugging its cards in; ``clone``: it was started from a template; ``savepoint``: a
-    savepoint was taken; ``reset``: changes were undone; ``reboot``: a test restarted the guest, or
-    switched it on again; ``failure``: the guest never became ready; ``image``: an image was built
-    for the guest."""
+    another, by plugging its cards in; ``clone``: it was started from a template; ``forming``: the
+    function of a lab template was called; ``lab``: the guests of a lab were started as they were when
+    it was formed; ``savepoint``: a savepoint was taken; ``reset``: changes were undone; ``reboot``: a
+    test restarted the guest, or switched it on again; ``failure``: the guest never became ready;
+    ``image``: an image was built for the guest."""
     tier: Tier | None = None
     """How a boot, clone or reset was done: ``cold`` boot; ``cow``: a clone that maps
     the template's memory; ``snapshot``: a new domain from a snapshot in the disks;

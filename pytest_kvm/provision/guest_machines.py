@@ -14,6 +14,7 @@ from pytest_kvm.provision.events import Tier
 if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.run_resources import Lazy
+    from pytest_kvm.provision.start_request import StartRequest
     from pytest_kvm.provision.starter import GuestStarter, Started
 
 
@@ -38,6 +39,8 @@ class GuestMachines:
         self._lead_handle_to = lead_handle_to
         self._numbers = itertools.count(2)
         self._current: Started | None = None
+        self._model: Started | None = None
+        """The machine that others are started like; None: the current one."""
         self._replacing = threading.Lock()
 
     def when_ready(self, action: Callable[[], None]) -> None:
@@ -60,11 +63,23 @@ class GuestMachines:
         """Start a machine like the first one and remove the current one; return how it was started."""
         with self._replacing:
             former = self.current
-            request = former.request.successor(next(self._numbers))
-            fresh = self._starter.get().start_like(former, request)
-            self._replace_current(fresh)
+            fresh = self._starter.get().start_like(self._model or former, self.successor())
+            self._model = fresh
+            self._lead_to(fresh)
             former.undo.close()
         return fresh.events[-1].tier or "cold"
+
+    def successor(self) -> StartRequest:
+        """Return the request of a machine that is to take the place of the current one."""
+        return self.current.request.successor(next(self._numbers))
+
+    def replace_current(self, fresh: Started) -> Started:
+        """Have the guest's handle lead to another machine, not like the first; return the former one."""
+        with self._replacing:
+            former = self.current
+            self._model = self._model or former
+            self._lead_to(fresh)
+            return former
 
     def start_again(self) -> Machine:
         """Start the current machine, which has ended, in a new QEMU; return it paused, before its first step.
@@ -83,10 +98,10 @@ class GuestMachines:
                     resolution="reboot() restarts it; shutdown() or power_off() switches it off",
                 )
             fresh = self._starter.get().start_again(former)
-            self._replace_current(fresh)
+            self._lead_to(fresh)
             return fresh.machine
 
-    def _replace_current(self, started: Started) -> None:
+    def _lead_to(self, started: Started) -> None:
         self._current = started
         machine: Future[Machine] = Future()
         machine.set_result(started.machine)

@@ -214,6 +214,18 @@ class ResetCoordinator:
         with self._all_undo_logs() as undo_logs:
             return any(undo_log.has_changes_of(owner) for undo_log in undo_logs)
 
+    def why_not_new(self, guest: Guest) -> str:
+        """Return why a guest had changed before the owner at work used it; "" if it had not."""
+        owner = self.owner
+        with self._all_undo_logs():
+            undo_log = self._undo_logs.get(guest)
+            if owner is None or undo_log is None or undo_log.reset_for(owner) == "never":
+                return f"{guest.name} is not reset"
+            others = [each.name for each in undo_log.changers() if each is not owner]
+            if not others and undo_log.began_at_base(owner):
+                return ""
+        return f"{guest.name} was changed by {others[0] if others else 'use or by frames'} before"
+
     def losers(self, owner: Owner) -> list[Owner]:
         """Return the owners that lose their changes when ``owner``'s are undone, the newest first."""
         with self._all_undo_logs() as undo_logs:

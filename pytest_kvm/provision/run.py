@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TypeGuard
 
-from pytest_kvm.errors import CleanupFailed
+from pytest_kvm.errors import CleanupFailed, GuestGone, SpecError
 from pytest_kvm.handles.callbacks import Callbacks, untold
 from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.provision.events import Event, EventListener, ignore
@@ -18,6 +19,7 @@ from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
+from pytest_kvm.provision.lab_forming import Forming, check_left
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run_resources import Lazy, open_run_resources
 from pytest_kvm.provision.segment_captures import SegmentCaptures
@@ -64,6 +66,7 @@ class Run:
         self._starter = Lazy(lambda: closing(GuestStarter(settings, self._resources.get())))
         self._lock = threading.Lock()
         self._boots: dict[Guest, GuestBoot] = {}
+        self._machines: dict[Guest, GuestMachines] = {}
         self._places: Counter[str] = Counter()
 
     def start(
@@ -144,7 +147,82 @@ class Run:
             )
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
+            self._machines[guest] = machines
         return guest, boot, machines
+
+    def form(
+        self,
+        guests: Sequence[Guest],
+        *,
+        name: str,
+        function: Callable[[], None],
+        digest: Callable[[], str],
+    ) -> None:
+        """Have a lab of guests formed by a function, or start them as they were when it was formed before.
+
+        Args:
+            guests: The guests, which may still boot; waited for.
+            name: The name of the lab's fixture.
+            function: Forms the lab.
+            digest: Returns a digest of what the function depends on, besides the guests.
+
+        Raises:
+            GuestGone: A guest was removed.
+            SpecError: The function has left something that a later run would not have, or ``digest``
+                raises it.
+            Exception: Whatever the function raises.
+        """
+        forming = Forming(
+            name=name,
+            function=partial(self._form_and_check, guests, name, function),
+            digest=digest(),
+            digest_again=digest,
+            on_step=partial(self._progress.phase, name),
+        )
+        try:
+            forming.on_step("waiting for its guests")
+            for guest in guests:
+                guest.wait_ready()
+            begun = time.monotonic()
+            why = self._form_or_start(guests, forming)
+        except BaseException as failure:
+            self._progress.finished(name, f"failed: {type(failure).__name__}")
+            raise
+        seconds = time.monotonic() - begun
+        self._tell(Event(guest=name, kind="forming" if why else "lab", seconds=seconds, why=why))
+        self._progress.finished(name, f"ready after {seconds:.1f} s")
+
+    def _form_or_start(self, guests: Sequence[Guest], forming: Forming) -> str:
+        """Return why the lab had to be formed; "" if its guests were started from a template."""
+        for guest in guests:
+            self._coordinator.before_use(guest)
+        labs, lab = self._starter.get().labs, [self._machines_of(guest) for guest in guests]
+        changes = filter(None, map(self._coordinator.why_not_new, guests))
+        why = next(changes, "") or labs.why_none(lab)
+        if not why:
+            return labs.start(lab, forming)
+        forming.form()
+        return why
+
+    def _form_and_check(self, guests: Sequence[Guest], name: str, function: Callable[[], None]) -> None:
+        segments = dict.fromkeys(nic.segment for guest in guests for nic in guest.nics)
+        before = [fault for segment in segments for fault in self.faults.active(segment)]
+        function()
+        for guest in guests:
+            check_left(name, self._machines_of(guest).current.machine)
+        faults = [fault for segment in segments for fault in self.faults.active(segment)]
+        if left := [repr(fault) for fault in faults if fault not in before]:
+            raise SpecError(
+                f"the lab template {name} has left faults: {', '.join(left)}",
+                resolution="set them in another fixture: a later run would not have them",
+            )
+
+    def _machines_of(self, guest: Guest) -> GuestMachines:
+        with self._lock:
+            machines = self._machines.get(guest)
+        if machines is None:
+            raise GuestGone(f"{guest.name} was removed")
+        return machines
 
     def holds(self, value: object) -> TypeGuard[Guest]:
         """Say whether a value is a guest of this run that has not been removed."""
@@ -170,6 +248,7 @@ class Run:
             finally:
                 with self._lock:
                     self._boots.pop(guest, None)
+                    self._machines.pop(guest, None)
                 self.segments.leave(guest.nics)
         if failures:
             raise CleanupFailed("guests could not be removed cleanly", failures)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -91,7 +92,7 @@ class RunTemplates:
         # Before there is room reserved for this one, and before its lock is held.
         base, made = self._get_base(request, tier, key=key)
         ram_mib = request.spec.memory_kib // 1024
-        with self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, request)) as building:
+        with self.disk_full_as_no_capacity(), self.building(request, key=key, ram_mib=ram_mib) as building:
             template = self._claim(key, request)
             if template is not None:
                 return template, made
@@ -103,6 +104,33 @@ class RunTemplates:
             else:
                 template, event = self._boot(request, building, tier=tier, why=why)
             return self._keep(template), (*made, event)
+
+    def find(self, request: StartRequest, *, key: str) -> Template | None:
+        """Return the template of a key, which the run keeps until its end; None: there is none."""
+        return self._claim(key, request)
+
+    def building(self, request: StartRequest, *, key: str, ram_mib: int) -> AbstractContextManager[Building]:
+        """Hold the right to make the template of a key; see :meth:`TemplateStore.building`."""
+        return self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, request))
+
+    def disk_full_as_no_capacity(self) -> AbstractContextManager[None]:
+        """See :meth:`TemplateStore.disk_full_as_no_capacity`."""
+        return self._store.disk_full_as_no_capacity()
+
+    def publish(self, building: Building, *, summary: str, facts: TemplateFacts) -> Template:
+        """Publish a template, and keep it until the run's end.
+
+        Args:
+            building: What it was made in.
+            summary: What it is, for people.
+            facts: What starting a clone has to know.
+
+        Raises:
+            OSError: The disk is full.
+            SnapshotFailed: A file is still being written to.
+        """
+        versions = self._versions()
+        return self._keep(building.publish(summary=summary, versions=versions, facts=facts.to_json()))
 
     def discard(self, request: StartRequest, template: Template, *, reason: str) -> None:
         """Drop a damaged template from the boot cache; its files stay until the run's end."""

@@ -76,12 +76,8 @@ class _Slot(NamedTuple):
     """Which guests a spare clone fits: those with this template, these names and these cards on segments."""
 
     template: str
-    name: str
-    hostname: str
-    identity: str
-    """The spec's ``identity``."""
-    cards: tuple[tuple[object, ...], ...]
-    """What a clone is told of its cards on segments, and what is done to them."""
+    own_facts: tuple[object, ...]
+    """See :attr:`StartRequest.own_facts`."""
 
 
 class SparePool:
@@ -207,9 +203,4 @@ def _remove(future: Future[Spare]) -> None:
 
 
 def _slot(request: StartRequest, template: Template) -> _Slot:
-    spec = request.spec
-    joined = ((nic, spec.nics[nic.index]) for nic in request.nics)
-    cards = tuple(
-        (nic.mac, nic.addresses, nic.segment.spec.mtu, given.link, given.uses_dhcp) for nic, given in joined
-    )
-    return _Slot(template.key, request.name, request.hostname, spec.identity, cards)
+    return _Slot(template.key, request.own_facts)

@@ -76,6 +76,23 @@ class StartRequest:
     teardown: Teardown
     """Gets the steps that remove the machine again."""
 
+    @property
+    def own_facts(self) -> tuple[object, ...]:
+        """What clones of one template differ in: names, identity, and their cards on segments.
+
+        It holds what JSON can hold.
+        """
+        spec = self.spec
+        joined = ((nic, spec.nics[nic.index]) for nic in self.nics)
+        cards = tuple(
+            (
+                (nic.index, nic.segment.name, nic.names, nic.mac, nic.addresses),
+                (nic.segment.spec.mtu, given.link, given.uses_dhcp),
+            )
+            for nic, given in joined
+        )
+        return (self.name, self.hostname, spec.identity, cards)
+
     def successor(self, number: int) -> StartRequest:
         """Return the request of a machine that takes over after a reset."""
         return replace(

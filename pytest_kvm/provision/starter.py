@@ -15,6 +15,7 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused, why_no_clone
 from pytest_kvm.provision.cold_boot import power_on, start_again
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
+from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.prepare import make_ready
 from pytest_kvm.provision.run_resources import RunResources
@@ -74,6 +75,7 @@ class GuestStarter:
         self._settings = settings
         self._resources = resources
         self._templates = RunTemplates(settings, resources)
+        self.labs = LabTemplates(resources, self._templates)
         self._spares = SparePool(self._start_paused, size=settings.pool)
         self._refused: dict[str, str] = {}
         """Keys of templates that could not be made or cloned in this run, each with the reason."""

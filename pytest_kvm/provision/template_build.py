@@ -65,10 +65,15 @@ class TemplateFacts:
     network_service: NetworkService | None
     """What sets the cards on segments up when a clone boots; None: nothing that we know, or it has no such
     card."""
+    lab: str = ""
+    """Id of the moment at which it was frozen together with the other guests of a lab; empty: it was not."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as the manifest stores them."""
-        return asdict(self) | {"prestarted": [each._asdict() for each in self.prestarted]}
+        """Return the facts as the manifest stores them; those of a lab only where there is one."""
+        stored = asdict(self) | {"prestarted": [each._asdict() for each in self.prestarted]}
+        if not self.lab:
+            del stored["lab"]  # a plugin that knows no labs can start this template, too
+        return stored
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> TemplateFacts:
@@ -130,12 +135,11 @@ def freeze(
     """
     _settle(machine)
     network_service = _hand_over_cards(machine, plan)
-    _log_out(machine)
+    log_out(machine)
     more = [prestart(machine) for _ in range(len(prestarted), _PRESTARTED)]
     prestarted = (*prestarted, *(each for each in more if each is not None))
-    _save(machine, building, tier)
-    shutil.copyfile(machine.console.log, building.folder / CONSOLE)
-    _make_relocatable(request, plan.disks[0])
+    machine.domain.suspend()
+    save(machine, request, plan=plan, building=building, tier=tier)
     *disks, _seed = plan.disks
     return TemplateFacts(
         tier=tier,
@@ -150,14 +154,30 @@ def freeze(
     )
 
 
-def _save(machine: Machine, building: Building, tier: TemplateTier) -> None:
-    machine.domain.suspend()
+def save(
+    machine: Machine, request: StartRequest, *, plan: DomainPlan, building: Building, tier: TemplateTier
+) -> None:
+    """Save a machine that is paused, and destroy its domain.
+
+    Args:
+        machine: As in :func:`freeze`.
+        request: As there.
+        plan: As there.
+        building: As there.
+        tier: As there.
+
+    Raises:
+        DomainFailed: QEMU cannot save the state of one of its devices.
+        SnapshotFailed: A disk cannot hold a snapshot.
+    """
     if tier == "cow":
         with os.fdopen(os.open(building.folder / STATE, _NEW_FILE, 0o600), "wb") as target:
             machine.domain.save_state(target)
     else:
         machine.domain.save_libvirt_snapshot(SNAPSHOT)
     machine.domain.destroy()
+    shutil.copyfile(machine.console.log, building.folder / CONSOLE)
+    _make_relocatable(request, plan.disks[0])
 
 
 def _check_freezable(machine: Machine, *, tier: TemplateTier) -> None:
@@ -199,7 +219,7 @@ def _hand_over_cards(machine: Machine, plan: DomainPlan) -> NetworkService | Non
     return service
 
 
-def _log_out(machine: Machine) -> None:
+def log_out(machine: Machine) -> None:
     """Close the SSH connection on both sides: in a clone its other end would be gone."""
     machine.shell.close()
     wait_until(

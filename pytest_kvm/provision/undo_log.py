@@ -158,6 +158,14 @@ class UndoLog:
         losing = [entry.owner for index, entry in changes if index >= own or not reaches]
         return [each for each in dict.fromkeys(losing) if not each.ended and each is not owner]
 
+    def began_at_base(self, owner: Owner) -> bool:
+        """Say whether the guest stood as it had become ready when an owner began to change it."""
+        return any(entry.owner is owner and entry.before is self.state.base for entry in self._entries)
+
+    def changers(self) -> list[Owner]:
+        """Return the owners whose changes the guest has, the oldest first."""
+        return [entry.owner for _, entry in self._changes()]
+
     # ------------------------------------------------------------ changes
 
     def push_entry(self, owner: Owner, *, traffic: Traffic) -> None:

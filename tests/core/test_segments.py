@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.boot_cache.inventory import Inventory
+from pytest_kvm.plugin.session import settings_stashed
 from tests.guest_specs import SMALL
 
 
@@ -73,3 +75,37 @@ def test_what_a_test_does_to_a_card(pair):
 def test_is_undone_before_the_next(pair):
     for here, there in (pair, pair[::-1]):
         _ping(here, there.name)
+
+
+SERVE = """
+import socket
+for line in socket.create_server(("", 7000)).accept()[0].makefile():
+    with open("/run/heard", "a") as file:
+        file.write(line)
+"""
+SPEAK = """
+import socket, time
+server = socket.create_connection(("right", 7000))
+while True:
+    server.sendall(b"word\\n")
+    time.sleep(0.1)
+"""
+
+
+@kvm.lab_template(scope="class")
+def talk(lan, left, right):
+    right.run(["systemd-run", "--quiet", "python3", "-c", SERVE])
+    right.wait_until("ss -Hltn 'sport = 7000' | grep .")
+    left.run(["systemd-run", "--quiet", "python3", "-c", SPEAK])
+    right.wait_for_file("/run/heard")
+
+
+class TestLabTemplate:
+    def test_the_guests_go_on_where_they_were_frozen(self, talk, left, right, pytestconfig):
+        assert talk.guests == (left, right)
+        cached = Inventory.of(settings_stashed(pytestconfig)).list()
+        summaries = [each.manifest.summary for each in cached if each.manifest is not None]
+        assert len([each for each in summaries if each.startswith("lab template talk: ")]) >= 2
+        heard = right.run(["wc", "-l", "/run/heard"]).stdout.split()[0]
+        right.wait_until(["sh", "-c", 'test "$(wc -l </run/heard)" -gt "$1"', "sh", heard])
+        _ping(right, "left")

@@ -78,7 +78,7 @@ def test_replicated_postgresql(suite):
 def test_etcd_cluster(suite):
     result = suite("etcd_cluster", "--setup-show")
     result.assert_outcomes(passed=5)
-    assert set_ups(result, "cluster") == 2, "not again after the test alone that switches a node off"
+    assert set_ups(result, "formed") == 2, "not again after the test alone that switches a node off"
 
 
 def test_nfs_server(suite):

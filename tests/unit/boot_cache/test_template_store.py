@@ -131,7 +131,7 @@ def test_a_key_is_never_a_path(store, key):
 
 
 def freeze_onto_a_full_disk(store):
-    with store.building(KEY) as building:
+    with store.disk_full_as_no_capacity(), store.building(KEY) as building:
         building.ram.symlink_to("/dev/full")
         building.ram.write_bytes(b"memory")
 
@@ -153,7 +153,7 @@ def test_a_disk_that_fills_up_while_the_template_is_published(store, make, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(template_files, step, full)
-        with pytest.raises(NoCapacity, match="No space left on device"):
+        with pytest.raises(NoCapacity, match="No space left on device"), store.disk_full_as_no_capacity():
             make(state=b"new")
     with store.claim(KEY) as template:
         assert template.folder == old
@@ -161,7 +161,7 @@ def test_a_disk_that_fills_up_while_the_template_is_published(store, make, monke
 
 
 def test_other_errors_stay_what_they_are(store):
-    with pytest.raises(FileNotFoundError), store.building(KEY) as building:
+    with pytest.raises(FileNotFoundError), store.disk_full_as_no_capacity(), store.building(KEY) as building:
         (building.folder / "nothing").read_bytes()
 
 

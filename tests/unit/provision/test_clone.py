@@ -105,3 +105,6 @@ def test_a_machine_without_cards_on_segments_is_not_asked(machine):
 
 def test_facts_are_read_as_they_were_stored():
     assert TemplateFacts.from_json(FACTS.to_json()) == FACTS
+    of_a_lab = replace(FACTS, lab="c0ffee")
+    assert TemplateFacts.from_json(of_a_lab.to_json()) == of_a_lab
+    assert "lab" not in FACTS.to_json()

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_kvm.errors import DomainFailed, GuestError
 from pytest_kvm.provision.guest_machines import GuestMachines
+from pytest_kvm.provision.starter import Started
 from tests.unit.provision.started_machines import future_of, started
 
 
@@ -24,6 +25,8 @@ class Starter:
     def __init__(self) -> None:
         self.meanwhile: Callable[[], None] = nothing
         """Called while a machine is being started."""
+        self.models: list[Started] = []
+        """The machines that others were started like."""
 
     def get(self) -> Starter:
         return self
@@ -31,6 +34,10 @@ class Starter:
     def start_again(self, former):
         self.meanwhile()
         return replace(former, machine=started([]).machine, base=None)
+
+    def start_like(self, former, request):
+        self.models.append(former)
+        return replace(started([]), request=request)
 
 
 @pytest.fixture
@@ -79,3 +86,23 @@ def test_a_machine_that_was_refused_can_be_started_again(machines, starter, lead
     assert leads_to == []
     starter.meanwhile = nothing
     assert [machines.start_again()] == leads_to
+
+
+def test_a_machine_of_another_kind_is_no_model_for_those_that_follow_a_reset(machines, starter, leads_to):
+    first, removed = machines.current, []
+    other = started(removed)
+    assert machines.replace_current(other) is first
+    assert machines.current is other
+    assert leads_to == [other.machine]
+    machines.start_another()
+    assert removed == ["former"]
+    second = machines.current
+    machines.start_another()
+    assert starter.models == [first, second]
+
+
+def test_no_two_machines_of_a_guest_have_the_same_place(machines):
+    places = {str(machines.successor().place), str(machines.successor().place)}
+    machines.start_another()
+    places.add(str(machines.current.request.place))
+    assert len(places) == 3

@@ -502,3 +502,46 @@ def test_a_point_that_is_still_needed_is_kept_when_no_other_can_be_taken(coordin
     end(coordinator, test)
     with coordinator.at_work(Owner("last")):
         assert web.look() == ["fixture"]
+
+
+def test_a_guest_is_new_until_somebody_else_has_changed_it(coordinator, web):
+    with coordinator.at_work(Owner("fixture forming")):
+        web.change("formed")
+        assert coordinator.why_not_new(web) == ""
+        with coordinator.at_work(Owner("fixture inner")):
+            assert coordinator.why_not_new(web) == "web was changed by fixture forming before"
+
+
+def test_a_guest_that_was_used_between_tests_is_not_new(coordinator, web):
+    web.change("between tests")
+    with coordinator.at_work(Owner("fixture forming")):
+        web.change("formed")
+        assert coordinator.why_not_new(web) == "web was changed by use or by frames before"
+
+
+def test_a_guest_that_a_test_without_resets_has_changed_is_not_new(coordinator, web):
+    with coordinator.at_work(never := Owner("never", reset="never")):
+        web.change("for good")
+    end(coordinator, never)
+    with coordinator.at_work(Owner("fixture forming")):
+        web.change("formed")
+        assert coordinator.why_not_new(web) == "web was changed by use or by frames before"
+
+
+def test_a_guest_that_is_never_reset_is_never_known_to_be_new(coordinator, web):
+    assert coordinator.why_not_new(web) == "web is not reset"
+    with coordinator.at_work(Owner("test", reset="never")):
+        assert coordinator.why_not_new(web) == "web is not reset"
+    coordinator.forget(web)
+    with coordinator.at_work(Owner("test")):
+        assert coordinator.why_not_new(web) == "web is not reset"
+
+
+def test_what_an_ended_owner_did_counts_until_it_is_undone(coordinator, web):
+    with coordinator.at_work(test := Owner("test")):
+        web.change("tested")
+    end(coordinator, test)
+    with coordinator.at_work(Owner("fixture forming")):
+        assert coordinator.why_not_new(web) == "web was changed by test before"
+        web.look()
+        assert coordinator.why_not_new(web) == ""

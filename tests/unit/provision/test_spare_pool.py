@@ -175,7 +175,7 @@ def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
 def _with_card(*, mac="52:54:00:00:00:01", mtu=1500, **fields):
     lan = declare_network("lan", kvm.NetworkSpec(mtu=mtu))
     spec = kvm.GuestSpec(nics=[kvm.Nic(lan, **fields)])
-    card = SimpleNamespace(index=0, mac=mac, addresses=("10.1.0.5/24",), segment=lan)
+    card = SimpleNamespace(index=0, names=("web",), mac=mac, addresses=("10.1.0.5/24",), segment=lan)
     return replace(START_REQUEST, spec=spec, nics=(card,))
 
 

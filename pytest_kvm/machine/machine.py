@@ -118,6 +118,11 @@ class Machine:
         if not self.domain.alive():
             raise GuestGone(f"{self.name} has ended: {self.domain.end_reason()}")
 
+    @property
+    def at_work(self) -> list[object]:
+        """What a test has at work in the guest, and open between host and guest."""
+        return [*self.shell.processes, *self.open_resources.all()]
+
     @cached_property
     def forwards(self) -> Forwards:
         """The guest's ports that are forwarded from the host."""

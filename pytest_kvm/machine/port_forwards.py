@@ -20,10 +20,12 @@ _RULE = re.compile(
     re.MULTILINE,
 )
 
-# The line of a connection that came in through a forward; in TIME_WAIT both sides have closed it:
+# The line of a connection that came in through a forward, with QEMU's file descriptor; in TIME_WAIT
+# both sides have closed it:
 #   TCP[ESTABLISHED]   15       10.0.2.2   54710       10.0.2.15    22     0     0
 _CONNECTION = re.compile(
-    r"^\s*TCP\[(?!HOST_FORWARD|TIME_WAIT)\w+\]\s+\d+\s+\S+\s+(?P<from>\d+)\s+\S+\s+(?P<to>\d+)\s",
+    r"^\s*TCP\[(?!HOST_FORWARD|TIME_WAIT)(?P<state>\w+)\]\s+(?P<file>\d+)"
+    r"\s+\S+\s+(?P<from>\d+)\s+\S+\s+(?P<to>\d+)\s",
     re.MULTILINE,
 )
 
@@ -134,11 +136,16 @@ def forwarded_ports(domain: Domain, guest_port: int) -> set[int]:
     return {int(rule["host"]) for rule in rules if int(rule["guest"]) == guest_port}
 
 
-def guest_connections(domain: Domain, guest_port: int) -> int:
-    """Return how many TCP connections the user-mode network has to a port of the guest.
+def guest_connections(domain: Domain, guest_port: int) -> dict[int, str]:
+    """Return the TCP connections of the user-mode network to a port of the guest.
+
+    Returns:
+        The state of each (``ESTABLISHED``), by QEMU's file descriptor of its other end.
 
     Raises:
         HypervisorError: The monitor did not answer.
     """
     found = _CONNECTION.finditer(domain.hmp("info usernet"))
-    return sum(str(guest_port) in (each["from"], each["to"]) for each in found)
+    return {
+        int(each["file"]): each["state"] for each in found if str(guest_port) in (each["from"], each["to"])
+    }

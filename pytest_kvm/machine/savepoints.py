@@ -113,11 +113,10 @@ def check_can_be_saved(machine: Machine) -> None:
         SavepointRefused: The test has something at work in the guest; the message names it.
     """
     machine.check_alive()
-    at_work = [*machine.shell.processes, *machine.open_resources.all()]
-    if at_work:
+    if machine.at_work:
         raise SavepointRefused(
             f"{machine.name}: no savepoint, for the test has something at work in the guest: "
-            + ", ".join(map(repr, at_work)),
+            + ", ".join(map(repr, machine.at_work)),
             resolution="end it first: stop() a process, close() a forwarded port",
         )
 

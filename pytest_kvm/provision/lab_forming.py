@@ -58,10 +58,9 @@ def check_left(name: str, machine: Machine) -> None:
             f"the lab template {name} has left {machine.name} paused",
             resolution="resume() it: a lab's guests run",
         )
-    at_work = [*machine.shell.processes, *machine.open_resources.all()]
-    if at_work:
+    if machine.at_work:
         raise SpecError(
             f"the lab template {name} has left something in {machine.name} that a later run would not have: "
-            + ", ".join(map(repr, at_work)),
+            + ", ".join(map(repr, machine.at_work)),
             resolution="stop() the process, close() the port; what is to stay can be a unit (systemd-run)",
         )

@@ -29,6 +29,7 @@ from pytest_kvm.errors import (
     StateDamaged,
 )
 from pytest_kvm.machine.renewal import prestart
+from pytest_kvm.machine.savepoints import drop_former
 from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.derived_template import copy_files
 from pytest_kvm.provision.lab_machines import Member, replace_machines
@@ -124,7 +125,7 @@ class LabTemplates:
                 yield
         except _FAILURES as failure:
             do_at_once([member.machines.start_another for member in members])
-            names = ", ".join(member.current.request.name for member in members)
+            names = ", ".join(map(_name, members))
             _log.warning("%s are formed without a template: %s", names, failure)
             raise _NoTemplate(failure.brief) from failure
 
@@ -216,6 +217,8 @@ class LabTemplates:
     ) -> list[Template]:
         """Save all guests at one moment, and publish what they have become."""
         machines = [member.current.machine for member in members]
+        for machine in machines:
+            drop_former(machine, machine.savepoints)  # no later run could restore them, and they take room
         do_at_once([partial(log_out, machine) for machine in machines])
         waiting = do_at_once([partial(prestart, machine) for machine in machines])
         do_at_once([machine.links.detach for machine in machines])
@@ -232,7 +235,7 @@ class LabTemplates:
                 partial(
                     self._templates.publish,
                     building,
-                    summary=f"lab template {forming.name}: {member.current.request.spec!r}",
+                    summary=f"lab template {forming.name}, {_name(member)}: {member.current.request.spec!r}",
                     facts=_facts(member, each, lab=lab),
                 )
                 for member, building, each in zip(members, buildings, waiting, strict=True)
@@ -266,6 +269,10 @@ def _members(lab: Sequence[GuestMachines], digest: str) -> list[Member]:
         )
         for machines, template in zip(lab, templates, strict=True)
     ]
+
+
+def _name(member: Member) -> str:
+    return member.current.request.name
 
 
 def _template_of(started: Started) -> Template:

@@ -105,7 +105,7 @@ class TestLabTemplate:
         assert talk.guests == (left, right)
         cached = Inventory.of(settings_stashed(pytestconfig)).list()
         summaries = [each.manifest.summary for each in cached if each.manifest is not None]
-        assert len([each for each in summaries if each.startswith("lab template talk: ")]) >= 2
+        assert len([each for each in summaries if each.startswith("lab template talk, ")]) >= 2
         heard = right.run(["wc", "-l", "/run/heard"]).stdout.split()[0]
         right.wait_until(["sh", "-c", 'test "$(wc -l </run/heard)" -gt "$1"', "sh", heard])
         _ping(right, "left")

@@ -42,6 +42,9 @@ def talk(lan, left, right):
     right.wait_until("ss -Hltn 'sport = 7000' | grep .")
     start(left, "client", CLIENT)
     right.wait_for_file("/run/heard")
+    savepoint = kvm.lab(left, right).savepoint()
+    left.write_text("/root/undone", "x")
+    savepoint.restore()
     left.write_text("/root/formed", left.run(["cat", "/proc/sys/kernel/random/uuid"]).stdout)
 
 
@@ -53,7 +56,10 @@ def test_goes_on(talk, left, right, number):
         file.write(left.read_text("/root/formed"))
     assert talk.guests == (left, right)
     right.run(["ping", "-c", "1", "left"])
-    assert not left.run(["test", "-e", "/root/changed"], check=False).ok
+    assert left.run(["ls", "/root"]).stdout.split() == ["client.py", "formed"]
+    with left.savepoint():
+        left.write_text("/root/changed", "x")
+    left.wait_for_file("/root/changed", absent=True)
     left.write_text("/root/changed", "x")
     if number == 1:
         left.power_off()

@@ -88,6 +88,7 @@ class FakeMachine:
     kind: str
     domain: Any
     links: Any
+    savepoints: dict[str, object] = field(default_factory=lambda: {"savepoint-1": object()})
     hosts_file: HostsFile = field(default_factory=HostsFile)
     phases: dict[str, float] = field(default_factory=dict)
     access: Any = field(default_factory=lambda: SimpleNamespace(host_key="ssh-ed25519 BBBB"))
@@ -213,7 +214,7 @@ class World:
         yield SimpleNamespace(key=key)
 
     def publish(self, building, *, summary, facts):
-        assert summary.startswith("lab template pair: GuestSpec(")
+        assert re.match(r"lab template pair, \w+: GuestSpec\(", summary)
         self.note(f"publish {facts.hostname}")
         self.stored[building.key] = template(building.key, facts=facts)
         return self.stored[building.key]
@@ -243,13 +244,16 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(lab_template, "log_out", lambda machine: world.note(f"log out {machine.name}"))
     monkeypatch.setattr(lab_template, "prestart", lambda _machine: None)
     monkeypatch.setattr(
+        lab_template, "drop_former", lambda machine, names: world.note(f"drop {[*names]} of {machine.name}")
+    )
+    monkeypatch.setattr(
         lab_template, "save", lambda machine, _request, **_more: world.note(f"save {machine.name}")
     )
     return world
 
 
 FORMING = ["start copy", "attach", "remove first", "form"]
-FREEZING = ["log out", "detach", "pause", "save", "publish"]
+FREEZING = ["drop ['savepoint-1'] of", "log out", "detach", "pause", "save", "publish"]
 STARTING = ["start itself", "attach"]
 ANEW = ["begin anew", "form"]
 

@@ -74,10 +74,7 @@ def machines(alive):
     domain = SimpleNamespace(
         alive=lambda: alive, state=lambda: DomainState.RUNNING, end_reason=lambda: "destroyed"
     )
-    ports = SimpleNamespace(all=list)
-    machine = SimpleNamespace(
-        name="one", domain=domain, shell=SimpleNamespace(processes=[]), open_resources=ports
-    )
+    machine = SimpleNamespace(name="one", domain=domain, at_work=[])
     return SimpleNamespace(current=SimpleNamespace(machine=machine))
 
 

@@ -91,6 +91,8 @@ class UndoLog:
         self._entries: list[_Entry] = []
         self._here: Point | None = state.base
         """The point that the guest stands at, unless frames have come since; None if it was used since."""
+        self._needless: list[Point] = []
+        """Savepoints that hold the base and what neighbours have sent while no owner was at work."""
         self._left_here: Traffic | None = None
         """The frames that had passed at that point; None: see ``state.traffic_at_base``."""
         self._taken: list[Point] = []
@@ -248,8 +250,13 @@ class UndoLog:
         return next((at for at, entry in self._above(owner) if entry.owner.ended), None)
 
     def before(self, index: int) -> Point:
-        """Return the point before the changes of an entry."""
-        return self._entries[index].before
+        """Return the point to restore for undoing the changes of an entry and of all after it.
+
+        If the one before them is lost, and nobody would miss what it had more than the base, it is the base.
+        """
+        point = self._entries[index].before
+        is_missed = point not in self._needless or self._given_up
+        return point if is_missed or self.state.reaches(point) else self.state.base
 
     def note_reset(self, index: int, restored: Restored, *, traffic: Traffic) -> None:
         """Note that the guest was restored to the point before an entry.
@@ -259,11 +266,11 @@ class UndoLog:
             restored: How it was done.
             traffic: Before the reset: what came until then is undone.
         """
-        undone = self._entries[index:]
+        point, undone = self.before(index), self._entries[index:]
         del self._entries[index:]
         for entry in self._entries:
             entry.reached = traffic.reached
-        self._here, self._left_here = undone[0].before, traffic
+        self._here, self._left_here = point, traffic
         self._is_detached = False
         changed = dict.fromkeys(entry.owner for entry in undone if entry.has_changed)
         if lost := [owner.name for owner in changed if not owner.ended]:
@@ -284,6 +291,8 @@ class UndoLog:
             seconds: How long it took.
         """
         self._taken.append(point)
+        if self._here is self.state.base or self._here in self._needless:
+            self._needless.append(point)
         self._here, self._left_here = point, traffic
         if self._entries:
             self._entries[-1].has_changed = True
@@ -319,6 +328,7 @@ class UndoLog:
         for point in [each for each in self._taken if id(each) not in reachable]:
             self.state.drop(point)
             self._taken.remove(point)
+            self._needless = [each for each in self._needless if each is not point]
 
     # ------------------------------------------------------------ inside
 

@@ -287,3 +287,25 @@ def test_events_say_how_and_why(undo_log, events, change):
         ("web", "savepoint", None, "before test_a"),
         ("web", "reset", "load", "after test_a"),
     ]
+
+
+def test_a_savepoint_that_is_lost_holds_nothing_that_anybody_misses(undo_log, state, change):
+    """Neighbours have sent something before anybody was at work, and then the guest was switched off."""
+    base = list(state.content)
+    state.content.append("frames")
+    state.frames += 1
+    change(undo_log, test := Owner("test"))
+    assert state.content == [*base, "frames", "test"]
+    state.is_lost = True
+    ended(test)
+    settle(undo_log, Owner("next"))
+    assert state.content == base
+
+
+def test_a_savepoint_that_is_lost_with_changes_of_somebody_is_an_error(undo_log, state, change):
+    change(undo_log, Owner("fixture"))
+    change(undo_log, test := Owner("test"))
+    state.is_lost = True
+    ended(test)
+    with pytest.raises(SnapshotFailed, match="it is lost"):
+        settle(undo_log, Owner("next"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pytest_kvm.errors import AgentError, DomainFailed, GuestGone, SavepointRefused
-from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.hypervisor.protocol import CardFrames, DomainState
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.results import CommandResult
@@ -124,6 +124,9 @@ class FakeDomain:
 
     def hmp(self, line: str) -> str:
         raise AssertionError(f"no test prepared the monitor line {line!r}")
+
+    def card_frames(self, device: str) -> CardFrames:
+        return CardFrames()
 
     def save_state(self, target: BinaryIO) -> None:
         target.write(b"state of " + self.name.encode())

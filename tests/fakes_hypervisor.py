@@ -12,8 +12,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from pytest_kvm.errors import AgentError, DomainFailed
-from pytest_kvm.hypervisor.protocol import Domain, DomainState, HostFacts
+from pytest_kvm.errors import AgentError, DomainFailed, NetworkFailed
+from pytest_kvm.hypervisor.protocol import CardFrames, Domain, DomainState, HostFacts
 
 SCREEN = b"\x89PNG\r\n\x1a\n"
 
@@ -35,6 +35,10 @@ class FakeDomain:
         """What was done to it, in order."""
         self._xml = xml
         self._state = DomainState.PAUSED if paused else DomainState.RUNNING
+        self.asked: list[tuple[str, Mapping[str, Any] | None]] = []
+        """The monitor's commands with their arguments."""
+        self.frames: dict[str, CardFrames] = {}
+        """What has passed the host's end of a card, by its name."""
         self._qmp = qmp
         self._agent = agent
         self._ended = threading.Event()
@@ -106,12 +110,16 @@ class FakeDomain:
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         self._living(f"qmp {command}")
+        self.asked.append((command, arguments))
         if command not in self._qmp:
             raise DomainFailed(f"QEMU of {self.name} refused {command}: the test prepared no answer")
         return self._qmp[command]
 
     def hmp(self, line: str) -> str:
         return str(self.qmp(f"hmp:{line}"))
+
+    def card_frames(self, device: str) -> CardFrames:
+        return self.frames.get(device, CardFrames())
 
     def save_state(self, target: BinaryIO) -> None:
         target.write(b"state of " + self.name.encode())
@@ -151,6 +159,9 @@ class FakeHypervisor:
 
     def __init__(self, *, qmp: Answers | None = None, agent: Answers | None = None) -> None:
         self.created: list[FakeDomain] = []
+        self.networks: list[str] = []
+        self.network_failures: list[NetworkFailed] = []
+        """Raised by the next attempts to make a network."""
         self.closed = False
         self._qmp = qmp or {}
         self._agent = agent or {}
@@ -181,6 +192,14 @@ class FakeHypervisor:
         domain = self.create(xml, paused=paused)
         domain.done.append(f"revived from {snapshot}")
         return domain
+
+    def create_network(self, xml: str) -> None:
+        if self.network_failures:
+            raise self.network_failures.pop(0)
+        self.networks.append(xml)
+
+    def remove_network(self, uuid: str) -> None:
+        self.networks = [xml for xml in self.networks if uuid not in xml]
 
     def domains(self) -> list[Domain]:
         return [domain for domain in self.created if domain.alive()]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest_kvm as kvm
 from pytest_kvm.render.cloud_config import Identity
+from pytest_kvm.render.network_xml import NetworkPlan
 from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan, SegmentNicPlan
 from pytest_kvm.spec.network import declare_network
 
@@ -18,6 +19,19 @@ IDENTITY = Identity(
 )
 CONTROL_MAC = "52:54:00:00:00:0a"
 LAN = declare_network("lan", kvm.NetworkSpec(mtu=9000))
+OUT = declare_network(
+    "out", kvm.NetworkSpec(forward="nat", subnet="10.1.0.0/24", subnet6="fd00:1::/64", mtu=9000)
+)
+NETWORKS = {
+    "isolated": declare_network(
+        "lan", kvm.NetworkSpec(backend="libvirt", subnet="10.1.0.0/24", subnet6=None)
+    ),
+    "nat": OUT,
+    "routed": declare_network("way", kvm.NetworkSpec(forward="routed", subnet="10.3.0.0/24", subnet6=None)),
+}
+NETWORK_PLAN = NetworkPlan(
+    name="kvm-0123abcd-lan-1", uuid="11111111-2222-4333-8444-555555555555", bridge="kb0123abcd-1"
+)
 
 
 def _add_watchdog(domain):
@@ -53,6 +67,9 @@ CASES: dict[str, kvm.GuestSpec] = {
             kvm.Nic("default", queues=2),
             kvm.Nic(LAN, dhcp=False),
         ],
+    ),
+    "libvirt_networks": kvm.GuestSpec(
+        "debian-13", nics=[kvm.Nic(LAN), kvm.Nic(OUT), kvm.Nic(OUT, model="e1000e")]
     ),
     "small_virtio_console": kvm.GuestSpec(
         "debian-13",
@@ -127,6 +144,9 @@ def plan_for(spec: kvm.GuestSpec) -> DomainPlan:
                 mac=f"52:54:00:00:01:0{index}",
                 port=folder / f"nic{index + 1}.sock",
                 mtu=nic.segment.spec.mtu,
+                network="kvm-0123abcd-out-1" if nic.segment.spec.is_libvirt else None,
+                tap=f"kv012345678{index}",
+                gateways=[str(each) for each in nic.segment.gateways],
                 addresses=[f"10.1.0.1{index}/24", f"fd00:1::{index}/64"] if nic.has_fixed_address else [],
             )
             for index, nic in enumerate(spec.nics)

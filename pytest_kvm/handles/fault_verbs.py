@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.fault import Fault, FaultControl
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.handles.segment import GuestNic
+    from pytest_kvm.handles.segment_backend import SegmentBackend
 
 Member: TypeAlias = Union["Guest", "GuestNic"]
 """Whom a fault is for: a guest, which means all of its cards on the segment, or one card."""
@@ -28,8 +29,8 @@ class FaultableSegment(ABC):
 
     name: str
     """The fixture's name."""
-    tag: str
-    """Its name in the switch."""
+    backend: SegmentBackend
+    """What passes its frames; not for tests."""
     is_removed = False
     """Whether the segment was removed, after which it has no faults, captures and counters."""
     _faults: FaultControl

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.capture import Capture, CaptureControl
     from pytest_kvm.handles.fault import FaultControl
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.segment_backend import SegmentBackend
     from pytest_kvm.spec.network import Address
     from pytest_kvm.switch.link import Direction
 
@@ -38,7 +39,7 @@ class Segment(FaultableSegment, Network):
         spec: What the segment is made of.
         subnet: Its IPv4 subnet; None if its cards get no IPv4 address.
         subnet6: Its IPv6 subnet, likewise.
-        tag: Its name in the switch.
+        backend: What passes its frames.
         counters: Returns the counters of each link of a segment.
         faults: Sets faults.
         captures: Begins captures.
@@ -51,13 +52,13 @@ class Segment(FaultableSegment, Network):
         *,
         subnet: IPv4Network | None,
         subnet6: IPv6Network | None,
-        tag: str,
+        backend: SegmentBackend,
         counters: Callable[[Segment], Mapping[str, Counters]],
         faults: FaultControl,
         captures: CaptureControl,
     ) -> None:
         super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
-        self.tag = tag
+        self.backend = backend
         self._nics: list[GuestNic] = []
         self._counters = counters
         self._faults = faults
@@ -172,6 +173,12 @@ class GuestNic:
     def addresses(self) -> tuple[str, ...]:
         """The fixed addresses with their prefix lengths."""
         return tuple(str(each) for each in (self.interface4, self.interface6) if each is not None)
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """The host's addresses on the segment that the guest's default routes by this card lead to."""
+        own = {address.version for address in (self.address, self.address6) if address is not None}
+        return tuple(each for each in self.segment.gateways if each.version in own)
 
     @property
     def device(self) -> str:

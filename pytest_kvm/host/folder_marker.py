@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -111,12 +111,15 @@ def is_blank(folder: Path) -> bool:
         return False
 
 
-def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> None:
+def remove(
+    folder: Path, discard: Callable[[Path], object] | None = None, *, keeps: Collection[str] = ()
+) -> None:
     """Remove a folder that is ours or blank, its marker last; do nothing if it is gone already.
 
     Args:
         folder: The folder.
         discard: Removes one entry with all it holds; by default :func:`discard_tree`.
+        keeps: Names of entries that stay, and the folder with its marker then.
 
     Raises:
         OSError: Something could not be removed; all else was, and the marker is still there.
@@ -128,9 +131,11 @@ def remove(folder: Path, discard: Callable[[Path], object] | None = None) -> Non
         raise ValueError(f"{folder} was not made by pytest-kvm")
     problems: list[OSError] = []
     for _ in range(_PASSES):
-        problems = _empty(folder, discard or discard_tree)
+        problems = _empty(folder, discard or discard_tree, keeps=keeps)
     if problems:
         raise problems[0]
+    if keeps:
+        return
     (folder / MARKER).unlink(missing_ok=True)
     with suppress(FileNotFoundError):  # another process removed it, too
         folder.rmdir()
@@ -157,11 +162,11 @@ def discard_tree(path: Path) -> None:
         raise problems[0]
 
 
-def _empty(folder: Path, discard: Callable[[Path], object]) -> list[OSError]:
-    """Remove everything but the marker; return the errors."""
+def _empty(folder: Path, discard: Callable[[Path], object], *, keeps: Collection[str]) -> list[OSError]:
+    """Remove everything but the marker and what is to stay; return the errors."""
     problems: list[OSError] = []
     for path in folder.iterdir() if folder.exists() else ():
-        if path.name != MARKER:
+        if path.name != MARKER and path.name not in keeps:
             try:
                 discard(path)
             except OSError as error:

@@ -148,6 +148,11 @@ TEST_NEEDS = {
         _packages("libvirt-daemon", "libvirt-daemon", "libvirt-daemon", "libvirt"),
         programs=("libvirtd",),
     ),
+    "firewall": Need(
+        "the libvirt networks that the project's own tests make",
+        _packages("iptables", "iptables-nft", "iptables", "iptables-nft"),
+        programs=("iptables", "ip6tables"),
+    ),
 }
 """What the project's own tests need, in addition to :data:`NEEDS`."""
 

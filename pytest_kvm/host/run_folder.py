@@ -62,20 +62,40 @@ def held_run_folder(parent: Path) -> Iterator[Path]:
 def sweep(parent: Path) -> list[Path]:
     """Remove the folders that dead runs left, and return them.
 
-    A folder is left after a reboot, or when the run's watcher was killed, too.
+    A folder is left after a reboot, or when the run's watcher was killed, too. It stays
+    if something that its run has made outside of it cannot be undone.
     Only folders with a run's marker, and blank ones, are removed;
     :func:`foreign_files` returns what no run made.
     """
     runs = parent / RUNS
     if not os.path.lexists(runs):
         return []
+    dead: dict[Path, locks.HeldLock] = {}
     removed: list[Path] = []
     with _guarded(runs):
         for folder in sorted(runs.iterdir()):
-            if _is_dead(folder):
-                watcher.remove_run(folder)
-                removed.append(folder)
+            if not _belongs_to_a_run(folder):
+                continue
+            try:
+                lock = locks.try_exclusive(folder / folder_marker.MARKER)
+            except FileNotFoundError:
+                # If it is not blank, its watcher has just removed it.
+                removed += [folder] if _remove_if_blank(folder) else []
+            else:
+                if lock is not None:  # else a live run owns it
+                    dead[folder] = lock
+    # Not under the guard, where others would wait: to undo what a run has made can take a while.
+    for folder, lock in dead.items():
+        watcher.remove_run(folder)
+        removed += [] if os.path.lexists(folder) else [folder]
+        lock.release()
     return removed
+
+
+def _remove_if_blank(folder: Path) -> bool:
+    if folder_marker.is_blank(folder):
+        watcher.remove_run(folder)
+    return not os.path.lexists(folder)
 
 
 def foreign_files(parent: Path) -> list[Path]:
@@ -93,20 +113,6 @@ def foreign_files(parent: Path) -> list[Path]:
 def _belongs_to_a_run(folder: Path) -> bool:
     known = _RUN.fullmatch(folder.name) is not None
     return known and (folder_marker.is_ours(folder) or folder_marker.is_blank(folder))
-
-
-def _is_dead(folder: Path) -> bool:
-    """Say whether a folder belongs to a run that has ended; the caller holds the guard."""
-    if not _belongs_to_a_run(folder):
-        return False
-    try:
-        lock = locks.try_exclusive(folder / folder_marker.MARKER)
-    except FileNotFoundError:
-        return folder_marker.is_blank(folder)  # if not, its watcher has just removed it
-    if lock is None:
-        return False  # a live run owns it
-    lock.release()
-    return True
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 One watcher is started beside every run with the run's folder and process id, in
 a process session of its own. It sleeps until the run says "done" or dies,
-``kill -9`` included. If the run dies, the watcher kills every QEMU of the run
-and removes the run's folder. It imports only the standard library, because it
-must start without the run's ``sys.path`` and stay small: there is one for each
-xdist worker.
+``kill -9`` included. If the run dies, the watcher kills every QEMU of the run,
+undoes what the run has made on the host, and removes the run's folder. It
+imports only the standard library, because it must start without the run's
+``sys.path`` and stay small: there is one for each xdist worker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pytest_kvm.host import folder_marker
+from pytest_kvm.host import folder_marker, undo_notes
 
 BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -76,10 +76,13 @@ def remove_run(folder: Path) -> list[int]:
     """Kill a run's QEMU processes, remove its folder, and return the ids of the killed processes.
 
     A folder that the plugin did not make is left alone, even if it has the run folder's name.
+    If something that the run has made outside of it cannot be undone, the notes of that stay in the folder.
     """
     ended = end_processes(folder)
     try:
-        folder_marker.remove(folder)
+        is_undone = not folder_marker.is_ours(folder) or undo_notes.carry_out(folder)
+        keeps = () if is_undone else (undo_notes.FOLDER,)
+        folder_marker.remove(folder, keeps=keeps)
     except (OSError, ValueError) as problem:
         sys.stderr.write(f"pytest-kvm: cannot remove {folder}: {problem}\n")
     # A QEMU that was between fork and exec at the first look has its own

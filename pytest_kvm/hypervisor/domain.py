@@ -13,7 +13,7 @@ from pytest_kvm.hypervisor import device_state, monitor, qemu_log
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
-from pytest_kvm.hypervisor.protocol import DomainState
+from pytest_kvm.hypervisor.protocol import CardFrames, DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots, save_libvirt_snapshot
 from pytest_kvm.hypervisor.steal_time import GuestClock
 
@@ -152,6 +152,12 @@ class LibvirtDomain:
     def hmp(self, line: str) -> str:
         """Run a human monitor command and return what it printed."""
         return monitor.hmp(self._living(), line)
+
+    def card_frames(self, device: str) -> CardFrames:
+        """Return what has passed the host's end of a card (``virDomainInterfaceStats``)."""
+        counted = self._call("count the frames of", lambda domain: domain.interfaceStats(device))
+        received_bytes, received, _, _, sent_bytes, sent, _, _ = counted
+        return CardFrames(received=received, received_bytes=received_bytes, sent=sent, sent_bytes=sent_bytes)
 
     def save_state(self, target: BinaryIO) -> None:
         """Write the device state, without the RAM file, to an open file; see :func:`device_state.save`."""

@@ -15,7 +15,7 @@ import psutil
 
 from pytest_kvm.errors import DomainFailed
 from pytest_kvm.host.qemu_process import HostProcess
-from pytest_kvm.hypervisor import libvirt_connection, qemu_log
+from pytest_kvm.hypervisor import libvirt_connection, libvirt_networks, qemu_log
 from pytest_kvm.hypervisor.capabilities import host_facts
 from pytest_kvm.hypervisor.domain import LibvirtDomain
 from pytest_kvm.hypervisor.embed import EmbedRoot, embed_root, is_embed
@@ -132,6 +132,14 @@ class LibvirtHypervisor:
             with self._lock:
                 self._domains[name] = domain
         return domain
+
+    def create_network(self, xml: str) -> None:
+        """Make a transient network; see :func:`libvirt_networks.create`."""
+        libvirt_networks.create(self._connection.get(), xml)
+
+    def remove_network(self, uuid: str) -> None:
+        """Remove a network; see :func:`libvirt_networks.remove`."""
+        libvirt_networks.remove(self._connection.get(), uuid)
 
     def domains(self) -> list[Domain]:
         """Return every running domain of the connection, also those that former processes started."""

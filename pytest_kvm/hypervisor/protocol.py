@@ -38,6 +38,36 @@ class HostFacts:
     """A firmware descriptor for UEFI is installed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CardFrames:
+    """What has passed a guest's card, as seen from the guest."""
+
+    received: int = 0
+    """Frames that came to the guest."""
+    received_bytes: int = 0
+    sent: int = 0
+    """Frames that came from the guest."""
+    sent_bytes: int = 0
+
+    def __add__(self, other: CardFrames) -> CardFrames:
+        """Return what has passed both cards."""
+        return CardFrames(
+            received=self.received + other.received,
+            received_bytes=self.received_bytes + other.received_bytes,
+            sent=self.sent + other.sent,
+            sent_bytes=self.sent_bytes + other.sent_bytes,
+        )
+
+    def __sub__(self, earlier: CardFrames) -> CardFrames:
+        """Return what has passed since."""
+        return CardFrames(
+            received=self.received - earlier.received,
+            received_bytes=self.received_bytes - earlier.received_bytes,
+            sent=self.sent - earlier.sent,
+            sent_bytes=self.sent_bytes - earlier.sent_bytes,
+        )
+
+
 class Domain(Protocol):
     """One running (or just ended) transient domain."""
 
@@ -128,6 +158,10 @@ class Domain(Protocol):
         """Run a human monitor command and return what it printed."""
         ...
 
+    def card_frames(self, device: str) -> CardFrames:
+        """Return what has passed a card, by the name of the host's end of it, such as a tap device."""
+        ...
+
     def save_state(self, target: BinaryIO) -> None:
         """Write the device state of a paused domain, without its RAM file, to an open file.
 
@@ -214,6 +248,22 @@ class Hypervisor(Protocol):
             snapshot: Name that was given to :meth:`Domain.save_libvirt_snapshot` or
                 :meth:`Domain.take_snapshot`.
             paused: Leave the domain paused.
+        """
+        ...
+
+    def create_network(self, xml: str) -> None:
+        """Make a transient network.
+
+        Raises:
+            NetworkFailed: The hypervisor refused.
+        """
+        ...
+
+    def remove_network(self, uuid: str) -> None:
+        """Remove a network with all that was made for it; do nothing if there is none.
+
+        Raises:
+            NetworkFailed: The hypervisor refused.
         """
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from pytest_kvm.errors import GuestError
@@ -77,6 +77,10 @@ class CardNetwork(NamedTuple):
     """Fixed addresses with their prefix lengths."""
     dhcp: bool
     """Whether the service asks for an IPv4 address."""
+    gateways: Sequence[str] = ()
+    """Addresses of routers to everywhere."""
+    metric: int = 0
+    """Of the routes to them: of several routers the one with the smallest metric is used."""
 
 
 class SettingsFile(NamedTuple):
@@ -185,6 +189,8 @@ def _network_unit(card: CardNetwork) -> str:
     lines = ["[Match]", f"MACAddress={card.mac}", "[Link]", f"MTUBytes={card.mtu}", "RequiredForOnline=no"]
     lines += ["[Network]", *(f"Address={each}" for each in card.addresses)]
     lines += ["DHCP=ipv4", "[DHCPv4]", "UseRoutes=false"] if card.dhcp else []
+    for each in card.gateways:
+        lines += ["[Route]", f"Gateway={each}", f"Metric={card.metric}"]
     return "\n".join(lines) + "\n"
 
 
@@ -197,7 +203,10 @@ def _nmconnection(card: CardNetwork, name: str) -> str:
     for version, without in ((4, "disabled"), (6, without6)):
         addresses = [each for each in card.addresses if ip_interface(each).version == version]
         method = "manual" if addresses else "auto" if card.dhcp and version == 4 else without
-        lines += [f"[ipv{version}]", f"method={method}", "never-default=true", "ignore-auto-dns=true"]
+        gateways = [each for each in card.gateways if ip_address(each).version == version]
+        never = "false" if gateways else "true"
+        lines += [f"[ipv{version}]", f"method={method}", f"never-default={never}", "ignore-auto-dns=true"]
+        lines += [line for each in gateways for line in (f"gateway={each}", f"route-metric={card.metric}")]
         lines += [f"address{number}={each}" for number, each in enumerate(addresses, start=1)]
     return "\n".join(lines) + "\n"
 
@@ -210,6 +219,9 @@ def _interfaces(card: CardNetwork) -> str:
         address = ip_interface(each)
         family, no_wait = ("inet6", ["    dad-attempts 0"]) if address.version == 6 else ("inet", [])
         lines += [f"iface {CARD} {family} static", mtu, f"    address {each}", *no_wait]
+        for gateway in card.gateways:
+            if ip_address(gateway).version == address.version:
+                lines += [f"    gateway {gateway}", f"    metric {card.metric}"]
     # The client takes a default route, too. Without a metric, the control card could not have its own.
     lines += [f"iface {CARD} inet dhcp", mtu, "    metric 4096"] if card.dhcp else []
     return "\n".join(lines) + "\n"

@@ -25,7 +25,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_kvm.errors import AgentError, GuestError, WaitTimeout
 from pytest_kvm.machine import renewal_script
 from pytest_kvm.machine.agent import GuestAgent
-from pytest_kvm.machine.network_services import CardNetwork, NetworkService, ask_for_lease, settings_file
+from pytest_kvm.machine.network_services import (
+    CardNetwork,
+    NetworkService,
+    ask_for_lease,
+    settings_file,
+)
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
@@ -173,6 +178,7 @@ def _orders(renewal: Renewal, *, clock: int) -> bytes:
     orders += [f"mac {old} {new}" for old, new in renewal.macs]
     for card in renewal.networks:
         orders.append(" ".join(["network", card.mac, str(card.mtu), *card.addresses]))
+        orders += [f"router {card.mac} {each} {card.metric}" for each in card.gateways]
         if renewal.network_service is not None:
             orders += _settings_orders(renewal.network_service, card)
     if renewal.renews_leases:

@@ -195,13 +195,32 @@ def run_for_card(mac: str, *command: str) -> None:
     _run([word.replace("{card}", card) for word in command])
 
 
-def _set_up(card: str, addresses: Iterable[str]) -> None:
+def add_router(mac: str, *router: str) -> None:
+    """Add a default route by a card, until the guest boots; without IPv6, there is none of that version.
+
+    Args:
+        mac: The card's MAC address.
+        router: Its address, and the route's metric: of several the one with the smallest is used.
+    """
+    address, metric = router
+    card = card_of(mac)
+    version = "-6" if ":" in address else "-4"
+    if version == "-4" or _has_ipv6(card):
+        route = ["via", address, "dev", card, "metric", metric]
+        _run(["ip", version, "route", "replace", "default", *route])
+
+
+def _has_ipv6(card: str) -> bool:
     # A kernel without IPv6 has no settings for it; nor has a card whose MTU is too small for it.
-    settings6 = "/proc/sys/net/ipv6/conf/" + card
-    has_ipv6 = os.path.isdir(settings6) and _read(settings6 + "/disable_ipv6").strip() == "0"
+    settings = "/proc/sys/net/ipv6/conf/" + card
+    return os.path.isdir(settings) and _read(settings + "/disable_ipv6").strip() == "0"
+
+
+def _set_up(card: str, addresses: Iterable[str]) -> None:
+    has_ipv6 = _has_ipv6(card)
     if has_ipv6:
         # Each address is given once, and to look for another owner takes a second.
-        _write(settings6 + "/accept_dad", "0\n")
+        _write("/proc/sys/net/ipv6/conf/" + card + "/accept_dad", "0\n")
     flags = int.from_bytes(_control(card, _GET_FLAGS, b"")[16:18], sys.byteorder)
     _control(card, _SET_FLAGS, (flags | _IFF_UP).to_bytes(2, sys.byteorder))
     for each in addresses:
@@ -321,6 +340,7 @@ ORDERS: dict[str, Callable[..., None]] = {
     "host-key": set_host_key,
     "mac": set_hardware_address,
     "network": set_network,
+    "router": add_router,
     "settings": write_settings,
     "run": run_for_card,
     "leases": renew_leases,

@@ -29,6 +29,7 @@ from pytest_kvm.plugin.hook_calls import modify_spec
 from pytest_kvm.plugin.session import (
     check_connection,
     check_image,
+    check_network,
     check_sources,
     reserve_addresses,
     settings_stashed,
@@ -159,7 +160,9 @@ class _SpecChecker:
         if call not in self._networks:
             with self._noting(call):
                 self._networks[call] = None
-                self._networks[call] = _network_or_none(call)
+                self._networks[call] = network = _network_or_none(call)
+                if network is not None:
+                    check_network(network.spec, settings_stashed(item.config), name=call.fixture)
         return self._networks[call]
 
     def _guest_spec(self, call: _Call, item: pytest.Item) -> GuestSpec | None:

@@ -180,6 +180,17 @@ def check_connection(spec: GuestSpec, settings: Settings) -> None:
             )
 
 
+def check_network(spec: NetworkSpec, settings: Settings, *, name: str) -> None:
+    """Make sure that the run's connection makes the network that a spec asks for.
+
+    Raises:
+        SpecError: Only libvirt's system daemon makes it.
+    """
+    from pytest_kvm.spec import network  # noqa: PLC0415 - few projects have segments
+
+    network.check_connection(name, spec, uri=settings.uri, is_system=settings.is_system)
+
+
 def check_sources(spec: GuestSpec) -> None:
     """Make sure that the host files of a spec's prepare steps can be read.
 

@@ -16,7 +16,7 @@ from pytest_kvm.spec.network import hosts_in_order
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.segment import Segment
-    from pytest_kvm.spec.network import NetworkSpec, Subnet
+    from pytest_kvm.spec.network import Network, NetworkSpec, Subnet
     from pytest_kvm.spec.nic import Nic
 
 N = TypeVar("N", IPv4Network, IPv6Network)
@@ -26,7 +26,7 @@ _QEMU_MAC = "52:54:00"
 """Begin of the locally administered MAC addresses that QEMU uses."""
 
 
-def choose_subnet4(name: str, spec: NetworkSpec, *, others: Collection[Segment]) -> IPv4Network | None:
+def choose_subnet4(name: str, spec: NetworkSpec, *, others: Collection[Network]) -> IPv4Network | None:
     """Return the IPv4 subnet of a segment: its own, or one that no other segment has; None if it has none.
 
     Raises:
@@ -39,12 +39,23 @@ def choose_subnet4(name: str, spec: NetworkSpec, *, others: Collection[Segment])
     return _first_clear(candidates, taken, field=f"NetworkSpec.subnet of {name}")
 
 
-def choose_subnet6(name: str, spec: NetworkSpec, *, others: Collection[Segment]) -> IPv6Network | None:
-    """Return the IPv6 subnet of a segment; otherwise as :func:`choose_subnet4`."""
+def choose_subnet6(
+    name: str, spec: NetworkSpec, *, others: Collection[Network], run: str = ""
+) -> IPv6Network | None:
+    """Return the IPv6 subnet of a segment; otherwise as :func:`choose_subnet4`.
+
+    Args:
+        name: The segment's name.
+        spec: What it is made of.
+        others: The other segments of the run.
+        run: Id of the run, eight hexadecimal digits, if the host has an address in the subnet: libvirt
+            does not see that another run has it, too.
+    """
     if spec.subnet6 != "auto":
         return None if spec.subnet6 is None else IPv6Network(spec.subnet6)
     # Unique local addresses (RFC 4193); 6b766d is "kvm" in hexadecimal.
-    candidates = (IPv6Network(f"fd6b:766d:0:{number:x}::/64") for number in _numbers(name))
+    site = f"fd6b:{run[:4]}:{run[4:]}" if run else "fd6b:766d:0"
+    candidates = (IPv6Network(f"{site}:{number:x}::/64") for number in _numbers(name))
     taken = [other.subnet6 for other in others]
     return _first_clear(candidates, taken, field=f"NetworkSpec.subnet6 of {name}")
 
@@ -122,7 +133,8 @@ def _choose_address(
             f"Nic.{field}: {given} is the address of {holders[given].link} on {segment.name}",
             resolution="give each card its own address; what is left out is given from the tenth on",
         )
-    chosen = given or _first_free(subnet, {*holders, *reserved}) or _first_free(subnet, holders)
+    taken = {*holders, *map(str, segment.gateways)}
+    chosen = given or _first_free(subnet, taken.union(reserved)) or _first_free(subnet, taken)
     if chosen is None:
         raise SpecError(
             f"Nic.{field}: no address is free in {subnet}, the subnet of {segment.name}",

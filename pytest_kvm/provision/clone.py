@@ -203,7 +203,14 @@ def _renewal_of(request: StartRequest, facts: TemplateFacts, plan: DomainPlan) -
         host_key=new_key_pair() if unique else None,
         macs=macs,
         networks=[
-            CardNetwork(mac=nic.mac, mtu=nic.mtu, addresses=nic.addresses, dhcp=nic.nic.uses_dhcp)
+            CardNetwork(
+                mac=nic.mac,
+                mtu=nic.mtu,
+                addresses=nic.addresses,
+                dhcp=nic.nic.uses_dhcp,
+                gateways=nic.gateways,
+                metric=nic.metric,
+            )
             for nic in plan.segment_nics
             if nic.is_configured
         ],

@@ -236,7 +236,7 @@ def assemble_machine(
         console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
         access=access,
         folder=folder,
-        links=GuestLinks(resources.switch, request.nics),
+        links=GuestLinks(request.nics),
         timeouts=timeouts,
         log=request.log,
     )

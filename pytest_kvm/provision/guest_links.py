@@ -11,18 +11,19 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import DomainFailed, GuestGone, SnapshotFailed, SwitchFailed
+from pytest_kvm.handles.segment_backend import MachineCard
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision.machine_plan import port_path
 from pytest_kvm.provision.restorable_state import Traffic
-from pytest_kvm.render.qemu_args import card_id, segment_netdev
+from pytest_kvm.render.qemu_args import segment_card_ids
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.segment import GuestNic
-    from pytest_kvm.hypervisor.protocol import Domain
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.run_resources import Lazy
     from pytest_kvm.render.plan import DomainPlan
+    from pytest_kvm.render.qemu_args import CardIds
     from pytest_kvm.switch.client import Switch
 
 _TAKEN_WITHIN = 10.0
@@ -34,12 +35,10 @@ class GuestLinks:
     """All links of one guest.
 
     Args:
-        switch: The run's switch.
         nics: The guest's cards on segments.
     """
 
-    def __init__(self, switch: Lazy[Switch], nics: Sequence[GuestNic]) -> None:
-        self._switch = switch
+    def __init__(self, nics: Sequence[GuestNic]) -> None:
         self._nics = tuple(nics)
 
     def traffic(self) -> Traffic:
@@ -48,7 +47,7 @@ class GuestLinks:
         Raises:
             SwitchFailed: The switch has ended.
         """
-        counted = [self._switch.get().traffic(nic.segment.tag, nic.link) for nic in self._nics]
+        counted = [nic.segment.backend.traffic(nic.link) for nic in self._nics]
         return Traffic(sum(reached for reached, _ in counted), sum(told for _, told in counted))
 
     def detach(self) -> None:
@@ -58,7 +57,7 @@ class GuestLinks:
             SwitchFailed: The switch has ended.
         """
         for nic in self._nics:
-            self._switch.get().attach(nic.segment.tag, nic.link, port=None)
+            nic.segment.backend.attach(nic.link, None)
 
     def attach(self, machine: Machine) -> None:
         """Attach the links to a machine that is about to run; those of the guest's former machine are moved.
@@ -70,8 +69,7 @@ class GuestLinks:
             SwitchFailed: The switch has ended.
         """
         for nic in self._nics:
-            port = port_path(machine.folder, nic.index)
-            is_plugged_in = self._switch.get().attach(nic.segment.tag, nic.link, port=port)
+            is_plugged_in = nic.segment.backend.attach(nic.link, _card_of(machine, nic))
             set_carrier(machine, nic, on=is_plugged_in)
 
     def drop_frames(self, machine: Machine) -> None:
@@ -93,27 +91,27 @@ class GuestLinks:
         domain = machine.domain
         try:
             is_paused = domain.state() is DomainState.PAUSED
-            self._set_links(domain, up=False)
+            self._set_links(machine, up=False)
             if is_paused:
                 domain.resume()  # each card of a paused guest holds back one frame until it runs
             domain.suspend()
             for nic in self._nics:
                 self._wait_drained(nic, machine)
-            self._set_links(domain, up=True)
+            self._set_links(machine, up=True)
         except DomainFailed as failure:
             raise SnapshotFailed(
                 f"the frames for {machine.name} cannot be dropped: {failure.brief}", details=failure.details
             ) from failure
 
-    def _set_links(self, domain: Domain, *, up: bool) -> None:
-        for number in range(1, len(self._nics) + 1):
-            domain.qmp("set_link", {"name": segment_netdev(number), "up": up})
+    def _set_links(self, machine: Machine, *, up: bool) -> None:
+        for nic in self._nics:
+            machine.domain.qmp("set_link", {"name": _ids_of(nic).netdev, "up": up})
 
     def _wait_drained(self, nic: GuestNic, machine: Machine) -> None:
-        port = port_path(machine.folder, nic.index)
+        card = _card_of(machine, nic)
 
         def look() -> None:
-            if not self._switch.get().is_drained(port):
+            if not nic.segment.backend.is_drained(card):
                 raise NotYet("frames wait")
 
         wait_until(
@@ -133,14 +131,16 @@ def open_ports(switch: Lazy[Switch], plan: DomainPlan, *, stack: ExitStack) -> N
     """
     stack.callback(close_ports, switch, plan)
     for planned in plan.segment_nics:
-        switch.get().open_port(planned.port)
+        if planned.network is None:
+            switch.get().open_port(planned.port)
 
 
 def close_ports(switch: Lazy[Switch], plan: DomainPlan) -> None:
     """Close the ports of a machine, whose links stay; a second call does nothing."""
     with suppress(SwitchFailed, GuestGone):  # the switch has ended, and its ports with it
         for planned in plan.segment_nics:
-            switch.get().close_port(planned.port)
+            if planned.network is None:
+                switch.get().close_port(planned.port)
 
 
 def set_carrier(machine: Machine, nic: GuestNic, *, on: bool) -> None:
@@ -149,5 +149,15 @@ def set_carrier(machine: Machine, nic: GuestNic, *, on: bool) -> None:
     Raises:
         DomainFailed: QEMU has ended.
     """
+    machine.carriers.set(machine.domain, _ids_of(nic).device, on=on)
+
+
+def _card_of(machine: Machine, nic: GuestNic) -> MachineCard:
+    port = port_path(machine.folder, nic.index)
+    return MachineCard(domain=machine.domain, port=port, ids=_ids_of(nic))
+
+
+def _ids_of(nic: GuestNic) -> CardIds:
+    """Return QEMU's ids of a guest's card, which are those of its number among the cards on segments."""
     number = nic.guest.nics.index(nic) + 1
-    machine.carriers.set(machine.domain, card_id(segment_netdev(number)), on=on)
+    return segment_card_ids(number, is_tap=nic.segment.backend.network is not None)

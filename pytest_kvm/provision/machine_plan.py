@@ -13,6 +13,7 @@ import psutil
 from pytest_kvm.errors import SpecError
 from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair
 from pytest_kvm.images.image import Image
+from pytest_kvm.provision.libvirt_segment import tap_name
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.render.cloud_config import Identity
@@ -61,18 +62,22 @@ def plan_domain(resources: RunResources, request: StartRequest, *, uuid: str, fo
 
 
 def _plan_segment_nics(request: StartRequest, folder: Path) -> Iterator[SegmentNicPlan]:
-    """Yield the cards on segments; those of a template's machine have no IP addresses."""
+    """Yield the cards on segments; those of a template's machine have no addresses, and are on no network."""
     joined = {nic.index: nic for nic in request.nics}
     for index, nic in enumerate(request.spec.nics):
         if nic.segment is not None:
-            own = joined.get(index)
+            own, port = joined.get(index), port_path(folder, index)
+            network = own.segment.backend.network if own else None
             yield SegmentNicPlan(
                 index=index,
                 nic=nic,
                 mac=own.mac if own else request.tied_macs.get(index) or new_mac(),
-                port=port_path(folder, index),
+                port=port,
                 mtu=nic.segment.spec.mtu,
+                network=network,
+                tap=tap_name(port) if network else "",
                 addresses=own.addresses if own else (),
+                gateways=tuple(map(str, own.gateways)) if own else (),
             )
 
 

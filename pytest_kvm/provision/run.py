@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import TypeGuard
 
@@ -60,9 +60,15 @@ class Run:
         self._tell = tell
         self._switch = Lazy(lambda: closing(Switch()))
         self._resources = Lazy(lambda: open_run_resources(settings, self._switch))
-        self.faults = SegmentFaults(self._switch, coordinator, seed=settings.seed)
+        self.faults = SegmentFaults(coordinator, seed=settings.seed)
         self.captures = SegmentCaptures(self._resources, coordinator, records=settings.capture != "never")
-        self.segments = Segments(self._switch, faults=self.faults, captures=self.captures)
+        self.segments = Segments(
+            self._switch,
+            self._resources,
+            faults=self.faults,
+            captures=self.captures,
+            before_removal=self._drop_spares,
+        )
         self._starter = Lazy(lambda: closing(GuestStarter(settings, self._resources.get())))
         self._lock = threading.Lock()
         self._boots: dict[Guest, GuestBoot] = {}
@@ -100,7 +106,7 @@ class Run:
             self.remove(guest)
             raise
         if resets:
-            links = GuestLinks(self._switch, guest.nics)
+            links = GuestLinks(guest.nics)
             self._coordinator.watch(guest, GuestState(machines, links=links), reset=spec.reset)
         boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         return guest
@@ -267,6 +273,10 @@ class Run:
             self._starter.close()
             self._switch.close()
             self._resources.close()
+
+    def _drop_spares(self, network: str) -> None:
+        with suppress(GuestGone):  # the run has ended, and its spare clones with it
+            self._starter.get().drop_spares(network)
 
     def _before_use(self, guest: Guest) -> None:
         self._coordinator.before_use(guest)

@@ -14,6 +14,7 @@ from pytest_kvm.errors import GuestGone
 from pytest_kvm.host.accelerator import choose_accelerator
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
+from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import Hypervisor
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
@@ -37,6 +38,8 @@ class RunResources:
     key_file: Path
     switch: Lazy[Switch]
     """Passes frames between guests; its process is started for the first segment."""
+    undo_notes: UndoNotes
+    """Of what is made outside of the run folder."""
 
     @property
     def is_system(self) -> bool:
@@ -76,6 +79,7 @@ def open_run_resources(settings: Settings, switch: Lazy[Switch]) -> Generator[Ru
             key=key,
             key_file=write_private(folder / "id_ed25519", key.private),
             switch=switch,
+            undo_notes=UndoNotes(folder),
         )
 
 

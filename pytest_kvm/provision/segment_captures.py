@@ -14,11 +14,10 @@ from pytest_kvm.handles.capture import Capture
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.segment import GuestNic, Segment
+    from pytest_kvm.handles.segment_backend import CaptureWriter
     from pytest_kvm.provision.reset_coordinator import ResetCoordinator
     from pytest_kvm.provision.run_resources import Lazy, RunResources
     from pytest_kvm.provision.undo_log import Owner
-    from pytest_kvm.switch.client import Switch
-    from pytest_kvm.switch.pcapng import Written
 
 _log = logging.getLogger("pytest_kvm.provision")
 _RECORD_LIMIT = 1 << 28
@@ -29,7 +28,7 @@ class SegmentCaptures:
     """Implements :class:`pytest_kvm.handles.capture.CaptureControl` for all segments of a run.
 
     Args:
-        resources: The run's folder, for the files, and its switch.
+        resources: The run's folder, for the files.
         coordinator: Knows the owner at work.
         records: Whether all segments are captured during each test.
     """
@@ -78,10 +77,9 @@ class SegmentCaptures:
         if owner is not None and owner.ended:
             raise SpecError(f"{segment.name}: {owner.name} has ended, and can begin no capture any more")
         number, resources = next(self._numbers), self._resources.get()
-        path, switch = resources.folder / f"capture{number}.pcapng", resources.switch.get()
+        path = resources.folder / f"capture{number}.pcapng"
         what = f"{segment.name}, {' and '.join(links)}" if links else segment.name
-        begun_number = switch.capture(segment.tag, path, links=links, comment=what, limit=limit)
-        source = _Source(switch=switch, number=begun_number)
+        source = segment.backend.capture(path, links=links, comment=what, limit=limit)
         capture = Capture(what, path, source=source, patience=resources.timeouts.packet)
         name = "-".join([segment.name, *links])
         with self._lock:
@@ -97,7 +95,7 @@ class SegmentCaptures:
         try:
             capture.stop()
         except SwitchFailed as failure:
-            if begun.is_asked_for and not begun.source.switch.has_ended():
+            if begun.is_asked_for and not begun.source.has_broken():
                 raise
             _log.warning("%s", failure)
         finally:
@@ -112,24 +110,4 @@ class _Begun:
     owner: Owner | None
     is_asked_for: bool
     """Whether a test or fixture began it, and not the run."""
-    source: _Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """What writes one capture's file."""
-
-    switch: Switch
-    number: int
-
-    def flush(self) -> Written:
-        """Flush all frames that have passed to the file."""
-        return self.switch.flush_capture(self.number)
-
-    def wait(self, *, frames: int, timeout: float) -> None:
-        """Wait until the file holds more frames."""
-        self.switch.wait_capture(self.number, frames=frames, timeout=timeout)
-
-    def end(self) -> Written:
-        """Finish the file."""
-        return self.switch.end_capture(self.number)
+    source: CaptureWriter

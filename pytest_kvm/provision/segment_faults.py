@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from time import time
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import DomainFailed, GuestGone, SpecError, SwitchFailed
@@ -26,10 +25,9 @@ from pytest_kvm.provision.guest_links import set_carrier
 if TYPE_CHECKING:
     from pytest_kvm.handles.fault_verbs import FaultableSegment
     from pytest_kvm.handles.segment import GuestNic
+    from pytest_kvm.handles.segment_backend import SegmentBackend
     from pytest_kvm.provision.reset_coordinator import ResetCoordinator
-    from pytest_kvm.provision.run_resources import Lazy
     from pytest_kvm.provision.undo_log import Owner
-    from pytest_kvm.switch.client import Switch
 
 
 _log = logging.getLogger("pytest_kvm.segments")
@@ -41,16 +39,12 @@ class SegmentFaults:
     Any thread of a test may begin and undo faults.
 
     Args:
-        switch: The run's switch.
         coordinator: Knows the owner at work, and resets guests.
         seed: Makes the faults' random choices repeatable; None: the run chooses one.
     """
 
-    def __init__(
-        self, switch: Lazy[Switch], coordinator: ResetCoordinator, *, seed: str | None = None
-    ) -> None:
+    def __init__(self, coordinator: ResetCoordinator, *, seed: str | None = None) -> None:
         self.seed = secrets.token_hex(4) if seed is None else seed
-        self._switch = switch
         self._coordinator = coordinator
         self._lock = threading.RLock()
         self._active: dict[Fault, _Active] = {}
@@ -93,32 +87,30 @@ class SegmentFaults:
     ) -> Fault:
         """Apply a fault to frames."""
         with self._setting(segment) as steps_back:
-            switch, owner = self._switch.get(), self._coordinator.owner
+            backend, owner = segment.backend, self._coordinator.owner
             # Of the owner's faults, not of the run's: a test that runs alone meets the same chances.
             before = len(self._begun.get(owner, ()))
             chances = [self.seed, "" if owner is None else owner.name, before, segment.name, kind]
             for stretch in on:
-                number = switch.fault(
-                    segment.tag,
+                number = backend.fault(
                     kind,
                     link=stretch.link,
                     direction=stretch.direction,
                     seed="/".join(map(str, [*chances, stretch])),
                     settings=settings,
                 )
-                steps_back.callback(switch.undo, number)
+                steps_back.callback(backend.undo, number)
             is_random = "probability" in settings or bool(settings.get("jitter"))
             return self._begin(segment, words, steps_back=steps_back, on=on, is_random=is_random)
 
     def drop(self, segment: FaultableSegment, condition: Condition, *, on: Sequence[Stretch]) -> Fault:
         """Drop the frames that a condition is true of."""
         words = f"drop({name_of(condition)})"
-        begin_on = _dropping(condition)
+        begin = segment.backend.dropping(condition)
         with self._setting(segment) as steps_back:
-            switch = self._switch.get()
             for stretch in on:
-                number = begin_on(switch, segment.tag, stretch)
-                steps_back.callback(switch.undo, number)
+                number = begin(stretch.link, stretch.direction)
+                steps_back.callback(segment.backend.undo, number)
             return self._begin(segment, words, steps_back=steps_back, on=on)
 
     def cut(
@@ -134,10 +126,10 @@ class SegmentFaults:
         def make() -> int:
             here = segment.nics
             links = [[nic.link for nic in group if nic in here] for group in groups]
-            return self._switch.get().cut(segment.tag, links, joins_others=joins_others)
+            return segment.backend.cut(links, joins_others=joins_others)
 
         with self._setting(segment) as steps_back:
-            cut = _RepeatableCut(make, unmake=self._switch.get().undo)
+            cut = _RepeatableCut(make, unmake=segment.backend.undo)
             steps_back.callback(cut.unmake)
             return self._begin(segment, words, steps_back=steps_back, cut=cut)
 
@@ -239,20 +231,14 @@ class SegmentFaults:
                 stack.callback(self._undo_in_the_end, fault)
 
     def _undo_in_the_end(self, fault: Fault) -> None:
+        segment = self._active[fault].segment
         try:
             fault.undo()
         except Exception as failure:
-            if isinstance(failure, SwitchFailed) and self._has_switch_ended():
+            if isinstance(failure, SwitchFailed) and _has_ended(segment.backend):
                 return  # the next use of a guest on a segment raises it
             failure.add_note(f"by {fault}")
             raise
-
-    def _has_switch_ended(self) -> bool:
-        try:
-            self._switch.get().check()
-        except (SwitchFailed, GuestGone):
-            return True
-        return False
 
     def _make_again(self, fault: Fault, cut: _RepeatableCut) -> None:
         if fault in self._active:
@@ -261,7 +247,7 @@ class SegmentFaults:
     # ------------------------------------------------------------ cables
 
     def _hold(self, nic: GuestNic, holder: object, *, plugged_in: bool) -> None:
-        was_plugged_in = self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
+        was_plugged_in = nic.segment.backend.set_link(nic.link, up=plugged_in)
         self._holds.setdefault(nic, {None: was_plugged_in})[holder] = plugged_in
         _set_carrier_if_on(nic, on=plugged_in)
 
@@ -274,26 +260,17 @@ class SegmentFaults:
         if holds and nic in nic.segment.nics:  # else its guest was removed
             plugged_in = list(holds.values())[-1]
             try:
-                self._switch.get().set_link(nic.segment.tag, nic.link, up=plugged_in)
+                nic.segment.backend.set_link(nic.link, up=plugged_in)
             finally:
                 _set_carrier_if_on(nic, on=plugged_in)
 
 
-def _dropping(condition: Condition) -> Callable[[Switch, str, Stretch], int]:
-    """Return what makes a switch drop the frames that a condition is true of; it returns a number."""
-    if isinstance(condition, str):
-        from pytest_kvm.switch.filters import compile_filter  # noqa: PLC0415 - loads ctypes
-
-        program = compile_filter(condition)
-        return lambda switch, segment, at: switch.filter(
-            segment, program, link=at.link, direction=at.direction
-        )
-    from pytest_kvm.switch.packets import Packet  # noqa: PLC0415 - loads dpkt
-
-    def judge(frame: bytes) -> bool:
-        return condition(Packet(frame, time()))
-
-    return lambda switch, segment, at: switch.ask(segment, judge, link=at.link, direction=at.direction)
+def _has_ended(backend: SegmentBackend) -> bool:
+    try:
+        backend.check()
+    except (SwitchFailed, GuestGone):
+        return True
+    return False
 
 
 def _set_carrier_if_on(nic: GuestNic, *, on: bool) -> None:

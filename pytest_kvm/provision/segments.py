@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import SpecError, SwitchFailed
+from pytest_kvm.errors import NetworkFailed, SpecError, SwitchFailed
 from pytest_kvm.handles.guest import running_machine
 from pytest_kvm.handles.segment import Counters, GuestNic, Segment, add_nic, discard_nic
 from pytest_kvm.hypervisor.protocol import DomainState
@@ -24,35 +24,58 @@ from pytest_kvm.provision.addresses import (
     choose_subnet4,
     choose_subnet6,
 )
+from pytest_kvm.provision.libvirt_segment import LibvirtSegment
+from pytest_kvm.provision.switch_segment import SwitchSegment
 from pytest_kvm.spec.neighbours import hostname_from, names_of
+from pytest_kvm.spec.network import Network
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
-    from pytest_kvm.provision.run_resources import Lazy
+    from pytest_kvm.handles.segment_backend import SegmentBackend
+    from pytest_kvm.provision.run_resources import Lazy, RunResources
     from pytest_kvm.provision.segment_captures import SegmentCaptures
     from pytest_kvm.provision.segment_faults import SegmentFaults
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.network import NetworkSpec
     from pytest_kvm.switch.client import Switch
 
+_MOST_ATTEMPTS = 8
+"""How many subnets are tried for a network of the host, which may have a route for some of them."""
+_TAKEN = "already in use by interface"
+"""libvirt's words for that, which no error code tells (``networkCheckRouteCollision()``)."""
+
 
 class Segments:
     """The segments of one run.
 
     Args:
-        switch: The run's switch; its process is started for the first segment.
+        switch: The run's switch; its process is started for the first segment that it makes.
+        resources: What the run has opened; opened for the first segment that libvirt makes.
         faults: The faults of all segments.
         captures: The captures of all segments.
+        before_removal: Called with libvirt's name of a network that is about to be removed.
     """
 
-    def __init__(self, switch: Lazy[Switch], *, faults: SegmentFaults, captures: SegmentCaptures) -> None:
+    def __init__(
+        self,
+        switch: Lazy[Switch],
+        resources: Lazy[RunResources],
+        *,
+        faults: SegmentFaults,
+        captures: SegmentCaptures,
+        before_removal: Callable[[str], None],
+    ) -> None:
         self._switch = switch
+        self._resources = resources
         self._faults = faults
         self._captures = captures
+        self._before_removal = before_removal
         self._lock = threading.Lock()
         self._segments: dict[Segment, frozenset[str]] = {}
         """Each with the addresses that guests on it have only if their specs name them."""
         self._numbers = itertools.count(1)
+        self._network_numbers = itertools.count(1)
+        """Of those that are libvirt networks."""
 
     def make(self, name: str, spec: NetworkSpec, *, reserved: Collection[str] = ()) -> Segment:
         """Make a segment.
@@ -63,26 +86,52 @@ class Segments:
             reserved: Addresses that specs name, and that no other guest is to be given.
 
         Raises:
-            SpecError: No automatic subnet is free.
+            SpecError: No automatic subnet is free, or the connection makes no networks.
+            NetworkFailed: libvirt refused to make the network.
             SwitchFailed: The switch did not start.
         """
-        switch = self._switch.get()
         with self._lock:
-            tag = f"{name}-{next(self._numbers)}"
+            network, backend = self._make_backend(name, spec)
             segment = Segment(
                 name,
                 spec,
-                subnet=choose_subnet4(name, spec, others=self._segments),
-                subnet6=choose_subnet6(name, spec, others=self._segments),
-                tag=tag,
+                subnet=network.subnet,
+                subnet6=network.subnet6,
+                backend=backend,
                 counters=self._counters,
                 faults=self._faults,
                 captures=self._captures,
             )
-            switch.add_segment(tag)
             self._segments[segment] = frozenset(reserved)
         self._captures.record([segment])
         return segment
+
+    def _make_backend(self, name: str, spec: NetworkSpec) -> tuple[Network, SegmentBackend]:
+        """Make what passes a segment's frames; try other subnets if the host has those that were chosen."""
+        refused: list[Network] = []
+        while True:
+            others = [*self._segments, *refused]
+            network = Network(
+                name,
+                spec,
+                subnet=choose_subnet4(name, spec, others=others),
+                subnet6=choose_subnet6(name, spec, others=others, run=self._run_id(spec)),
+            )
+            tag = f"{name}-{next(self._numbers)}"
+            if not spec.is_libvirt:
+                return network, SwitchSegment(self._switch, tag)
+            number = next(self._network_numbers)
+            try:
+                return network, LibvirtSegment(self._resources.get(), network, tag=tag, number=number)
+            except NetworkFailed as failure:
+                is_taken = spec.subnet == "auto" and _TAKEN in failure.brief
+                if not is_taken or len(refused) == _MOST_ATTEMPTS - 1:
+                    raise
+                refused.append(network)
+
+    def _run_id(self, spec: NetworkSpec) -> str:
+        """Return the run's id for a subnet that no other run on this host may have; else ""."""
+        return "" if spec.forward == "isolated" else self._resources.get().session
 
     def all(self) -> list[Segment]:
         """Return the segments that are not removed."""
@@ -94,15 +143,18 @@ class Segments:
 
         Raises:
             Exception: Whatever the function of a fault raised; the segment is removed.
+            NetworkFailed: libvirt could not remove the network.
             SwitchFailed: The switch has ended.
         """
         segment.is_removed = True
         try:
             self._faults.forget(segment)
+            if segment.backend.network is not None:
+                self._before_removal(segment.backend.network)
         finally:
             with self._lock:
                 if self._segments.pop(segment, None) is not None:
-                    self._switch.get().remove_segment(segment.tag)
+                    segment.backend.remove()
 
     def join(self, guest: Guest, spec: GuestSpec, *, declared_name: str) -> tuple[GuestNic, ...]:
         """Give a guest its cards on the segments that its spec names.
@@ -132,7 +184,7 @@ class Segments:
         for nic in nics:
             with self._lock, suppress(SwitchFailed):  # the removal of the segment will raise it
                 if discard_nic(nic.segment, nic) and nic.segment in self._segments:
-                    self._switch.get().remove_link(nic.segment.tag, nic.link)
+                    nic.segment.backend.remove_link(nic.link)
 
     def tell_names(self, guest: Guest) -> None:
         """Have the guests on a guest's segments know each other's names, also of those that joined late.
@@ -143,7 +195,8 @@ class Segments:
             GuestError: The guest itself cannot be told.
             SwitchFailed: The switch has ended, so the guests do not reach each other.
         """
-        self._switch.get().check()
+        for nic in guest.nics:
+            nic.segment.backend.check()
         for each in dict.fromkeys(other.guest for nic in guest.nics for other in nic.segment.nics):
             machine, lines = running_machine(each), self.host_lines(each.nics)
             if machine is None or machine.hosts_file.has(lines):
@@ -190,9 +243,9 @@ class Segments:
                 interface4=choose_interface4(nic, segment, reserved=reserved),
                 interface6=choose_interface6(nic, segment, reserved=reserved),
             )
-            self._switch.get().add_link(segment.tag, link)
+            segment.backend.add_link(link)
             if nic.link == "down":
-                self._switch.get().set_link(segment.tag, link, up=False)
+                segment.backend.set_link(link, up=False)
             add_nic(segment, joined)
             newcomer.joined.append(joined)
 
@@ -200,7 +253,7 @@ class Segments:
         with self._lock:
             if segment.is_removed:
                 raise SpecError(f"the segment {segment.name} was removed, and its counters with it")
-            return self._switch.get().counters(segment.tag)
+            return segment.backend.counters()
 
 
 @dataclass(frozen=True, kw_only=True)

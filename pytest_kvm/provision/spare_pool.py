@@ -78,6 +78,8 @@ class _Slot(NamedTuple):
     template: str
     own_facts: tuple[object, ...]
     """See :attr:`StartRequest.own_facts`."""
+    networks: tuple[str | None, ...]
+    """The libvirt networks that its cards are on, where they stay; None: on a port of the switch."""
 
 
 class SparePool:
@@ -136,6 +138,15 @@ class SparePool:
                     waiting.append(self._worker.submit(self._make_spare, request, template))
             except RuntimeError as failure:  # no thread can be started
                 self._note(f"{request.name}: no spare clone could be started: {failure}")
+
+    def drop(self, network: str) -> None:
+        """Remove the spare clones on a libvirt network, which is about to be removed."""
+        with self._lock:
+            slots = [slot for slot in self._slots if network in slot.networks]
+            futures = [future for slot in slots for future in self._slots.pop(slot)]
+        for future in futures:
+            if not future.cancel():
+                future.add_done_callback(_remove)
 
     def close(self) -> None:
         """Remove all spare clones that were not taken."""
@@ -203,4 +214,4 @@ def _remove(future: Future[Spare]) -> None:
 
 
 def _slot(request: StartRequest, template: Template) -> _Slot:
-    return _Slot(template.key, request.own_facts)
+    return _Slot(template.key, request.own_facts, tuple(nic.segment.backend.network for nic in request.nics))

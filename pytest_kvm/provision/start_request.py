@@ -87,7 +87,8 @@ class StartRequest:
         cards = tuple(
             (
                 (nic.index, nic.segment.name, nic.names, nic.mac, nic.addresses),
-                (nic.segment.spec.mtu, given.link, given.uses_dhcp),
+                (nic.segment.spec.mtu, nic.segment.spec.is_libvirt, nic.segment.spec.forward),
+                (given.link, given.uses_dhcp),
             )
             for nic, given in joined
         )

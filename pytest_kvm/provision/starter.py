@@ -15,6 +15,7 @@ from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused, why_no_clone
 from pytest_kvm.provision.cold_boot import power_on, start_again
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
+from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.machine_plan import draft
 from pytest_kvm.provision.prepare import make_ready
@@ -146,6 +147,10 @@ class GuestStarter:
             )
         return replace(former, machine=machine, base=None)
 
+    def drop_spares(self, network: str) -> None:
+        """Remove the spare clones on a libvirt network, which is about to be removed."""
+        self._spares.drop(network)
+
     def close(self) -> None:
         """Remove the spare clones, and release the templates."""
         self._spares.close()
@@ -222,7 +227,10 @@ class GuestStarter:
             with request.teardown.adding() as stack:
                 stack.callback(spare.undo.close)
             try:
-                return self._wake(request, spare.take()), spare.undo, "pool"
+                clone = spare.take()
+                # It may have been started for an earlier guest of these names, whose links are gone.
+                machine = replace(clone.machine, links=GuestLinks(request.nics))
+                return self._wake(request, replace(clone, machine=machine)), spare.undo, "pool"
             except GuestGone:
                 raise
             except KvmError as failure:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
+from ipaddress import ip_address
 from typing import Any, cast
 
 import yaml
@@ -22,6 +23,8 @@ from pytest_kvm.spec.nic import CONTROL_ADDRESS, CONTROL_DNS, CONTROL_GATEWAY
 from pytest_kvm.spec.user_data import CLOUD_CONFIG, header_of, parse_cloud_config
 
 _HEADER = "#cloud-config\n"
+_EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
+"""Not "default": cloud-init before 24.1 passes that word to networkd as if it were an address."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,7 @@ def network_config(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]
         "optional": True,
     }
     if spec.internet:
-        # Not "default": cloud-init before 24.1 passes that word to networkd as
-        # if it were an address.
-        control["routes"] = [{"to": "0.0.0.0/0", "via": CONTROL_GATEWAY}]
+        control["routes"] = [{"to": _EVERYWHERE[4], "via": CONTROL_GATEWAY}]
         control["nameservers"] = {"addresses": [CONTROL_DNS]}
     ethernets: dict[str, Any] = {"kvm-control": control}
     for planned in nics:
@@ -99,6 +100,11 @@ def _card(planned: NicPlan) -> dict[str, Any]:
         card["dhcp4-overrides"] = {"use-routes": False}
     if isinstance(planned, SegmentNicPlan):
         card |= {"addresses": list(planned.addresses), "mtu": planned.mtu}
+        if planned.gateways:
+            card["routes"] = [
+                {"to": _EVERYWHERE[ip_address(each).version], "via": each, "metric": planned.metric}
+                for each in planned.gateways
+            ]
     return card | {"optional": True}
 
 

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.render.domain_xml import METADATA_NAMESPACE, domain_element, first_segment_port, to_text
+from pytest_kvm.render.domain_xml import (
+    METADATA_NAMESPACE,
+    add_taps,
+    domain_element,
+    first_segment_port,
+    to_text,
+)
 from pytest_kvm.render.plan import DirectBoot, DiskPlan, DomainPlan, NicPlan
 from pytest_kvm.render.qemu_args import Card, add_arguments, ram_file_args, segment_cards
 from pytest_kvm.spec.guest import GuestSpec
@@ -50,12 +56,13 @@ class DomainDraft:
         self._replace_words(domain, plan)
         for card in self.segment_cards(plan):
             add_arguments(domain, card.as_arguments())
+        add_taps(domain, plan.segment_nics, first_root_port=first_segment_port(self.placeholders))
         if plan.ram_file is not None:
             add_arguments(domain, ram_file_args(plan.ram_file, kib=self.spec.memory_kib))
         return to_text(domain)
 
     def segment_cards(self, plan: DomainPlan) -> list[Card]:
-        """Return one machine's cards on segments, with their places on the PCIe bus."""
+        """Return one machine's cards on ports of the switch, with their places on the PCIe bus."""
         return segment_cards(plan.segment_nics, first_root_port=first_segment_port(self.placeholders))
 
     def without_segments(self) -> DomainDraft:

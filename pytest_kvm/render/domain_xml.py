@@ -12,11 +12,17 @@ from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from pytest_kvm.render.plan import DomainPlan
-from pytest_kvm.render.qemu_args import QEMU_NAMESPACE, add_arguments, user_network_args
+from pytest_kvm.render.qemu_args import (
+    QEMU_NAMESPACE,
+    add_arguments,
+    barrier_args,
+    segment_card_ids,
+    user_network_args,
+)
 from pytest_kvm.spec.guest import GuestSpec
 
 if TYPE_CHECKING:
-    from pytest_kvm.render.plan import DiskPlan, NicPlan
+    from pytest_kvm.render.plan import DiskPlan, NicPlan, SegmentNicPlan
     from pytest_kvm.spec.disk import Bus
 
 METADATA_NAMESPACE = "https://pytest-kvm.dev/xmlns/domain/1"
@@ -238,6 +244,37 @@ def add_disk(devices: ET.Element, disk: DiskPlan, *, target: str, bootable: bool
         ET.SubElement(element, "serial").text = disk.serial
     if bootable:
         ET.SubElement(element, "boot", order="1")
+
+
+def add_taps(domain: ET.Element, nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> None:
+    """Add the cards that are on segments which are libvirt networks, each with a barrier.
+
+    They have the same PCIe places as cards on ports of the switch, and like these no option ROM,
+    so that a machine of either kind can be started from a state of the other.
+
+    Args:
+        domain: The domain.
+        nics: The plans of all cards on segments.
+        first_root_port: As for :func:`~pytest_kvm.render.qemu_args.segment_cards`.
+    """
+    devices = domain.find("devices")
+    for index, planned in enumerate(nics):
+        if planned.network is None or devices is None:
+            continue
+        ids = segment_card_ids(index + 1, is_tap=True)
+        element = ET.SubElement(devices, "interface", type="network")
+        ET.SubElement(element, "mac", address=planned.mac)
+        ET.SubElement(element, "source", network=planned.network)
+        ET.SubElement(element, "target", dev=planned.tap)
+        ET.SubElement(element, "model", type=planned.nic.model)
+        if planned.nic.model == "virtio":
+            # Not by vhost: frames that pass QEMU by would pass the barrier by, too.
+            ET.SubElement(element, "driver", name="qemu")
+        ET.SubElement(element, "rom", enabled="no")
+        ET.SubElement(element, "alias", name=ids.device)
+        bus = f"{first_root_port + index:#04x}"
+        ET.SubElement(element, "address", type="pci", domain="0x0000", bus=bus, slot="0x00", function="0x0")
+        add_arguments(domain, barrier_args(ids))
 
 
 def add_nic(devices: ET.Element, planned: NicPlan) -> None:

@@ -10,6 +10,9 @@ from typing import Literal
 from pytest_kvm.spec.disk import Bus, DiskFormat
 from pytest_kvm.spec.nic import Nic
 
+_FIRST_METRIC = 1024
+"""Linux's own for IPv6 routes (``IP6_RT_PRIO_USER`` in ``include/uapi/linux/ipv6_route.h``)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiskPlan:
@@ -37,10 +40,24 @@ class SegmentNicPlan(NicPlan):
     """One network card of the spec that is on a segment."""
 
     port: Path
-    """Socket of the switch that the card connects to."""
+    """Socket of the switch that the card connects to, unless it is on a libvirt network."""
     mtu: int
+    network: str | None = None
+    """libvirt's name of the network that the card is on."""
+    tap: str = ""
+    """Name of the tap device by which the card is on that network."""
     addresses: Sequence[str] = ()
     """Fixed addresses with their prefix lengths."""
+    gateways: Sequence[str] = ()
+    """Addresses of the host by which the guest reaches other networks."""
+
+    @property
+    def metric(self) -> int:
+        """Of the routes by these gateways: the guest's first card has the least.
+
+        A control card that leads out of the guest has a smaller one, and is used before them.
+        """
+        return _FIRST_METRIC + self.index
 
     @property
     def is_configured(self) -> bool:

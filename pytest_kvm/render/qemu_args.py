@@ -60,10 +60,10 @@ class Card(NamedTuple):
 
 
 def segment_cards(nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> list[Card]:
-    """Return the cards on segments.
+    """Return the cards that connect to ports of the switch.
 
     Args:
-        nics: The cards' plans.
+        nics: The plans of all cards on segments.
         first_root_port: Index of the PCIe root port for the first card; the others have the next ones.
     """
     return [
@@ -74,7 +74,56 @@ def segment_cards(nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> li
             slot=0,
         )
         for index, planned in enumerate(nics)
+        if planned.network is None
     ]
+
+
+class CardIds(NamedTuple):
+    """QEMU's ids of a network card on a segment."""
+
+    netdev: str
+    """Of its back end."""
+    device: str
+    """Of the card itself."""
+
+
+def segment_card_ids(number: int, *, is_tap: bool) -> CardIds:
+    """Return QEMU's ids of a card on a segment.
+
+    Args:
+        number: Its number among the guest's cards on segments, from 1.
+        is_tap: Whether libvirt makes the card, on a network of its own. libvirt makes both ids of
+            the card's alias.
+    """
+    netdev = segment_netdev(number)
+    return CardIds(f"hostua-{netdev}", f"ua-{netdev}") if is_tap else CardIds(netdev, card_id(netdev))
+
+
+def barrier_args(ids: CardIds) -> list[str]:
+    """Return the arguments for a barrier between a card and its back end, which is closed.
+
+    It is a filter that sends all frames to a character device which drops them
+    (``filter-redirector`` in QEMU's manual page). The guest does not notice it.
+    Frames are dropped also while the guest is paused.
+    """
+    barrier = {
+        "qom-type": "filter-redirector",
+        "id": _barrier_id(ids),
+        "netdev": ids.netdev,
+        "queue": "all",
+        "outdev": _barrier_id(ids),
+        "status": "on",
+    }
+    return ["-chardev", f"null,id={_barrier_id(ids)}", "-object", json.dumps(barrier)]
+
+
+def barrier_path(ids: CardIds) -> str:
+    """Return the path of a card's barrier among QEMU's objects; it is closed while its ``status`` is on."""
+    return f"/objects/{_barrier_id(ids)}"
+
+
+def _barrier_id(ids: CardIds) -> str:
+    return f"{ids.device}-barrier"
 
 
 def ram_file_args(ram: RamFile, *, kib: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from ipaddress import ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
 from pytest_kvm.render.cloud_config import Identity, meta_data, network_config, user_data, vendor_data
@@ -64,7 +64,7 @@ def seed_files(
     return NOCLOUD_LABEL, files
 
 
-_ANY = "0.0.0.0"  # noqa: S104 - a route's destination, nothing listens there
+_ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - a route's destination, nothing listens there
 
 
 def open_stack_meta_data(identity: Identity) -> str:
@@ -80,21 +80,18 @@ def open_stack_meta_data(identity: Identity) -> str:
 
 
 def network_data(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]) -> str:
-    """Return ``openstack/latest/network_data.json``."""
-    control: dict[str, Any] = {
-        "id": "control",
-        "link": "link0",
-        "type": "ipv4",
-        "ip_address": CONTROL_ADDRESS,
-        "netmask": "255.255.255.0",
-        "routes": [],
-    }
-    services: list[dict[str, str]] = []
-    if spec.internet:
-        control["routes"] = [{"network": _ANY, "netmask": _ANY, "gateway": CONTROL_GATEWAY}]
-        services.append({"type": "dns", "address": CONTROL_DNS})
+    """Return ``openstack/latest/network_data.json``.
+
+    Its routes have no metric, so there is only the one default route of each version that is preferred.
+    """
+    services = [{"type": "dns", "address": CONTROL_DNS}] if spec.internet else []
+    routers: dict[int, str] = {4: CONTROL_GATEWAY} if spec.internet else {}
     links: list[dict[str, Any]] = [{"id": "link0", "type": "phy", "ethernet_mac_address": control_mac}]
-    networks = [control]
+    networks = [
+        _static_network(
+            "control", link=0, address=ip_interface(f"{CONTROL_ADDRESS}/24"), router=routers.get(4)
+        )
+    ]
     for planned in nics:
         index = planned.index + 1
         link: dict[str, Any] = {"id": f"link{index}", "type": "phy", "ethernet_mac_address": planned.mac}
@@ -104,15 +101,26 @@ def network_data(spec: GuestSpec, *, control_mac: str, nics: Sequence[NicPlan]) 
         if not isinstance(planned, SegmentNicPlan):
             continue
         link["mtu"] = planned.mtu
-        networks += [
-            {
-                "id": f"network{index}.{address.version}",
-                "link": f"link{index}",
-                "type": f"ipv{address.version}",
-                "ip_address": str(address.ip),
-                "netmask": str(address.netmask),
-                "routes": [],
-            }
-            for address in map(ip_interface, planned.addresses)
-        ]
+        gateways: dict[int, str] = {ip_address(each).version: each for each in planned.gateways}
+        preferred = {version: each for version, each in gateways.items() if version not in routers}
+        routers.update(preferred)
+        for address in map(ip_interface, planned.addresses):
+            name = f"network{index}.{address.version}"
+            router = preferred.get(address.version)
+            networks.append(_static_network(name, link=index, address=address, router=router))
     return json.dumps({"links": links, "networks": networks, "services": services})
+
+
+def _static_network(
+    name: str, *, link: int, address: IPv4Interface | IPv6Interface, router: str | None
+) -> dict[str, Any]:
+    """Return a network with a fixed address."""
+    any_address = _ANY[address.version]
+    return {
+        "id": name,
+        "link": f"link{link}",
+        "type": f"ipv{address.version}",
+        "ip_address": str(address.ip),
+        "netmask": str(address.netmask),
+        "routes": [{"network": any_address, "netmask": any_address, "gateway": router}] if router else [],
+    }

@@ -85,9 +85,12 @@ def _check_size(card: _Card, there: Sequence[_Card]) -> None:
     fixed = sum(each.nic.has_fixed_address for each in [*there, card])
     for version in (4, 6):
         subnet = known_subnet(card.segment, version)
-        if subnet is not None and fixed > count_hosts(subnet):
+        if subnet is None:
+            continue
+        hosts = count_hosts(subnet) - sum(each in subnet for each in card.segment.gateways)
+        if fixed > hosts:
             raise SpecError(
-                f"{card.guest}: {card.segment.name} has addresses for {count_hosts(subnet)} cards, "
+                f"{card.guest}: {card.segment.name} has addresses for {hosts} cards, "
                 f"as its subnet is {subnet}, and the test's guests have {fixed} there",
                 resolution="give the segment a larger subnet",
             )

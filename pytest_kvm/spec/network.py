@@ -7,11 +7,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.value import spec_value
+from pytest_kvm.spec.value import check_choice, spec_value
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 IpVersion = Literal[4, 6]
+NetworkBackend = Literal["auto", "switch", "libvirt"]
+Forward = Literal["isolated", "nat", "routed"]
 
 _LEAST_MTU = 68
 _LEAST_MTU6 = 1280
@@ -44,6 +46,12 @@ class NetworkSpec:
     """IPv6 subnet, such as ``fd00:1::/64``; otherwise as ``subnet``."""
     mtu: int = 1500
     """Largest packet in bytes, which is set on each card of the segment that is not left alone."""
+    backend: NetworkBackend = "auto"
+    """``switch``: the run's own switch. ``libvirt``: a network that libvirt's system daemon makes for the
+    run. ``auto``: the switch, unless ``forward`` asks for what only libvirt has."""
+    forward: Forward = "isolated"
+    """What guests reach beyond the segment. ``isolated``: nothing. ``nat``: what the host reaches, which
+    sees the host's address. ``routed``: likewise, but it sees the guest's address, and needs a route back."""
 
     def __post_init__(self) -> None:
         """Check that the fields make a segment."""
@@ -57,6 +65,33 @@ class NetworkSpec:
                 f"NetworkSpec.mtu: {self.mtu!r} is no number of bytes that a segment can carry",
                 resolution=f"at least {least}{why}, at most {_MOST_MTU}",
             )
+        check_choice(self.backend, NetworkBackend, field="NetworkSpec.backend")
+        check_choice(self.forward, Forward, field="NetworkSpec.forward")
+        if self.forward != "isolated":
+            self._check_way_out()
+
+    @property
+    def is_libvirt(self) -> bool:
+        """Whether the segment is a libvirt network."""
+        return self.backend == "libvirt" or self.forward != "isolated"
+
+    def _check_way_out(self) -> None:
+        if self.backend == "switch":
+            raise SpecError(
+                f"NetworkSpec.forward: {self.forward!r}, and nothing leads out of the run's switch",
+                resolution='leave backend out, or set it to "libvirt"',
+            )
+        if self.subnet is None and self.subnet6 is None:
+            raise SpecError(
+                f"NetworkSpec.forward: {self.forward!r}, and the segment has no addresses",
+                resolution="give it a subnet or a subnet6",
+            )
+        for field, text in (("subnet", self.subnet), ("subnet6", self.subnet6)):
+            if text not in (None, "auto") and _is_point_to_point(ip_network(text)):
+                raise SpecError(
+                    f"NetworkSpec.{field}: {text} is too small for a segment with forward={self.forward!r}",
+                    resolution="the host has an address there, too: give it a larger one",
+                )
 
 
 class Network:
@@ -101,6 +136,37 @@ class Network:
             raise LookupError(f"the IPv6 subnet of {self.name} is chosen when the segment is made")
         return self._subnet6
 
+    @property
+    def gateway(self) -> IPv4Address | None:
+        """The host's own IPv4 address on the segment; None if the segment is isolated, or has no IPv4 subnet.
+
+        Raises:
+            LookupError: As for ``subnet``.
+        """
+        if self.spec.forward == "isolated":
+            return None
+        found = self._gateway_in(self.subnet)
+        return found if isinstance(found, IPv4Address) else None
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        """The host's own IPv6 address on the segment, likewise."""
+        if self.spec.forward == "isolated":
+            return None
+        found = self._gateway_in(self.subnet6)
+        return found if isinstance(found, IPv6Address) else None
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """The host's own addresses on the segment, as far as they are known."""
+        subnets = (known_subnet(self, 4), known_subnet(self, 6))
+        found = (self._gateway_in(subnet) for subnet in subnets)
+        return tuple(gateway for gateway in found if gateway is not None)
+
+    def _gateway_in(self, subnet: Subnet | None) -> Address | None:
+        """Return the first address of a subnet that a host can have."""
+        return None if subnet is None or self.spec.forward == "isolated" else subnet.network_address + 1
+
 
 def known_subnet(network: Network, version: IpVersion) -> Subnet | None:
     """Return a subnet of a network; None if it has none, or if it is not known yet."""
@@ -119,6 +185,27 @@ def declare_network(name: str, spec: NetworkSpec) -> Network:
         subnet=None if known is None else IPv4Network(known),
         subnet6=None if known6 is None else IPv6Network(known6),
     )
+
+
+def check_connection(name: str, spec: NetworkSpec, *, uri: str, is_system: bool) -> None:
+    """Make sure that a connection makes the network that a spec asks for.
+
+    Args:
+        name: The segment's name.
+        spec: What it is made of.
+        uri: The connection's URI.
+        is_system: Whether libvirt's system daemon is at its other end.
+
+    Raises:
+        SpecError: It makes none.
+    """
+    if spec.is_libvirt and not is_system:
+        field, value = ("forward", spec.forward) if spec.forward != "isolated" else ("backend", spec.backend)
+        raise SpecError(
+            f"NetworkSpec.{field} of {name} is {value!r}: only libvirt's system daemon makes networks, "
+            f"and the connection is {uri}",
+            resolution="run with --kvm-uri=qemu:///system, or leave the field out",
+        )
 
 
 def check_address(text: str, network: Network, *, field: str) -> str:
@@ -154,6 +241,11 @@ def check_address(text: str, network: Network, *, field: str) -> str:
         raise SpecError(f"{field}: {text} is not in {subnet}, the subnet of {network.name}")
     if subnet is not None and not is_host(address, subnet):
         raise SpecError(f"{field}: {text} is the address of {subnet} itself or its broadcast address")
+    if address in network.gateways:
+        raise SpecError(
+            f"{field}: {text} is the host's own address on {network.name}",
+            resolution='choose another: with forward="nat" or "routed" the host has the first of each subnet',
+        )
     return str(address)
 
 
@@ -164,15 +256,20 @@ def _not_an_address(text: str, *, field: str) -> SpecError:
 
 def is_host(address: Address, subnet: Subnet) -> bool:
     """Say whether a guest can have an address of a subnet: neither the subnet's own nor the broadcast one."""
-    if subnet.prefixlen >= subnet.max_prefixlen - 1:
-        return True  # both addresses are hosts (RFC 3021, RFC 6164)
+    if _is_point_to_point(subnet):
+        return True
     broadcast = subnet.broadcast_address if isinstance(subnet, IPv4Network) else None
     return address not in (subnet.network_address, broadcast)
 
 
+def _is_point_to_point(subnet: Subnet) -> bool:
+    """Say whether all addresses of a subnet are hosts (RFC 3021, RFC 6164)."""
+    return subnet.prefixlen >= subnet.max_prefixlen - 1
+
+
 def count_hosts(subnet: Subnet) -> int:
     """Return how many guests can have an address of a subnet."""
-    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+    if _is_point_to_point(subnet):
         return subnet.num_addresses
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 

@@ -15,6 +15,7 @@ from pytest_kvm.plugin.session import settings_stashed
 from scripts.check import EVENTS
 from scripts.folders import own_folder
 from tests import timings
+from tests.system_daemon import NAMESPACES, beside_a_daemon, has_kvm
 
 SUITE = """
 import os
@@ -47,19 +48,7 @@ def test(machine, neighbour):
         os.kill(os.getpid(), signal.SIGKILL)
 """
 NOBODY = 65534
-STATE = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
-"""What a system daemon keeps; under a file system of the test's own nothing of it stays."""
-SYSTEM = """
-set -e
-type libvirtd virtlogd >/dev/null
-for folder in {state}; do mkdir -p "$folder"; mount -t tmpfs tmpfs "$folder"; done
-ip link set lo up
-virtlogd >/run/libvirt/virtlogd.out 2>&1 &
-libvirtd >/run/libvirt/libvirtd.out 2>&1 &
-until test -S /run/libvirt/libvirt-sock && test -S /run/libvirt/virtlogd-sock; do
-    test "$(jobs -pr | wc -l)" = 2 || {{ cat /run/libvirt/*.out >&2; exit 1; }}
-    sleep 0.1
-done
+KILLED = """
 "$@"
 python=$1
 domains() {{ "$python" -c 'import libvirt; print(*libvirt.open("qemu:///system").listAllDomains())'; }}
@@ -74,10 +63,6 @@ done
 echo "still there: $there" >&2; exit 1
 """
 """A run, and another that is killed while its guests are up: soon after, they and its folder are gone."""
-NAMESPACES = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
-"""Daemons end with the test. The shell in front is their init and reaps what they
-leave behind: outside, this very process would be their reaper, and libvirt waits
-long for a QEMU that is a zombie."""
 
 
 @pytest.fixture
@@ -146,8 +131,6 @@ def test_session(pytestconfig, work):
 def test_system(pytestconfig, work):
     """A real libvirtd, in namespaces that end with the test."""
     cache_dir = settings_stashed(pytestconfig).cache_dir
-    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    script = SYSTEM.format(state=" ".join(STATE), runs=shlex.quote(str(work / "r" / RUNS)))
-    shell = ["bash", "-c", script, "bash"]
-    argv = [*NAMESPACES, *rights, "--net", *shell, *command(work, "qemu:///system", cache_dir)]
-    finish(argv, work, dict(os.environ))
+    script = "set -e" + KILLED.format(runs=shlex.quote(str(work / "r" / RUNS)))
+    shell = ["bash", "-c", script, "bash", *command(work, "qemu:///system", cache_dir)]
+    finish(beside_a_daemon(shell, kvm=has_kvm(pytestconfig)), work, dict(os.environ))

@@ -6,14 +6,17 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from pytest_kvm.errors import NetworkFailed
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from tests.conftest import ROOT
 
+NETWORKS = sorted((ROOT / "tests/golden/networks").glob("*.xml"))
 GOLDEN = sorted((ROOT / "tests/golden").glob("*.xml"))
 
 
 def test_there_is_golden_xml():
     assert GOLDEN
+    assert NETWORKS
 
 
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
@@ -31,3 +34,17 @@ def test_libvirt_accepts_and_starts_golden_xml(file, tmp_path):
     finally:
         domain.destroy()
         hypervisor.close()
+
+
+@pytest.mark.parametrize("file", NETWORKS, ids=lambda file: file.stem)
+def test_libvirt_makes_and_removes_golden_networks(file, tmp_path):
+    hypervisor = open_hypervisor("test:///default", run_dir=tmp_path / "run", cache_dir=tmp_path / "cache")
+    uuid = ET.parse(file).getroot().findtext("uuid", "")
+    hypervisor.create_network(file.read_text())
+    with pytest.raises(NetworkFailed, match="libvirt could not make a network: .*already"):
+        hypervisor.create_network(file.read_text())
+    hypervisor.remove_network(uuid)
+    hypervisor.remove_network(uuid)
+    hypervisor.create_network(file.read_text())
+    hypervisor.remove_network(uuid)
+    hypervisor.close()

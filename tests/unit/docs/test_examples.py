@@ -20,6 +20,7 @@ EXECUTED = (
     "docs/**/conftest.py",
     "example_suites/**/*.py",
     "example_suites/**/*.nft",
+    "tests/guests/network_suite.py",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.host import folder_marker, watcher
+from pytest_kvm.host import folder_marker, locks, undo_notes, watcher
 from pytest_kvm.host import run_folder as paths
 from pytest_kvm.host.folder_marker import MARKER
+from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor import embed
 
 
@@ -140,6 +142,56 @@ def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs)
         assert ("was not made by pytest-kvm" in done.stderr) == (name != "5ca1ab1e")
     assert {path.name for path in runs.iterdir()} == {"0ddba110", "decade00"}
     assert (runs / "0ddba110/file").read_text() == "kept"
+
+
+@pytest.fixture
+def undoing(monkeypatch):
+    monkeypatch.setitem(undo_notes._PROGRAMS, "network", "tests.unit.host.undo_program")
+
+
+@pytest.mark.usefixtures("undoing")
+def test_the_notes_of_a_dead_run_stay_until_what_it_made_is_undone(parent, runs, capsys):
+    dead, made = runs / "5ca1ab1e", parent / "made"
+    folder_marker.make(dead)
+    (dead / "console.log").touch()
+    UndoNotes(dead).add("network", "remove", str(made))
+    assert paths.sweep(parent) == []
+    assert sorted(path.name for path in dead.iterdir()) == [undo_notes.FOLDER, MARKER]
+    assert "is not undone, and a later run will try again" in capsys.readouterr().err
+    assert paths.foreign_files(parent) == []
+    made.touch()
+    assert paths.sweep(parent) == [dead]
+    assert not dead.exists()
+    assert not made.exists()
+
+
+@pytest.mark.usefixtures("undoing")
+def test_notes_in_a_strangers_folder_are_not_carried_out(parent, runs):
+    stranger, made = runs / "5ca1ab1e", parent / "made"
+    stranger.mkdir()
+    made.touch()
+    UndoNotes(stranger).add("network", "remove", str(made))
+    watcher.remove_run(stranger)
+    assert made.exists()
+    assert stranger.exists()
+
+
+@pytest.mark.usefixtures("undoing")
+def test_others_can_begin_while_a_dead_run_is_undone(parent, runs, monkeypatch):
+    dead = runs / "5ca1ab1e"
+    folder_marker.make(dead)
+    seen: list[bool] = []
+
+    def carry_out(folder):
+        guard = os.open(runs / "guard", os.O_RDWR)
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(guard)
+        seen.append(locks.try_exclusive(folder / MARKER) is None)
+        return True
+
+    monkeypatch.setattr(undo_notes, "carry_out", carry_out)
+    assert paths.sweep(parent) == [dead]
+    assert seen == [True], "and no other sweep takes the same folder"
 
 
 def _dead_pid() -> int:

@@ -20,6 +20,7 @@ from pytest_kvm.machine.network_services import (
 
 MAC = "52:54:00:00:00:01"
 FIXED = CardNetwork(MAC, 9000, ["10.1.0.5/24", "fd00::5/64"], dhcp=False)
+ROUTED = FIXED._replace(gateways=["10.1.0.1", "fd00::1"], metric=1025)
 LEASED = CardNetwork(MAC, 1500, [], dhcp=True)
 
 
@@ -196,3 +197,18 @@ iface {card} inet dhcp
 """
     )
     assert ask_for_lease("ifupdown", LEASED) == [["systemctl", "--no-block", "start", "ifup@{card}.service"]]
+
+
+def test_each_service_knows_the_routers_of_a_card():
+    unit = settings_file("systemd-networkd", ROUTED).text
+    assert unit.endswith("[Route]\nGateway=10.1.0.1\nMetric=1025\n[Route]\nGateway=fd00::1\nMetric=1025\n")
+    profile = ConfigParser()
+    profile.read_string(settings_file("NetworkManager", ROUTED).text)
+    for section, gateway in (("ipv4", "10.1.0.1"), ("ipv6", "fd00::1")):
+        assert (profile[section]["gateway"], profile[section]["route-metric"]) == (gateway, "1025")
+        assert profile[section]["never-default"] == "false"
+    stanzas = settings_file("ifupdown", ROUTED).text.split("iface ")
+    assert [stanza.split("gateway ")[1].split() for stanza in stanzas[1:]] == [
+        ["10.1.0.1", "metric", "1025"],
+        ["fd00::1", "metric", "1025"],
+    ]

@@ -113,7 +113,10 @@ def test_a_guest_that_is_removed_while_it_is_renewed_is_nothing_to_warn_of(
 
 
 def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine):
-    cards = [CardNetwork("new", 1500, ["10.1.0.5/24"], dhcp=False), CardNetwork("other", 1500, [], dhcp=True)]
+    cards = [
+        CardNetwork("new", 1500, ["10.1.0.5/24"], dhcp=False, gateways=["10.1.0.1"]),
+        CardNetwork("other", 1500, [], dhcp=True),
+    ]
     renewal = Renewal(
         hostname="a",
         machine_id="0" * 32,
@@ -126,7 +129,7 @@ def test_the_clock_is_the_last_order_because_it_is_what_is_seen(inside, machine)
     renew(machine, renewal)
     assert inside.started == [
         *("seed", "hostname", "machine-id", "hosts", "mac"),
-        *("network", "settings"),
+        *("network", "router", "settings"),
         *("network", "settings", "run", "run", "run", "run"),
         *("leases", "clock", "end"),
     ]
@@ -274,3 +277,16 @@ def test_a_prestarted_program_waits_at_a_fifo_and_takes_it_away(monkeypatch, tmp
     kept.pop().close()
     assert done == ["told"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guest_without_ipv6_gets_no_router_of_that_version(monkeypatch):
+    ran: list[list[str]] = []
+    monkeypatch.setattr(script, "card_of", lambda mac: "eth1")
+    monkeypatch.setattr(script, "_run", ran.append)
+    for has_ipv6 in (True, False):
+        monkeypatch.setattr(script, "_has_ipv6", lambda card, answer=has_ipv6: answer)
+        for address in ("10.1.0.1", "fd00::1"):
+            script.add_router("52:54:00:00:00:01", address, "1025")
+    four = "ip -4 route replace default via 10.1.0.1 dev eth1 metric 1025"
+    six = "ip -6 route replace default via fd00::1 dev eth1 metric 1025"
+    assert [" ".join(command) for command in ran] == [four, six, four]

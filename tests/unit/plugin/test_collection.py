@@ -172,6 +172,19 @@ def test_a_network_that_only_the_system_daemon_has(collect):
         assert result.ret == 0
 
 
+def test_a_segment_that_only_the_system_daemon_makes(collect):
+    source = (
+        "@kvm.network\ndef lan():\n    return kvm.NetworkSpec(forward='nat')\n\n\ndef test(lan):\n    pass\n"
+    )
+    path, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [f"{path.name}:4: SpecError: NetworkSpec.forward of lan is 'nat': only libvirt's system daemon*"]
+    )
+    _, result = collect(source, "--kvm-uri=qemu:///system")
+    assert result.ret == 0
+
+
 def test_good_specs_collect_and_start_nothing(collect):
     source = (
         "@kvm.guest(params=['debian-12', kvm.GuestSpec('debian-13')], scope='module')\n"

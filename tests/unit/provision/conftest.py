@@ -38,8 +38,8 @@ def lab(coordinator):
 
 
 @pytest.fixture
-def faults(switch, coordinator):
-    return SegmentFaults(switch, coordinator, seed="of a test")
+def faults(coordinator):
+    return SegmentFaults(coordinator, seed="of a test")
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def captures(resources, coordinator):
 
 
 @pytest.fixture
-def segments(switch, faults, captures):
-    return Segments(switch, faults=faults, captures=captures)
+def segments(switch, resources, faults, captures):
+    return Segments(switch, resources, faults=faults, captures=captures, before_removal=str)
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ class JoinedGuests:
             port = self._folder / f"{nic.link}.sock"
             self._switch.get().open_port(port)
             self.cards[nic.link] = Card(port)
-            self._switch.get().attach(self.lan.tag, nic.link, port=port)
+            card: Any = SimpleNamespace(port=port)
+            self.lan.backend.attach(nic.link, card)
         self.domains[name] = domain
         return guest
 

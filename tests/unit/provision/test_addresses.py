@@ -30,7 +30,7 @@ def _segment(name, spec=AUTO, others=()):
         spec,
         subnet=subnet,
         subnet6=subnet6,
-        tag=name,
+        backend=nothing,
         counters=lambda _: {},
         faults=nothing,
         captures=nothing,

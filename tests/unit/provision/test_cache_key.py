@@ -118,7 +118,13 @@ UNSEEN = {
     },
     # A clone is told its addresses, and its cards are set up, after it was started.
     kvm.Nic: {"address": (None, "10.1.0.5"), "address6": (None, "fd00:1::5")},
-    kvm.NetworkSpec: {"subnet": ("10.1.0.0/24", None), "subnet6": ("auto", None), "mtu": (1500, 9000)},
+    kvm.NetworkSpec: {
+        "subnet": ("10.1.0.0/24", None),
+        "subnet6": ("auto", None),
+        "mtu": (1500, 9000),
+        "backend": ("switch", "libvirt"),
+        "forward": ("isolated", "nat"),
+    },
 }
 
 NEEDED = {

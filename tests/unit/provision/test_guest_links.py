@@ -67,7 +67,7 @@ def join(switch, segments, tmp_path):
             own.append(Card(port_path(machine.folder, index)))
         cards.extend(own)
         machine.domain = FakeDomain(own[0])
-        links = GuestLinks(switch, nics)
+        links = GuestLinks(nics)
         links.attach(machine)
         return links, machine, own
 
@@ -141,8 +141,7 @@ def test_cables_that_are_unplugged_stay_so_when_a_machine_is_attached_again(join
 
 
 def test_a_guest_without_cards_on_segments_needs_no_switch():
-    switch: Any = None
-    links = GuestLinks(switch, [])
+    links = GuestLinks([])
     machine: Any = None
     links.detach()
     links.drop_frames(machine)

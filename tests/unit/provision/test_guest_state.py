@@ -31,11 +31,10 @@ from tests.unit.provision.started_machines import future_of, started
 
 def test_a_guest_that_is_off_has_no_savepoint():
     starter: Any = None
-    switch: Any = None
     machines = GuestMachines(
         future_of(started([], is_on=False)), starter, lead_handle_to=lambda machine: None
     )
-    state = GuestState(machines, links=GuestLinks(switch, []))
+    state = GuestState(machines, links=GuestLinks([]))
     [refusal] = state.take_all([state])
     assert isinstance(refusal, SavepointRefused)
     assert refusal.brief == "web is off (guest shutdown)"
@@ -50,8 +49,7 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     refusal = failure("web: a device is in the way")
     monkeypatch.setattr(savepoints, "restore_possible", lambda points: [refusal])
     guest = Guest("web", Future())
-    switch: Any = None  # a guest without cards on segments asks nothing of it
-    links = GuestLinks(switch, [])
+    links = GuestLinks([])
     machines = GuestMachines(first, starter, lead_handle_to=lambda machine: replace_machine(guest, machine))
     state = GuestState(machines, links=links)
     assert [each.tier for each in state.restore_all([(state, state.base)])] == ["cold"]

@@ -49,7 +49,7 @@ def segment(name="lan", *, mtu=None):
         kvm.NetworkSpec() if mtu is None else kvm.NetworkSpec(mtu=mtu),
         subnet=IPv4Network("10.1.0.0/24"),
         subnet6=IPv6Network("fd00:1::/64"),
-        tag=name,
+        backend=nobody,
         counters=nobody,
         faults=nobody,
         captures=nobody,

@@ -265,7 +265,7 @@ def test_mistakes(guests, pair, coordinator):
 
 def test_a_run_that_captures_everything(resources, switch, coordinator, faults, tmp_path, caplog):
     captures = SegmentCaptures(resources, coordinator, records=True)
-    segments = Segments(switch, faults=faults, captures=captures)
+    segments = Segments(switch, resources, faults=faults, captures=captures, before_removal=str)
     guests = JoinedGuests(segments, switch, tmp_path)
     for name in "ab":
         guests.join(name)

@@ -276,12 +276,14 @@ def lost_of(guests, count=200):
     return set(range(count)) - {int(each[14:20]) for each in guests.cards["b"].drain(timeout=0.3)}
 
 
-def test_a_seed_repeats_the_chances_of_a_test_that_runs_alone(switch, coordinator, captures, tmp_path):
+def test_a_seed_repeats_the_chances_of_a_test_that_runs_alone(
+    switch, resources, coordinator, captures, tmp_path
+):
     def run(name, seed, *before):
         folder = tmp_path / name
         folder.mkdir()
-        faults = SegmentFaults(switch, coordinator, seed=seed)
-        segments = Segments(switch, faults=faults, captures=captures)
+        faults = SegmentFaults(coordinator, seed=seed)
+        segments = Segments(switch, resources, faults=faults, captures=captures, before_removal=str)
         guests = JoinedGuests(segments, switch, folder)
         for each in "ab":
             guests.join(each)
@@ -303,8 +305,8 @@ def test_a_seed_repeats_the_chances_of_a_test_that_runs_alone(switch, coordinato
     assert run("3", "y") != alone
 
 
-def test_a_seed_is_chosen_if_none_is_given(switch, coordinator):
-    one, other = SegmentFaults(switch, coordinator), SegmentFaults(switch, coordinator)
+def test_a_seed_is_chosen_if_none_is_given(coordinator):
+    one, other = SegmentFaults(coordinator), SegmentFaults(coordinator)
     assert one.seed != other.seed
 
 
@@ -352,7 +354,7 @@ def test_a_segment_that_is_removed_tells_what_a_predicate_raised(guests, coordin
             guests.segments.remove(guests.lan)
     assert guests.domains["a"].done == ["qmp set_link"] * 2
     with pytest.raises(SwitchFailed, match="lan"):
-        switch.get().counters(guests.lan.tag)
+        guests.lan.backend.counters()
     test.end()
 
 

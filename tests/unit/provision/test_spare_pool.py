@@ -5,6 +5,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -172,15 +173,18 @@ def test_clones_are_for_guests_of_that_name_only(maker, new_pool, other):
     assert pool.take(START_REQUEST, TEMPLATE) is not None
 
 
-def _with_card(*, mac="52:54:00:00:00:01", mtu=1500, **fields):
-    lan = declare_network("lan", kvm.NetworkSpec(mtu=mtu))
+def _with_card(*, mac="52:54:00:00:00:01", mtu=1500, network=None, **fields):
+    lan: Any = declare_network("lan", kvm.NetworkSpec(mtu=mtu))
+    lan.backend = SimpleNamespace(network=network)
     spec = kvm.GuestSpec(nics=[kvm.Nic(lan, **fields)])
     card = SimpleNamespace(index=0, names=("web",), mac=mac, addresses=("10.1.0.5/24",), segment=lan)
     return replace(START_REQUEST, spec=spec, nics=(card,))
 
 
 @pytest.mark.parametrize(
-    "other", [{"mac": "52:54:00:00:00:02"}, {"mtu": 9000}, {"link": "down"}, {"dhcp": True}], ids=str
+    "other",
+    [{"mac": "52:54:00:00:00:02"}, {"mtu": 9000}, {"link": "down"}, {"dhcp": True}, {"network": "other"}],
+    ids=str,
 )
 def test_clones_are_for_guests_with_the_same_cards_on_segments(maker, new_pool, other):
     pool = new_pool(size=1)
@@ -188,6 +192,17 @@ def test_clones_are_for_guests_with_the_same_cards_on_segments(maker, new_pool, 
     maker.make()
     assert pool.take(_with_card(**other), TEMPLATE) is None
     assert pool.take(_with_card(), TEMPLATE) is not None
+
+
+def test_clones_on_a_network_go_before_it(maker, new_pool):
+    pool = new_pool(size=2)
+    pool.note_start(_with_card(network="one"), TEMPLATE)
+    pool.note_start(_with_card(network="other"), TEMPLATE)
+    maker.make(3)
+    pool.drop("one")
+    assert pool.take(_with_card(network="one"), TEMPLATE) is None
+    assert pool.take(_with_card(network="other"), TEMPLATE) is not None
+    assert len(maker.removed) == 2
 
 
 @pytest.mark.parametrize(("mib", "parks"), [(1024, False), (1025, True)])

@@ -9,7 +9,8 @@ import yaml
 
 from pytest_kvm.render.cloud_config import meta_data, network_config, user_data
 from pytest_kvm.render.domain_draft import draft_domain
-from tests.golden_cases import CASES, CONTROL_MAC, IDENTITY, plan_for
+from pytest_kvm.render.network_xml import network_xml
+from tests.golden_cases import CASES, CONTROL_MAC, IDENTITY, NETWORK_PLAN, NETWORKS, plan_for
 
 
 @pytest.fixture
@@ -36,12 +37,17 @@ def test_domain_xml(case, golden):
     golden(f"{case}.xml", text)
 
 
-@pytest.mark.parametrize("case", ["plain", "nics", "segments", "cloud_init"])
+@pytest.mark.parametrize("case", ["plain", "nics", "segments", "libvirt_networks", "cloud_init"])
 def test_cloud_init(case, golden):
     spec = CASES[case]
     nics = plan_for(spec).all_nics
     golden(f"{case}.user-data.yaml", user_data(spec, IDENTITY, packages=spec.packages))
     golden(f"{case}.network-config.yaml", network_config(spec, control_mac=CONTROL_MAC, nics=nics))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_xml(name, golden):
+    golden(f"networks/{name}.xml", network_xml(NETWORKS[name], NETWORK_PLAN))
 
 
 def test_hostile_text_stays_data():

@@ -15,6 +15,7 @@ from pytest_kvm.spec.value import misfit
 LAN = declare_network("lan", kvm.NetworkSpec(subnet="10.1.0.0/24", subnet6=None))
 WIDE = declare_network("wide", kvm.NetworkSpec(subnet="10.1.0.0/16"))
 NEAR = declare_network("near", kvm.NetworkSpec(subnet="10.0.3.0/24"))
+OUT = declare_network("out", kvm.NetworkSpec(forward="nat", subnet="10.2.0.0/24"))
 JUMBO = declare_network("jumbo", kvm.NetworkSpec(mtu=9000))
 
 MISTAKES = {
@@ -219,6 +220,32 @@ MISTAKES = {
         "configure the card in a fixture",
     ),
     "mtu": (lambda: kvm.NetworkSpec(mtu=70000), "NetworkSpec.mtu: 70000 is no number", "at most 65521"),
+    "network's back end": (
+        lambda: kvm.NetworkSpec(backend="libvrt"),
+        "NetworkSpec.backend: 'libvrt' is not one of 'auto', 'switch', 'libvirt'",
+        "",
+    ),
+    "forward": (lambda: kvm.NetworkSpec(forward="bridged"), "NetworkSpec.forward: 'bridged'", ""),
+    "forward of the switch": (
+        lambda: kvm.NetworkSpec(backend="switch", forward="nat"),
+        "NetworkSpec.forward: 'nat', and nothing leads out of the run's switch",
+        'leave backend out, or set it to "libvirt"',
+    ),
+    "forward without addresses": (
+        lambda: kvm.NetworkSpec(forward="routed", subnet=None, subnet6=None),
+        "NetworkSpec.forward: 'routed', and the segment has no addresses",
+        "give it a subnet or a subnet6",
+    ),
+    "forward without room": (
+        lambda: kvm.NetworkSpec(forward="nat", subnet="10.1.0.0/31"),
+        "NetworkSpec.subnet: 10.1.0.0/31 is too small for a segment with forward='nat'",
+        "the host has an address there, too",
+    ),
+    "the host's address": (
+        lambda: kvm.Nic(OUT, address="10.2.0.1"),
+        "Nic.address: 10.2.0.1 is the host's own address on out",
+        "choose another",
+    ),
     "mtu for IPv6": (
         lambda: kvm.NetworkSpec(mtu=576),
         "NetworkSpec.mtu: 576 is no number",

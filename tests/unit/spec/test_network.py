@@ -8,7 +8,8 @@ from itertools import islice
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.spec.network import count_hosts, declare_network, hosts_in_order, is_host
+from pytest_kvm.errors import SpecError
+from pytest_kvm.spec.network import check_connection, count_hosts, declare_network, hosts_in_order, is_host
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,44 @@ def test_a_declared_network_knows_the_subnets_that_its_spec_gives():
 def test_an_address_is_kept_in_its_usual_form():
     network = declare_network("lan", kvm.NetworkSpec())
     assert kvm.Nic(network, address6="FD00:0:0::5").address6 == "fd00::5"
+
+
+@pytest.mark.parametrize(
+    ("fields", "gateway", "gateway6"),
+    [
+        ({"forward": "nat"}, "10.1.0.1", "fd00:1::1"),
+        ({"forward": "routed", "subnet": "10.1.0.0/30"}, "10.1.0.1", "fd00:1::1"),
+        ({"forward": "nat", "subnet6": None}, "10.1.0.1", None),
+        ({"forward": "nat", "subnet": None}, None, "fd00:1::1"),
+        ({"backend": "libvirt"}, None, None),
+    ],
+)
+def test_the_host_has_the_first_address_of_what_leads_to_it(fields, gateway, gateway6):
+    subnets = {"subnet": "10.1.0.0/24", "subnet6": "fd00:1::/64"}
+    network = declare_network("out", kvm.NetworkSpec(**subnets | fields))
+    found = [None if each is None else str(each) for each in (network.gateway, network.gateway6)]
+    assert found == [gateway, gateway6]
+    assert [str(each) for each in network.gateways] == [each for each in found if each]
+
+
+def test_gateways_are_chosen_with_the_subnets():
+    network = declare_network("out", kvm.NetworkSpec(forward="nat", subnet6=None))
+    assert network.gateways == ()
+    with pytest.raises(LookupError, match="the IPv4 subnet of out is chosen when the segment is made"):
+        _ = network.gateway
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (kvm.NetworkSpec(backend="libvirt"), "NetworkSpec.backend of out is 'libvirt'"),
+        (kvm.NetworkSpec(backend="libvirt", forward="nat"), "NetworkSpec.forward of out is 'nat'"),
+    ],
+)
+def test_only_the_system_daemon_makes_networks(spec, field):
+    check_connection("out", spec, uri="qemu:///system", is_system=True)
+    check_connection("out", kvm.NetworkSpec(), uri="qemu:///embed", is_system=False)
+    with pytest.raises(
+        SpecError, match=f"{field}: only libvirt's system daemon .* connection is qemu:///embed"
+    ):
+        check_connection("out", spec, uri="qemu:///embed", is_system=False)

@@ -1,0 +1,216 @@
+"""Run by test_libvirt_networks.py beside a system daemon: segments that are libvirt networks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.errors import SpecError
+
+
+@kvm.network(scope="module")
+def lan():
+    return kvm.NetworkSpec(backend="libvirt", subnet="10.1.0.0/24", subnet6="fd00:1::/64", mtu=1400)
+
+
+@kvm.network(scope="module")
+def out():
+    return kvm.NetworkSpec(forward="nat", subnet="10.2.0.0/24", subnet6="fd00:2::/64")
+
+
+@kvm.network(scope="module")
+def way():
+    return kvm.NetworkSpec(forward="routed", subnet="10.3.0.0/24", subnet6=None)
+
+
+@kvm.network(scope="module")
+def own():
+    return kvm.NetworkSpec()
+
+
+def on(*segments):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(each) for each in segments])
+
+
+@kvm.guest(scope="module")
+def alice(lan, out):
+    return on(lan, out)
+
+
+@kvm.guest(scope="module")
+def bob(lan, way):
+    return on(lan, way)
+
+
+@kvm.guest
+def carol(lan, own):
+    return on(lan, own)
+
+
+@kvm.guest
+def dave(own, lan):
+    return on(own, lan)
+
+
+def reaches(guest, whom, *, version=4, within=20):
+    """Say whether an answer comes within so many seconds; a card that has its carrier back takes some."""
+    ping = ["ping", f"-{version}", "-c", "1", "-i", "0.2", "-w", str(within), str(whom)]
+    return guest.run(ping, check=False).exit_code == 0
+
+
+def carrier(guest, segment):
+    [card] = [nic for nic in guest.nics if nic.segment is segment]
+    return guest.read_text(f"/sys/class/net/{card.device}/carrier").strip()
+
+
+def test_isolated_guests_find_each_other_and_nobody_else(lan, alice, bob):
+    assert [str(nic.address) for nic in lan.nics] == ["10.1.0.10", "10.1.0.11"]
+    assert reaches(alice, "bob.lan")
+    assert reaches(bob, "alice.lan", version=6)
+    assert alice.read_text(f"/sys/class/net/{lan.nics[0].device}/mtu").strip() == "1400"
+    addresses = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
+    assert "10.1.0." not in addresses, "the host is not on it"
+    assert "10.2.0.1/24" in addresses, "but on that which leads out"
+    counted = lan.counters
+    assert all(counted[name][way]["frames"] for name in ("alice", "bob") for way in ("in", "out"))
+
+
+ECHO = """
+import socket
+with socket.create_server(("::", 7777), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    print("listening", flush=True)
+    connection, peer = server.accept()
+    connection.sendall(peer[0].encode())
+"""
+CONNECT = """
+import socket, sys
+print(socket.create_connection((sys.argv[1], 7777), 30).recv(99).decode())
+"""
+
+
+def source_seen(guest, beyond):
+    """Have a guest connect to an address beyond the host; return whom the other end sees."""
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", "beyond", sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True
+    )
+    with server:
+        assert server.stdout.readline() == "listening\n"
+        try:
+            return guest.run(["python3", "-c", CONNECT, beyond]).stdout.strip().removeprefix("::ffff:")
+        finally:
+            server.kill()
+
+
+def test_nat_shows_the_hosts_address_and_routing_the_guests_own(out, way, alice, bob):
+    assert source_seen(alice, "192.0.2.2") == "192.0.2.1"
+    assert source_seen(alice, "2001:db8::2") == "2001:db8::1"
+    assert source_seen(bob, "192.0.2.2") == "10.3.0.10"
+    assert (str(out.gateway), str(out.gateway6)) == ("10.2.0.1", "fd00:2::1")
+    assert (str(way.gateway), way.gateway6) == ("10.3.0.1", None)
+    with pytest.raises(SpecError, match="10.2.0.1 is the host's own address on out"):
+        kvm.Nic(out, address="10.2.0.1")
+
+
+def test_an_unplugged_guest_sees_its_carrier_go(lan, alice, bob):
+    fault = lan.unplug(alice)
+    assert carrier(alice, lan) == "0"
+    assert not reaches(bob, alice.address(lan), within=2)
+    fault.undo()
+    assert carrier(alice, lan) == "1"
+    assert reaches(bob, alice.address(lan))
+
+
+def test_a_savepoint_leaves_a_fault_and_a_boot_leaves_the_network(lan, alice, bob):
+    alice.write_text("/root/changed", "by this test")
+    with alice.savepoint():
+        fault = lan.unplug(alice)
+    assert carrier(alice, lan) == "0", "what the test has set is still set"
+    fault.undo()
+    assert reaches(alice, "bob.lan")
+    bob.power_off()
+    bob.power_on()
+    assert reaches(alice, "bob.lan")
+    assert reaches(bob, "alice.lan", version=6)
+    assert source_seen(bob, "192.0.2.2") == "10.3.0.10"
+
+
+def test_after_the_reset_all_is_as_before(lan, alice, bob):
+    assert alice.run(["test", "-e", "/root/changed"], check=False).exit_code == 1
+    assert reaches(alice, "bob.lan")
+    assert reaches(bob, "alice.lan", version=6)
+
+
+SEND = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for number in range(3000):
+        sender.sendto(b"from the future", (sys.argv[1], 7000))
+"""
+
+
+def refused(guest):
+    """Return how many packets have come for a port where nobody listens."""
+    names, numbers = [
+        line.split() for line in guest.run(["grep", "^Udp:", "/proc/net/snmp"]).stdout.splitlines()
+    ]
+    return int(dict(zip(names, numbers, strict=True))["NoPorts"])
+
+
+def test_frames_that_wait_for_a_guest_are_dropped_when_it_is_restored(lan, alice, bob):
+    his, hers = (next(nic for nic in guest.nics if nic.segment is lan) for guest in (bob, alice))
+    neighbour = f"ip neigh replace {hers.address} lladdr {hers.mac} dev {his.device} nud permanent"
+    bob.run(neighbour)  # so that the frames wait for her in the host, and not in bob for her address
+    before, savepoint = refused(alice), alice.savepoint()
+    alice.pause()
+    bob.run(["python3", "-c", SEND, str(hers.address)])
+    savepoint.restore()
+    assert reaches(alice, "bob.lan")
+    assert refused(alice) == before
+    bob.run(["python3", "-c", SEND, str(hers.address)])
+    assert reaches(alice, "bob.lan")
+    assert refused(alice) > before, "which would have been seen"
+
+
+def test_all_guests_of_a_lab_are_put_back_without_a_flap(lan, alice, bob):
+    lab = kvm.lab(alice, bob)
+    changes = ["cat", f"/sys/class/net/{lan.nics[0].device}/carrier_changes"]
+    before, savepoint = alice.run(changes).stdout, lab.savepoint()
+    assert alice.run(changes).stdout == before
+    alice.run("touch /root/after")
+    savepoint.restore()
+    assert alice.run("ls /root").stdout == ""
+    assert alice.run(changes).stdout == before
+    assert reaches(alice, "bob.lan")
+
+
+@kvm.guest
+def frank(lan):
+    return on(lan)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_spare_clone_is_not_on_the_network_before_it_is_a_guest(lan, alice, frank, number):
+    """From the second start of a guest on, the next one waits with the same addresses."""
+    [card] = frank.nics
+    assert reaches(alice, "frank.lan")
+    replies = alice.run(["ping", "-c", "20", "-i", "0.05", str(card.address)]).stdout
+    assert "20 packets transmitted, 20 received" in replies
+    assert "DUP" not in replies
+    bridge = subprocess.run(["bridge", "fdb", "show"], capture_output=True, text=True, check=True).stdout
+    taps = {line.split()[2] for line in bridge.splitlines() if line.startswith(card.mac)}
+    assert len(taps) == 1, bridge
+
+
+def test_a_guest_on_a_libvirt_network_and_on_a_segment_of_the_switch(lan, own, alice, carol, dave):
+    assert reaches(carol, "alice.lan")
+    assert reaches(dave, "alice.lan")
+    assert reaches(carol, "dave.own")
+    assert own.counters["carol"]["out"]["frames"]
+    own.isolate(dave)
+    assert not reaches(carol, dave.address(own), within=2)
+    assert reaches(carol, dave.address(lan))
+    with pytest.raises(SpecError, match="lan: a partition needs the run's switch"):
+        lan.isolate(dave)

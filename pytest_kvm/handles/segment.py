@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,6 @@ class Segment(FaultableSegment, Network):
         subnet: Its IPv4 subnet; None if its cards get no IPv4 address.
         subnet6: Its IPv6 subnet, likewise.
         backend: What passes its frames.
-        counters: Returns the counters of each link of a segment.
         faults: Sets faults.
         captures: Begins captures.
     """
@@ -53,14 +52,12 @@ class Segment(FaultableSegment, Network):
         subnet: IPv4Network | None,
         subnet6: IPv6Network | None,
         backend: SegmentBackend,
-        counters: Callable[[Segment], Mapping[str, Counters]],
         faults: FaultControl,
         captures: CaptureControl,
     ) -> None:
         super().__init__(name, spec, subnet=subnet, subnet6=subnet6)
         self.backend = backend
         self._nics: list[GuestNic] = []
-        self._counters = counters
         self._faults = faults
         self._captures = captures
 
@@ -100,7 +97,9 @@ class Segment(FaultableSegment, Network):
         Raises:
             SpecError: The segment was removed.
         """
-        return self._counters(self)
+        if self.is_removed:
+            raise SpecError(f"the segment {self.name} was removed, and its counters with it")
+        return self.backend.counters()
 
     def capture(self, *, link: Member | None = None, limit: str = "256MiB") -> Capture:
         """Begin to capture the frames that cross the segment, each once, to whatever guests it goes.

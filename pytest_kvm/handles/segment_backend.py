@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_kvm.handles.capture import CaptureSource
+
 if TYPE_CHECKING:
     from pytest_kvm.handles.condition import Condition
     from pytest_kvm.handles.segment import Counters
     from pytest_kvm.hypervisor.protocol import Domain
     from pytest_kvm.render.qemu_args import CardIds
     from pytest_kvm.switch.link import Direction
-    from pytest_kvm.switch.pcapng import Written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +32,8 @@ class MachineCard:
     """QEMU's ids of the card and of its back end."""
 
 
-class CaptureWriter(Protocol):
-    """Writes one capture's file; see :class:`pytest_kvm.handles.capture.CaptureSource`."""
-
-    def flush(self) -> Written:
-        """Flush all frames that have passed to the file; say how far it has come."""
-        ...
-
-    def wait(self, *, frames: int, timeout: float) -> None:
-        """Wait until the file holds more than ``frames`` frames, nothing more is written, or time is up."""
-        ...
-
-    def end(self) -> Written:
-        """Finish the file; say how far it has come."""
-        ...
+class CaptureWriter(CaptureSource, Protocol):
+    """What writes one capture's file, as far as the run is concerned."""
 
     def has_broken(self) -> bool:
         """Say whether what writes the file has ended."""

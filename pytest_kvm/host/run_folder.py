@@ -18,7 +18,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pytest_kvm.errors import HostError
@@ -70,32 +70,25 @@ def sweep(parent: Path) -> list[Path]:
     runs = parent / RUNS
     if not os.path.lexists(runs):
         return []
-    dead: dict[Path, locks.HeldLock] = {}
-    removed: list[Path] = []
-    with _guarded(runs):
-        for folder in sorted(runs.iterdir()):
-            if not _belongs_to_a_run(folder):
-                continue
-            try:
-                lock = locks.try_exclusive(folder / folder_marker.MARKER)
-            except FileNotFoundError:
-                # If it is not blank, its watcher has just removed it.
-                removed += [folder] if _remove_if_blank(folder) else []
-            else:
+    with ExitStack() as locks_of_the_dead:
+        dead: list[Path] = []
+        blank: list[Path] = []
+        with _guarded(runs):
+            for folder in filter(_belongs_to_a_run, sorted(runs.iterdir())):
+                try:
+                    lock = locks.try_exclusive(folder / folder_marker.MARKER)
+                except FileNotFoundError:
+                    if folder_marker.is_blank(folder):  # if not, its watcher has just removed it
+                        watcher.remove_run(folder)
+                        blank.append(folder)
+                    continue
                 if lock is not None:  # else a live run owns it
-                    dead[folder] = lock
-    # Not under the guard, where others would wait: to undo what a run has made can take a while.
-    for folder, lock in dead.items():
-        watcher.remove_run(folder)
-        removed += [] if os.path.lexists(folder) else [folder]
-        lock.release()
-    return removed
-
-
-def _remove_if_blank(folder: Path) -> bool:
-    if folder_marker.is_blank(folder):
-        watcher.remove_run(folder)
-    return not os.path.lexists(folder)
+                    locks_of_the_dead.callback(lock.release)
+                    dead.append(folder)
+        # Not under the guard, where others would wait: to undo what a run has made can take a while.
+        for folder in dead:
+            watcher.remove_run(folder)
+    return [folder for folder in sorted([*blank, *dead]) if not os.path.lexists(folder)]
 
 
 def foreign_files(parent: Path) -> list[Path]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import NetworkFailed, SpecError, SwitchFailed
 from pytest_kvm.handles.guest import running_machine
-from pytest_kvm.handles.segment import Counters, GuestNic, Segment, add_nic, discard_nic
+from pytest_kvm.handles.segment import GuestNic, Segment, add_nic, discard_nic
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.provision.addresses import (
     choose_interface4,
@@ -98,7 +98,6 @@ class Segments:
                 subnet=network.subnet,
                 subnet6=network.subnet6,
                 backend=backend,
-                counters=self._counters,
                 faults=self._faults,
                 captures=self._captures,
             )
@@ -248,12 +247,6 @@ class Segments:
                 segment.backend.set_link(link, up=False)
             add_nic(segment, joined)
             newcomer.joined.append(joined)
-
-    def _counters(self, segment: Segment) -> Mapping[str, Counters]:
-        with self._lock:
-            if segment.is_removed:
-                raise SpecError(f"the segment {segment.name} was removed, and its counters with it")
-            return segment.backend.counters()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,6 @@ def _segment(name, spec=AUTO, others=()):
         subnet=subnet,
         subnet6=subnet6,
         backend=nothing,
-        counters=lambda _: {},
         faults=nothing,
         captures=nothing,
     )

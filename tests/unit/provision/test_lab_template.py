@@ -50,7 +50,6 @@ def segment(name="lan", *, mtu=None):
         subnet=IPv4Network("10.1.0.0/24"),
         subnet6=IPv6Network("fd00:1::/64"),
         backend=nobody,
-        counters=nobody,
         faults=nobody,
         captures=nobody,
     )

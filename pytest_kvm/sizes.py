@@ -36,6 +36,14 @@ def parse_kib(size: object, *, field: str) -> int:
     return int(kib)
 
 
+def binary_size(count: int) -> str:
+    """Return a number of bytes exactly, in the largest unit in which it is a whole number: ``"512MiB"``."""
+    for unit, kib in reversed(_UNITS.items()):
+        if count % (kib * 1024) == 0:
+            return f"{count // (kib * 1024)}{unit}"
+    return f"{count} bytes"
+
+
 def parse_bits_per_second(bandwidth: object, *, field: str) -> float:
     """Return a bandwidth in bits per second.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_kvm.errors import SpecError
 from pytest_kvm.images.image import Image
 from pytest_kvm.images.qemu_img import (
     copy_sparse,
@@ -12,9 +13,10 @@ from pytest_kvm.images.qemu_img import (
     create_blank,
     create_clone_overlay,
     create_overlay,
+    info,
 )
 from pytest_kvm.render.plan import DiskPlan
-from pytest_kvm.sizes import parse_kib
+from pytest_kvm.sizes import binary_size, parse_kib
 from pytest_kvm.spec.disk import Disk, DiskFormat
 from pytest_kvm.spec.guest import GuestSpec
 
@@ -26,10 +28,13 @@ def new_disks(spec: GuestSpec, image: Image, *, seed: Path, folder: Path) -> lis
     """Make the disks of a cold boot: the root disk first, the seed last.
 
     Raises:
-        ImageError: qemu-img refused a file.
+        HostCommandFailed: qemu-img failed.
+        ImageError: A file of the host is no disk image.
+        SpecError: A disk would be smaller than what it shows.
     """
     root = folder / "root.qcow2"
-    create_overlay(root, backing=image.disk, size=_bytes(spec.root_size, field="GuestSpec.root_size"))
+    size = _grown(spec.root_size, least=image.virtual_size, field="GuestSpec.root_size")
+    create_overlay(root, backing=image.disk, size=size)
     extra = [_new_disk(disk, folder / f"disk{number}") for number, disk in enumerate(spec.disks, start=1)]
     return [DiskPlan(path=root, format="qcow2"), *extra, DiskPlan(path=seed, format="raw", readonly=True)]
 
@@ -77,11 +82,12 @@ def copies_of(spec: GuestSpec, frozen: Sequence[FrozenDisk], *, seed: Path, fold
 
 
 def _new_disk(disk: Disk, path: Path) -> DiskPlan:
-    size = _bytes(disk.size, field="Disk.size")
     if disk.file is not None:
-        create_overlay(path, backing=Path(disk.file), size=size)
+        file = Path(disk.file)
+        least = 0 if disk.size is None else info(file).virtual_size
+        create_overlay(path, backing=file, size=_grown(disk.size, least=least, field="Disk.size"))
     else:
-        create_blank(path, size=size or 0, disk_format=disk.format)
+        create_blank(path, size=parse_kib(disk.size, field="Disk.size") * 1024, disk_format=disk.format)
     return _planned_disk(disk, path, "qcow2" if disk.file is not None else disk.format)
 
 
@@ -89,5 +95,23 @@ def _planned_disk(disk: Disk, path: Path, disk_format: DiskFormat) -> DiskPlan:
     return DiskPlan(path=path, format=disk_format, bus=disk.bus, serial=disk.serial, readonly=disk.readonly)
 
 
-def _bytes(size: str | None, *, field: str) -> int | None:
-    return None if size is None else parse_kib(size, field=field) * 1024
+def _grown(size: str | None, *, least: int, field: str) -> int | None:
+    """Return the size of a disk in bytes; None: as that of what it shows.
+
+    Args:
+        size: What the spec says.
+        least: Bytes of what it shows. A guest would see only the begin of it on a smaller disk.
+        field: Where the size stands, for the message.
+
+    Raises:
+        SpecError: It is too small.
+    """
+    if size is None:
+        return None
+    found = parse_kib(size, field=field) * 1024
+    if found < least:
+        raise SpecError(
+            f"{field}: {size!r} is less than {binary_size(least)}, the size of what the disk shows",
+            resolution="a disk can only grow: give it a larger size, or leave the field out",
+        )
+    return found

@@ -175,7 +175,7 @@ class SavepointRefused(SnapshotFailed):
 
 
 class NetworkFailed(HypervisorError):
-    """A network could not be created or removed."""
+    """A network could not be created or removed, or a guest's card cannot be on one."""
 
 
 class GuestError(KvmError):

@@ -5,6 +5,7 @@ What the codes mean: https://libvirt.org/html/libvirt-virterror.html.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,33 @@ MEANINGS: Mapping[int, Meaning] = {
 ``OPERATION_FAILED``, ``SYSTEM_ERROR`` and the like only say that the operation
 failed: for these only the error's text helps."""
 
+_NETWORK_CAUSES: Mapping[str, str] = {
+    r"Check the host setup: interface .* accept_ra": (
+        "say subnet6=None, or have the host set accept_ra=2 for that interface"
+    ),
+    r"Network is already in use by interface": "choose another subnet, or let the run choose one",
+    r"<vlan> element specified for network": (
+        'say virtualport="openvswitch"; VLANs of a Linux bridge need libvirt 11.0 or later'
+    ),
+    r"Cannot get interface MTU on '.*': No such device": (
+        "the host has no such device: make the bridge first, or correct its name"
+    ),
+    r"Unable to add bridge \S+ port \S+: Operation not supported": (
+        'it is no bridge of Linux; if it is one of Open vSwitch, say virtualport="openvswitch"'
+    ),
+    r"Unable to add port \S+ to OVS bridge": (
+        "see that Open vSwitch runs there, and has this bridge (`ovs-vsctl list-br`)"
+    ),
+    r"Child process \(\S*tc .*(qdisc kind is unknown|TC classifier not found|load TC action module)": (
+        "load the kernel modules on libvirt's host that NetworkSpec.inbound needs (sch_htb, sch_sfq, cls_fw) "
+        "and outbound (sch_ingress, cls_u32, act_police); or leave the fields out"
+    ),
+    r"Cannot find 'tc' in path": "install the package that has tc(8), iproute2, on libvirt's host",
+}
+"""Begins of errors that say that a network of the host, or a card on it, cannot be as it is
+wanted, each with what to do: no error code tells."""
+_KIND = r"(internal error: |unsupported configuration: )?"
+
 
 @contextmanager
 def translated(
@@ -126,11 +154,19 @@ def from_libvirt(
     meaning = MEANINGS.get(code, _NO_HINT)
     said = failure.get_error_message() or str(failure)
     brief, _, rest = said.strip().partition("\n")
-    kind = meaning.error or error
+    kind, resolution = meaning.error or error, meaning.resolution
     if kind is DomainFailed and refuses_state(f"{said}\n{details}"):
         kind = StateDamaged
+    elif kind in (DomainFailed, NetworkFailed) and (to_do := _network_resolution(said)):
+        kind, resolution = NetworkFailed, to_do
     return kind(
         f"libvirt could not {doing}: {brief}",
         details="\n".join(part for part in (rest.strip(), details) if part),
-        resolution=meaning.resolution,
+        resolution=resolution,
     )
+
+
+def _network_resolution(said: str) -> str:
+    """Return what to do about what the host's network lacks; "" if the error is about something else."""
+    found = (to_do for cause, to_do in _NETWORK_CAUSES.items() if re.match(_KIND + cause, said, re.DOTALL))
+    return next(found, "")

@@ -102,6 +102,7 @@ class LibvirtHypervisor:
 
         Raises:
             DomainFailed: libvirt or QEMU refused; the details hold what QEMU printed.
+            NetworkFailed: A card cannot be on its network of the host.
         """
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         return self._start(xml, partial(_create_domain, xml=xml, flags=flags), doing="create")
@@ -112,6 +113,7 @@ class LibvirtHypervisor:
         Raises:
             StateDamaged: QEMU cannot load the snapshot.
             DomainFailed: libvirt or QEMU refused; the details hold what QEMU printed.
+            NetworkFailed: A card cannot be on its network of the host.
         """
         start = partial(start_from_snapshot, xml=xml, snapshot=snapshot, paused=paused)
         return self._start(xml, start, doing="restore")

@@ -21,11 +21,6 @@ from pytest_kvm.waiting import NotYet, wait_until
 _MADE_WITHIN = 3.0
 """Seconds in which libvirt may still finish a network whose run was killed while it was made."""
 _LOOK_EVERY = 0.1
-_RESOLUTIONS = {
-    "accept_ra": "say subnet6=None, or have the host set accept_ra=2 for that interface",
-    "already in use by interface": "choose another subnet, or let the run choose one",
-}
-"""What to do about errors that only their text tells apart."""
 
 
 def create(connection: libvirt.virConnect, xml: str) -> None:
@@ -62,10 +57,9 @@ def _translated(doing: str, *, details: str = "") -> Generator[None]:
         yield
     except libvirt.libvirtError as failure:
         told = from_libvirt(failure, doing=doing, error=NetworkFailed, details=details)
-        if isinstance(told, ConnectionFailed):
+        if isinstance(told, (ConnectionFailed, NetworkFailed)):
             raise told from None
-        known = (resolution for text, resolution in _RESOLUTIONS.items() if text in told.brief)
-        raise NetworkFailed(told.brief, details=told.details, resolution=next(known, "")) from None
+        raise NetworkFailed(told.brief, details=told.details) from None
 
 
 def main(arguments: Sequence[str]) -> int:

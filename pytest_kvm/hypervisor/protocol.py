@@ -236,7 +236,12 @@ class Hypervisor(Protocol):
         ...
 
     def create(self, xml: str, *, paused: bool = False) -> Domain:
-        """Create and start a transient domain from its XML."""
+        """Create and start a transient domain from its XML.
+
+        Raises:
+            DomainFailed: The hypervisor refused.
+            NetworkFailed: A card cannot be on its network of the host.
+        """
         ...
 
     def create_from_snapshot(self, xml: str, *, snapshot: str, paused: bool = False) -> Domain:

@@ -95,6 +95,7 @@ class GuestStarter:
         Raises:
             BootFailed: The machine did not become ready.
             GuestGone: Its guest was removed meanwhile.
+            NetworkFailed: A card cannot be on its network of the host.
         """
         if self._settings.cache == "off":
             return self._boot_cold(request, why="the boot cache is off")
@@ -123,6 +124,7 @@ class GuestStarter:
             BootFailed: The machine did not become ready.
             DomainFailed: The template could not be cloned, in two attempts.
             GuestGone: Its guest was removed meanwhile.
+            NetworkFailed: A card cannot be on its network of the host.
         """
         if former.template is None:
             return self._boot_cold(request, why="its first boot was a cold one")

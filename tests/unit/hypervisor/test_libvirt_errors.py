@@ -6,7 +6,15 @@ import inspect
 import libvirt
 import pytest
 
-from pytest_kvm.errors import AgentError, DomainFailed, HypervisorError, KvmError
+from pytest_kvm.errors import (
+    AgentError,
+    ConnectionFailed,
+    DomainFailed,
+    HypervisorError,
+    KvmError,
+    NetworkFailed,
+    StateDamaged,
+)
 from pytest_kvm.hypervisor import libvirt_errors as errors
 
 
@@ -32,6 +40,62 @@ def test_an_unknown_code_is_the_root_class_with_libvirts_text():
         raise failure(999_999)
     assert type(caught.value) is HypervisorError
     assert str(caught.value) == "libvirt could not do it: it broke"
+
+
+ENDED = "unexpected exit status 2: Error:"
+NO_QDISC = "Specified qdisc kind is unknown.\n"
+NO_ACTION = "Failed to load TC action module.\nWe have an error talking to the kernel\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("Cannot get interface MTU on 'br9': No such device", "make the bridge first"),
+        ("Unable to add bridge ovs0 port kv1: Operation not supported", 'say virtualport="openvswitch"'),
+        ("internal error: Unable to add port kv1 to OVS bridge br0", "see that Open vSwitch runs there"),
+        (f"internal error: Child process (tc qdisc add dev kv1 … sfq) {ENDED} {NO_QDISC}", "sch_sfq"),
+        (
+            f"internal error: Child process (/sbin/tc filter add dev kv1 … u32 …) {ENDED} {NO_ACTION}",
+            "act_police",
+        ),
+        ("Cannot find 'tc' in path: No such file or directory", "iproute2"),
+    ],
+)
+def test_what_the_host_has_no_network_for_is_told_by_the_text(text, hint):
+    with pytest.raises(KvmError) as caught, errors.translated("do it", error=DomainFailed):
+        raise failure(libvirt.VIR_ERR_SYSTEM_ERROR, text)
+    assert type(caught.value) is NetworkFailed
+    assert hint in caught.value.resolution
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("Unable to add bridge br0 port kv1: Operation not permitted", DomainFailed),
+        ("Cannot get interface MTU on 'br9': Permission denied", DomainFailed),
+        (f"internal error: Child process (tc qdisc add dev kv1 … sfq) {ENDED} not permitted", DomainFailed),
+        (f"internal error: guest said: Child process (tc qdisc … {NO_QDISC}", DomainFailed),
+        (
+            "monitor closed: Cannot find 'tc' in path: load of migration failed: Invalid argument",
+            StateDamaged,
+        ),
+    ],
+)
+def test_what_only_looks_like_it_is_something_else(text, error):
+    with pytest.raises(KvmError) as caught, errors.translated("do it", error=DomainFailed):
+        raise failure(libvirt.VIR_ERR_SYSTEM_ERROR, text)
+    assert type(caught.value) is error
+    assert caught.value.resolution == ""
+
+
+def test_a_code_that_says_more_than_the_text_is_heeded():
+    text = "Cannot find 'tc' in path: No such file or directory"
+    for code, error in (
+        (libvirt.VIR_ERR_RPC, ConnectionFailed),
+        (libvirt.VIR_ERR_AGENT_UNSYNCED, AgentError),
+    ):
+        with pytest.raises(error), errors.translated("do it", error=DomainFailed):
+            raise failure(code, text)
 
 
 def test_lines_behind_the_first_and_details_go_to_the_details():

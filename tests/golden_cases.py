@@ -28,6 +28,14 @@ NETWORKS = {
     ),
     "nat": OUT,
     "routed": declare_network("way", kvm.NetworkSpec(forward="routed", subnet="10.3.0.0/24", subnet6=None)),
+    "bridge": declare_network("wide", kvm.NetworkSpec(bridge="br0", subnet="10.4.0.0/24")),
+    "open_vswitch": declare_network("red", kvm.NetworkSpec(bridge="ovs0", virtualport="openvswitch", vlan=5)),
+    "trunk": declare_network(
+        "all", kvm.NetworkSpec(bridge="ovs0", virtualport="openvswitch", vlan=5, trunk=[6, 7])
+    ),
+    "bandwidth": declare_network(
+        "slow", kvm.NetworkSpec(subnet=None, subnet6=None, inbound="10Mbit", outbound=1_500_000)
+    ),
 }
 NETWORK_PLAN = NetworkPlan(
     name="kvm-0123abcd-lan-1", uuid="11111111-2222-4333-8444-555555555555", bridge="kb0123abcd-1"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.port_forwards import Forward
     from pytest_kvm.results import CommandResult
-    from pytest_kvm.spec.network import IpVersion
+    from pytest_kvm.spec.subnets import IpVersion
     from pytest_kvm.ssh.command_line import Command
     from pytest_kvm.ssh.process import Process
 

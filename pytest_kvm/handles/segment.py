@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_kvm.errors import GuestGone, SpecError
 from pytest_kvm.handles.fault_verbs import FaultableSegment, Member
 from pytest_kvm.sizes import parse_kib
-from pytest_kvm.spec.network import IpVersion, Network, NetworkSpec
+from pytest_kvm.spec.network import Network, NetworkSpec
+from pytest_kvm.spec.subnets import IpVersion
 from pytest_kvm.spec.value import check_choice
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_kvm.handles.fault import FaultControl
     from pytest_kvm.handles.guest import Guest
     from pytest_kvm.handles.segment_backend import SegmentBackend
-    from pytest_kvm.spec.network import Address
+    from pytest_kvm.spec.subnets import Address
     from pytest_kvm.switch.link import Direction
 
 _FIND_DEVICE = """\

@@ -1,13 +1,17 @@
-"""Advisory locks between processes, exclusive or shared; the kernel releases a lock when its holder dies.
+"""Advisory locks between processes; the kernel releases a lock when its holder dies.
 
-Both kinds are ``flock(2)`` on the same file, so they exclude each other.
+Locks on files are exclusive or shared. Both kinds are ``flock(2)`` on the same file, so
+they exclude each other. Locks on names are exclusive.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,6 +128,46 @@ def _try_lock(path: Path, kind: int) -> HeldLock | None:
         os.close(descriptor)
         return None
     return HeldLock(descriptor)
+
+
+def try_name(name: str) -> socket.socket | None:
+    """Take a lock on a name in this network namespace; return None if it is locked.
+
+    It excludes the processes of all users: it is an abstract socket address (unix(7)).
+
+    Returns:
+        What holds the lock: closing it releases the lock.
+    """
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    _named.add(found)
+    try:
+        found.bind(f"\0{name}")
+    except OSError as failure:
+        found.close()
+        if failure.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return found
+
+
+def locked_names(prefix: str) -> list[str]:
+    """Return the names with this prefix that are locked in this network namespace, without the prefix."""
+    begin = f"@{prefix}"
+    lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    words = [line.split(maxsplit=7) for line in lines]
+    return [each[7].removeprefix(begin) for each in words if len(each) == 8 and each[7].startswith(begin)]
+
+
+_named: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_named() -> None:
+    """Have a forked child keep no name locked that its parent releases."""
+    for each in list(_named):
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_named)
 
 
 def holder(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Chooses the subnets of segments, and the MAC and IP addresses of the cards on them.
 
-All are the same in each run of the same tests: subnets follow from the segment's name,
-MAC addresses from the link's, and IP addresses from the order in which guests join.
+Subnets follow from the segment's name, MAC addresses from the link's, and IP addresses from
+the order in which guests join. All are the same in each run of the same tests, but where the
+host or guests of other runs can have them, too.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.network import hosts_in_order
+from pytest_kvm.spec.subnets import hosts_in_order
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.segment import Segment
-    from pytest_kvm.spec.network import Network, NetworkSpec, Subnet
+    from pytest_kvm.spec.network import Network, NetworkSpec
     from pytest_kvm.spec.nic import Nic
+    from pytest_kvm.spec.subnets import Subnet
 
 N = TypeVar("N", IPv4Network, IPv6Network)
 
@@ -26,15 +28,23 @@ _QEMU_MAC = "52:54:00"
 """Begin of the locally administered MAC addresses that QEMU uses."""
 
 
-def choose_subnet4(name: str, spec: NetworkSpec, *, others: Collection[Network]) -> IPv4Network | None:
+def choose_subnet4(
+    name: str, spec: NetworkSpec, *, others: Collection[Network], run: str = ""
+) -> IPv4Network | None:
     """Return the IPv4 subnet of a segment: its own, or one that no other segment has; None if it has none.
+
+    Args:
+        name: The segment's name.
+        spec: What it is made of.
+        others: The other segments of the run.
+        run: Id of the run, if guests of other runs may be on the same Ethernet.
 
     Raises:
         SpecError: The other segments have every subnet that the run can choose.
     """
     if spec.subnet != "auto":
         return None if spec.subnet is None else IPv4Network(spec.subnet)
-    candidates = (IPv4Network(f"10.90.{number}.0/24") for number in _numbers(name))
+    candidates = (IPv4Network(f"10.90.{number}.0/24") for number in _numbers(name + run))
     taken = [other.subnet for other in others]
     return _first_clear(candidates, taken, field=f"NetworkSpec.subnet of {name}")
 
@@ -48,8 +58,8 @@ def choose_subnet6(
         name: The segment's name.
         spec: What it is made of.
         others: The other segments of the run.
-        run: Id of the run, eight hexadecimal digits, if the host has an address in the subnet: libvirt
-            does not see that another run has it, too.
+        run: Id of the run, eight hexadecimal digits, if guests of other runs may be on the same Ethernet, or
+            if the host has an address in the subnet: libvirt does not see that another run has it, too.
     """
     if spec.subnet6 != "auto":
         return None if spec.subnet6 is None else IPv6Network(spec.subnet6)
@@ -71,7 +81,7 @@ def _first_clear(candidates: Iterator[N], taken: Sequence[N | None], *, field: s
     )
 
 
-def choose_mac(nic: Nic, segment: Segment, *, link: str, reserved: Collection[str]) -> str:
+def choose_mac(nic: Nic, segment: Segment, *, link: str, reserved: Collection[str], run: str = "") -> str:
     """Return the MAC address of a card: its own, or one that no other card on the segment has.
 
     Args:
@@ -79,6 +89,7 @@ def choose_mac(nic: Nic, segment: Segment, *, link: str, reserved: Collection[st
         segment: The segment that it is on.
         link: Name of its link.
         reserved: MAC addresses of other cards of the guest.
+        run: Id of the run, if guests of other runs may be on the same Ethernet.
 
     Raises:
         SpecError: Another card on the segment has the address that the spec gives.
@@ -91,7 +102,9 @@ def choose_mac(nic: Nic, segment: Segment, *, link: str, reserved: Collection[st
                 resolution="give each card its own MAC address, or leave it out",
             )
         return nic.mac
-    return next(mac for mac in _macs(f"{segment.name}/{link}") if mac not in holders and mac not in reserved)
+    return next(
+        mac for mac in _macs(f"{segment.name}/{link}{run}") if mac not in holders and mac not in reserved
+    )
 
 
 def choose_interface4(nic: Nic, segment: Segment, *, reserved: Collection[str]) -> IPv4Interface | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 from pytest_kvm.errors import HypervisorError, NetworkFailed, SpecError, SwitchFailed
 from pytest_kvm.hypervisor.protocol import CardFrames
+from pytest_kvm.provision.subnet_claims import SubnetTaken, claim_subnets
 from pytest_kvm.render.network_xml import NetworkPlan, network_xml
 from pytest_kvm.render.qemu_args import barrier_path
 from pytest_kvm.spec.network import check_connection
@@ -34,6 +35,8 @@ _QUEUE = 1000
 _MOST_BRIDGES = 10_000
 """Bridges of one run that have names of their own: Linux allows 15 characters."""
 _END_IS_TOLD_WITHIN = 1.0
+_TAKEN = "already in use by interface"
+"""libvirt's words for a subnet of IPv4 for which the host has a route (``networkCheckRouteCollision()``)."""
 
 
 def tap_name(port: Path) -> str:
@@ -59,6 +62,7 @@ class LibvirtSegment:
 
     Raises:
         NetworkFailed: libvirt refused.
+        SubnetTaken: The host, or another segment or run on the same bridge, has such addresses already.
         SpecError: The connection makes no networks.
     """
 
@@ -71,25 +75,44 @@ class LibvirtSegment:
         )
         self.network = plan.name
         self._name = network.name
+        self._because = " and ".join(f"{field}=" for field in network.spec.libvirt_fields or ["backend"])
         self._hypervisor, self._uuid = resources.hypervisor, plan.uuid
         self._lock = threading.Lock()
         self._links: dict[str, _Link] = {}
-        self._forget = resources.undo_notes.add("network", uri, plan.uuid)
+        with claim_subnets(network) as claims:
+            self._forget = resources.undo_notes.add("network", uri, plan.uuid)
+            self._make(network_xml(network, plan))
+            self._claims = claims.pop_all()
+
+    def _make(self, xml: str) -> None:
         try:
-            resources.hypervisor.create_network(network_xml(network, plan))
-        except NetworkFailed:  # after any other failure there may be one
+            self._hypervisor.create_network(xml)
+        except NetworkFailed as failure:  # after any other failure there may be one
             self._forget()
+            if _TAKEN in failure.brief:
+                raise SubnetTaken(
+                    failure.brief, details=failure.details, resolution=failure.resolution, field="subnet"
+                ) from None
             raise
 
     def check(self) -> None:
         """Do nothing: the host's kernel passes the frames."""
 
     def remove(self) -> None:
-        """Remove the network.
+        """Remove the network; guests that are still on it are cut off, also on a bridge of the host.
 
         Raises:
             NetworkFailed: libvirt refused; it is tried again when the run ends.
+            SwitchFailed: A guest could not be cut off; likewise.
         """
+        with self._claims, ExitStack() as stack:
+            stack.callback(self._remove)
+            with self._lock:
+                links = list(self._links.values())
+            for link in links:
+                stack.callback(link.attach, None)
+
+    def _remove(self) -> None:
         self._hypervisor.remove_network(self._uuid)
         self._forget()
 
@@ -183,7 +206,7 @@ class LibvirtSegment:
     def _refuse(self, what: str) -> NoReturn:
         raise SpecError(
             f"{self._name}: {what} needs the run's switch, and this segment is a libvirt network",
-            resolution="unplug() and plug() work there; for all else leave out backend= and forward=",
+            resolution=f"unplug() and plug() work there; for all else leave out {self._because}",
         )
 
 

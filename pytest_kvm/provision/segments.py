@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import NetworkFailed, SpecError, SwitchFailed
+from pytest_kvm.errors import SpecError, SwitchFailed
 from pytest_kvm.handles.guest import running_machine
 from pytest_kvm.handles.segment import GuestNic, Segment, add_nic, discard_nic
 from pytest_kvm.hypervisor.protocol import DomainState
@@ -25,6 +25,7 @@ from pytest_kvm.provision.addresses import (
     choose_subnet6,
 )
 from pytest_kvm.provision.libvirt_segment import LibvirtSegment
+from pytest_kvm.provision.subnet_claims import SubnetTaken
 from pytest_kvm.provision.switch_segment import SwitchSegment
 from pytest_kvm.spec.neighbours import hostname_from, names_of
 from pytest_kvm.spec.network import Network
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
     from pytest_kvm.switch.client import Switch
 
 _MOST_ATTEMPTS = 8
-"""How many subnets are tried for a network of the host, which may have a route for some of them."""
-_TAKEN = "already in use by interface"
-"""libvirt's words for that, which no error code tells (``networkCheckRouteCollision()``)."""
+"""How many subnets are tried for a libvirt network: the host or another run may have some of them."""
 
 
 class Segments:
@@ -113,8 +112,8 @@ class Segments:
             network = Network(
                 name,
                 spec,
-                subnet=choose_subnet4(name, spec, others=others),
-                subnet6=choose_subnet6(name, spec, others=others, run=self._run_id(spec)),
+                subnet=choose_subnet4(name, spec, others=others, run=self._run_on_bridge(spec)),
+                subnet6=choose_subnet6(name, spec, others=others, run=self._run_of_subnet6(spec)),
             )
             tag = f"{name}-{next(self._numbers)}"
             if not spec.is_libvirt:
@@ -122,15 +121,19 @@ class Segments:
             number = next(self._network_numbers)
             try:
                 return network, LibvirtSegment(self._resources.get(), network, tag=tag, number=number)
-            except NetworkFailed as failure:
-                is_taken = spec.subnet == "auto" and _TAKEN in failure.brief
-                if not is_taken or len(refused) == _MOST_ATTEMPTS - 1:
+            except SubnetTaken as failure:
+                is_given = getattr(spec, failure.field) != "auto"
+                if is_given or len(refused) == _MOST_ATTEMPTS - 1:
                     raise
                 refused.append(network)
 
-    def _run_id(self, spec: NetworkSpec) -> str:
-        """Return the run's id for a subnet that no other run on this host may have; else ""."""
-        return "" if spec.forward == "isolated" else self._resources.get().session
+    def _run_of_subnet6(self, spec: NetworkSpec) -> str:
+        """Return the run's id for an IPv6 subnet that no other run on this host may have; else ""."""
+        return self._resources.get().session if spec.has_addresses_of_its_run else ""
+
+    def _run_on_bridge(self, spec: NetworkSpec) -> str:
+        """Return the run's id for addresses that no other run on the same bridge may have; else ""."""
+        return "" if spec.bridge is None else self._resources.get().session
 
     def all(self) -> list[Segment]:
         """Return the segments that are not removed."""
@@ -230,7 +233,7 @@ class Segments:
                     f"Nic.network: the segment {segment.name} was removed",
                     resolution=f"ask for its fixture: def {newcomer.declared_name}({segment.name})",
                 )
-            link = newcomer.link_name(segment)
+            link, run = newcomer.link_name(segment), self._run_on_bridge(segment.spec)
             reserved = self._segments[segment] | newcomer.addresses()
             joined = GuestNic(
                 guest=newcomer.guest,
@@ -238,7 +241,7 @@ class Segments:
                 index=index,
                 link=link,
                 names=newcomer.names(segment),
-                mac=choose_mac(nic, segment, link=link, reserved=newcomer.macs(index)),
+                mac=choose_mac(nic, segment, link=link, reserved=newcomer.macs(index), run=run),
                 interface4=choose_interface4(nic, segment, reserved=reserved),
                 interface6=choose_interface6(nic, segment, reserved=reserved),
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pytest_kvm.spec.network import Network
+    from pytest_kvm.spec.network import Network, NetworkSpec
 
 _USUAL_MTU = 1500
 _MODES = {"nat": "nat", "routed": "route"}
@@ -20,7 +20,7 @@ class NetworkPlan:
     name: str
     uuid: str
     bridge: str
-    """Name of the bridge that libvirt makes."""
+    """Name of the bridge that libvirt makes, unless the spec names one of the host."""
 
 
 def network_xml(network: Network, plan: NetworkPlan) -> str:
@@ -32,6 +32,32 @@ def network_xml(network: Network, plan: NetworkPlan) -> str:
     element = ET.Element("network")
     ET.SubElement(element, "name").text = plan.name
     ET.SubElement(element, "uuid").text = plan.uuid
+    if network.spec.bridge is not None:
+        _bridge_of_host(element, network.spec, bridge=network.spec.bridge)
+    else:
+        _own_bridge(element, network, plan)
+    _bandwidth(element, network.spec)
+    ET.indent(element)
+    return ET.tostring(element, encoding="unicode") + "\n"
+
+
+def _bridge_of_host(element: ET.Element, spec: NetworkSpec, *, bridge: str) -> None:
+    ET.SubElement(element, "forward", mode="bridge")
+    ET.SubElement(element, "bridge", name=bridge)
+    if spec.virtualport is not None:
+        ET.SubElement(element, "virtualport", type=spec.virtualport)
+    own = [] if spec.vlan is None else [str(spec.vlan)]
+    if spec.trunk:
+        vlans = ET.SubElement(element, "vlan", trunk="yes")
+        for tag in own:
+            ET.SubElement(vlans, "tag", id=tag, nativeMode="untagged")
+        for vlan in spec.trunk:
+            ET.SubElement(vlans, "tag", id=str(vlan))
+    elif own:
+        ET.SubElement(ET.SubElement(element, "vlan"), "tag", id=own[0])
+
+
+def _own_bridge(element: ET.Element, network: Network, plan: NetworkPlan) -> None:
     spec = network.spec
     if spec.forward != "isolated":
         forward = ET.SubElement(element, "forward", mode=_MODES[spec.forward])
@@ -46,5 +72,19 @@ def network_xml(network: Network, plan: NetworkPlan) -> str:
         if gateway is not None and subnet is not None:
             family = {"family": "ipv6"} if gateway.version == 6 else {}
             ET.SubElement(element, "ip", {**family, "address": str(gateway), "prefix": str(subnet.prefixlen)})
-    ET.indent(element)
-    return ET.tostring(element, encoding="unicode") + "\n"
+
+
+def _bandwidth(element: ET.Element, spec: NetworkSpec) -> None:
+    """Limit each card.
+
+    A limit of the network itself would hold for frames between it and the host only, and
+    libvirt refuses one where the bridge is not its own.
+    """
+    ways: tuple[Literal["inbound", "outbound"], ...] = ("inbound", "outbound")
+    limits = {way: spec.kilobytes_per_second(way) for way in ways}
+    if any(limits.values()):
+        group = ET.SubElement(element, "portgroup", name="guests", default="yes")
+        bandwidth = ET.SubElement(group, "bandwidth")
+        for way, average in limits.items():
+            if average is not None:
+                ET.SubElement(bandwidth, way, average=str(average))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from pytest_kvm.errors import SpecError
 from pytest_kvm.spec.guest import GuestSpec
-from pytest_kvm.spec.network import Network, count_hosts, known_subnet
+from pytest_kvm.spec.network import Network, known_subnet
 from pytest_kvm.spec.nic import Nic
+from pytest_kvm.spec.subnets import count_hosts
 
 _NOT_IN_HOSTNAMES = re.compile(r"[^a-zA-Z0-9-]+")
 _LONGEST_LABEL = 63

@@ -1,38 +1,43 @@
-"""``NetworkSpec``: what a segment is made of, and which addresses its guests may have."""
+"""``NetworkSpec``: what a segment is made of; ``Network``: a segment as the specs of its guests name it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.value import check_choice, spec_value
+from pytest_kvm.sizes import parse_bits_per_second
+from pytest_kvm.spec.subnets import (
+    Address,
+    IpVersion,
+    Subnet,
+    check_subnet_text,
+    is_host,
+    is_point_to_point,
+    other_field,
+)
+from pytest_kvm.spec.value import check_choice, is_number, put, spec_value
 
-Address = IPv4Address | IPv6Address
-Subnet = IPv4Network | IPv6Network
-IpVersion = Literal[4, 6]
 NetworkBackend = Literal["auto", "switch", "libvirt"]
 Forward = Literal["isolated", "nat", "routed"]
+VirtualPort = Literal["openvswitch"]
 
 _LEAST_MTU = 68
 _LEAST_MTU6 = 1280
 """A link that carries IPv6 must carry packets of this size (RFC 8200, section 5)."""
 _MOST_MTU = 65521
 """The largest MTU that Linux accepts for a virtio card; other models take less."""
-_LEAST_HOSTS = 2
-_FIRST_HOST = 10
-"""Addresses that are given in order begin here, because the addresses that users choose are mostly lower."""
-_MOST_HOSTS = 1 << 16
-"""Addresses of a subnet that are looked through for a free one."""
-
-_NOT_FOR_SEGMENTS: dict[Subnet, str] = {
-    IPv4Network("10.0.2.0/24"): "the network of each guest's control card",
-    IPv4Network("127.0.0.0/8"): "the addresses of the loopback device",
-    IPv4Network("224.0.0.0/3"): "which are no addresses of single machines",
-    IPv6Network("::1/128"): "the address of the loopback device",
-    IPv6Network("ff00::/8"): "which are no addresses of single machines",
-}
+_MOST_VLAN = 4094
+_BITS_PER_KILOBYTE = 8000
+"""libvirt counts bandwidths in kilobytes per second."""
+_MOST_KILOBYTES = 4_000_000
+"""tc(8) counts the bytes of a burst in 32 bits, and libvirt asks for a burst of one second."""
+_DEVICE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}")
+"""Names that Linux allows for a network device (``dev_valid_name()`` in net/core/dev.c), without odd ones."""
+_OF_LIBVIRT = ("bridge", "virtualport", "vlan", "trunk", "inbound", "outbound")
+"""Fields that ask for what only libvirt has, as ``forward`` does."""
 
 
 @spec_value
@@ -48,15 +53,30 @@ class NetworkSpec:
     """Largest packet in bytes, which is set on each card of the segment that is not left alone."""
     backend: NetworkBackend = "auto"
     """``switch``: the run's own switch. ``libvirt``: a network that libvirt's system daemon makes for the
-    run. ``auto``: the switch, unless ``forward`` asks for what only libvirt has."""
+    run. ``auto``: the switch, unless a field below asks for what only libvirt has."""
     forward: Forward = "isolated"
-    """What guests reach beyond the segment. ``isolated``: nothing. ``nat``: what the host reaches, which
-    sees the host's address. ``routed``: likewise, but it sees the guest's address, and needs a route back."""
+    """What guests reach beyond the segment. ``isolated``: nothing, or what is on ``bridge``. ``nat``: what
+    the host reaches, which sees the host's address. ``routed``: likewise, but it sees the guest's address,
+    and needs a route back."""
+    bridge: str | None = None
+    """A bridge of the host that guests are put on, instead of one that is made for the run."""
+    virtualport: VirtualPort | None = None
+    """``openvswitch``: the bridge is one of Open vSwitch. None: it is one of Linux."""
+    vlan: int | None = None
+    """VLAN of the bridge that guests are in: their own frames have no tag."""
+    trunk: Sequence[int] = ()
+    """VLANs of the bridge that guests reach by frames with a tag. Without ``vlan`` cards have no addresses,
+    because frames without a tag lead nowhere."""
+    inbound: str | float | None = None
+    """Bandwidth towards each card, such as ``10Mbit``, or bits per second; None: no limit."""
+    outbound: str | float | None = None
+    """Bandwidth from each card, likewise; what a card sends in one second may pass at once."""
 
     def __post_init__(self) -> None:
         """Check that the fields make a segment."""
-        _check_subnet(self.subnet, version=4, field="NetworkSpec.subnet")
-        _check_subnet(self.subnet6, version=6, field="NetworkSpec.subnet6")
+        self._check_bridge()
+        check_subnet_text(self.subnet, version=4, field="NetworkSpec.subnet")
+        check_subnet_text(self.subnet6, version=6, field="NetworkSpec.subnet6")
         least, why = (_LEAST_MTU, "")
         if self.subnet6 is not None:
             least, why = (_LEAST_MTU6, ", as IPv6 needs (or subnet6=None)")
@@ -67,27 +87,116 @@ class NetworkSpec:
             )
         check_choice(self.backend, NetworkBackend, field="NetworkSpec.backend")
         check_choice(self.forward, Forward, field="NetworkSpec.forward")
+        self._check_backend()
         if self.forward != "isolated":
             self._check_way_out()
+        for field in ("inbound", "outbound"):
+            self.kilobytes_per_second(field)
 
     @property
     def is_libvirt(self) -> bool:
         """Whether the segment is a libvirt network."""
-        return self.backend == "libvirt" or self.forward != "isolated"
+        return self.backend == "libvirt" or bool(self.libvirt_fields)
 
-    def _check_way_out(self) -> None:
-        if self.backend == "switch":
+    @property
+    def libvirt_fields(self) -> list[str]:
+        """The fields given that ask for what only libvirt has."""
+        fields = [name for name in _OF_LIBVIRT if getattr(self, name) not in (None, ())]
+        return fields if self.forward == "isolated" else ["forward", *fields]
+
+    @property
+    def has_addresses_of_its_run(self) -> bool:
+        """Whether its guests have addresses, of IP or of Ethernet, that no other run has."""
+        return self.bridge is not None or (self.forward != "isolated" and self.subnet6 == "auto")
+
+    def kilobytes_per_second(self, field: Literal["inbound", "outbound"]) -> int | None:
+        """Return a bandwidth as libvirt counts it; None if it has no limit.
+
+        Raises:
+            SpecError: The field is no bandwidth, or one that libvirt cannot set.
+        """
+        bandwidth = getattr(self, field)
+        if bandwidth is None:
+            return None
+        bits = parse_bits_per_second(bandwidth, field=f"NetworkSpec.{field}")
+        kilobytes = round(bits / _BITS_PER_KILOBYTE)
+        if not 1 <= kilobytes <= _MOST_KILOBYTES:
             raise SpecError(
-                f"NetworkSpec.forward: {self.forward!r}, and nothing leads out of the run's switch",
+                f"NetworkSpec.{field}: {bandwidth!r} is no bandwidth that libvirt can set",
+                resolution='from "8kbit" to "32Gbit"',
+            )
+        return kilobytes
+
+    def _check_backend(self) -> None:
+        if self.backend == "switch" and self.libvirt_fields:
+            name = self.libvirt_fields[0]
+            raise SpecError(
+                f"NetworkSpec.{name}: {getattr(self, name)!r}, and the run's switch has no such thing",
                 resolution='leave backend out, or set it to "libvirt"',
             )
+
+    def _check_bridge(self) -> None:
+        self._check_vlans()
+        if self.bridge is None:
+            for field in ("virtualport", "vlan", "trunk"):
+                if getattr(self, field):
+                    raise SpecError(
+                        f"NetworkSpec.{field}: given without a bridge of the host",
+                        resolution='name it: bridge="br0"',
+                    )
+            return
+        if not _DEVICE.fullmatch(self.bridge):
+            raise SpecError(f"NetworkSpec.bridge: {self.bridge!r} is not the name of a network device")
+        if self.forward != "isolated":
+            raise SpecError(
+                f"NetworkSpec.bridge: given together with forward={self.forward!r}",
+                resolution="choose one: what is beyond a bridge of the host is not up to the run",
+            )
+        if self.virtualport is not None:
+            check_choice(self.virtualport, VirtualPort, field="NetworkSpec.virtualport")
+            if (self.inbound, self.outbound) != (None, None):
+                raise SpecError(
+                    "NetworkSpec.virtualport: given together with inbound or outbound",
+                    resolution="choose one: Open vSwitch does not tell whether the kernel can limit it",
+                )
+
+    def _check_vlans(self) -> None:
+        if isinstance(self.trunk, (str, bytes)) or not all(map(is_number, self.trunk)):
+            raise SpecError(
+                f"NetworkSpec.trunk: {self.trunk!r} is no list of VLANs", resolution="write [5, 6]"
+            )
+        put(self, "trunk", tuple(self.trunk))
+        for field, vlan in (("vlan", self.vlan), *(("trunk", each) for each in self.trunk)):
+            if vlan is not None and not 1 <= vlan <= _MOST_VLAN:
+                raise SpecError(f"NetworkSpec.{field}: {vlan!r} is no VLAN from 1 to {_MOST_VLAN}")
+        if len({self.vlan, *self.trunk}) <= len(self.trunk):
+            raise SpecError(
+                f"NetworkSpec.trunk: {list(self.trunk)!r} names a VLAN twice, or that of vlan=",
+                resolution="name each once: frames of vlan= have no tag",
+            )
+        if self.trunk and self.vlan is None:
+            self._leave_cards_alone()
+
+    def _leave_cards_alone(self) -> None:
+        """See to it that no card has addresses on a trunk where frames without a tag lead nowhere."""
+        for field in ("subnet", "subnet6"):
+            given = getattr(self, field)
+            if given == "auto":
+                put(self, field, None)
+            elif given is not None:
+                raise SpecError(
+                    f"NetworkSpec.{field}: frames without a tag lead nowhere with trunk= alone",
+                    resolution="name a VLAN for them, vlan=; or leave the subnet out",
+                )
+
+    def _check_way_out(self) -> None:
         if self.subnet is None and self.subnet6 is None:
             raise SpecError(
                 f"NetworkSpec.forward: {self.forward!r}, and the segment has no addresses",
                 resolution="give it a subnet or a subnet6",
             )
         for field, text in (("subnet", self.subnet), ("subnet6", self.subnet6)):
-            if text not in (None, "auto") and _is_point_to_point(ip_network(text)):
+            if text not in (None, "auto") and is_point_to_point(ip_network(text)):
                 raise SpecError(
                     f"NetworkSpec.{field}: {text} is too small for a segment with forward={self.forward!r}",
                     resolution="the host has an address there, too: give it a larger one",
@@ -200,10 +309,10 @@ def check_connection(name: str, spec: NetworkSpec, *, uri: str, is_system: bool)
         SpecError: It makes none.
     """
     if spec.is_libvirt and not is_system:
-        field, value = ("forward", spec.forward) if spec.forward != "isolated" else ("backend", spec.backend)
+        field = (spec.libvirt_fields or ["backend"])[0]
         raise SpecError(
-            f"NetworkSpec.{field} of {name} is {value!r}: only libvirt's system daemon makes networks, "
-            f"and the connection is {uri}",
+            f"NetworkSpec.{field} of {name} is {getattr(spec, field)!r}: only libvirt's system daemon makes "
+            f"networks, and the connection is {uri}",
             resolution="run with --kvm-uri=qemu:///system, or leave the field out",
         )
 
@@ -230,7 +339,8 @@ def check_address(text: str, network: Network, *, field: str) -> str:
         raise _not_an_address(text, field=field)
     if address.version != version:
         raise SpecError(
-            f"{field}: {text} is an IPv{address.version} address", resolution=f"it goes into {_other(field)}"
+            f"{field}: {text} is an IPv{address.version} address",
+            resolution=f"it goes into {other_field(field)}",
         )
     if given is None:
         raise SpecError(
@@ -252,72 +362,3 @@ def check_address(text: str, network: Network, *, field: str) -> str:
 def _not_an_address(text: str, *, field: str) -> SpecError:
     example = "fd00:1::5" if field.endswith("6") else "10.1.0.5"
     return SpecError(f"{field}: {text!r} is not an IP address", resolution=f'write "{example}"')
-
-
-def is_host(address: Address, subnet: Subnet) -> bool:
-    """Say whether a guest can have an address of a subnet: neither the subnet's own nor the broadcast one."""
-    if _is_point_to_point(subnet):
-        return True
-    broadcast = subnet.broadcast_address if isinstance(subnet, IPv4Network) else None
-    return address not in (subnet.network_address, broadcast)
-
-
-def _is_point_to_point(subnet: Subnet) -> bool:
-    """Say whether all addresses of a subnet are hosts (RFC 3021, RFC 6164)."""
-    return subnet.prefixlen >= subnet.max_prefixlen - 1
-
-
-def count_hosts(subnet: Subnet) -> int:
-    """Return how many guests can have an address of a subnet."""
-    if _is_point_to_point(subnet):
-        return subnet.num_addresses
-    return subnet.num_addresses - (2 if subnet.version == 4 else 1)
-
-
-def hosts_in_order(subnet: Subnet) -> Iterator[Address]:
-    """Yield the addresses that guests are given, in order: from the tenth on, then those before it."""
-    size = min(subnet.num_addresses, _MOST_HOSTS)
-    first = _FIRST_HOST if size > _FIRST_HOST else 0
-    for offset in (*range(first, size), *range(first)):
-        address = subnet.network_address + offset
-        if is_host(address, subnet):
-            yield address
-
-
-def _subnet_around(text: str, *, version: int) -> Subnet | None:
-    """Return the subnet that an address with a prefix length is in; None if the text is no such address."""
-    try:
-        subnet = ip_network(text, strict=False)
-    except ValueError:
-        return None
-    return subnet if subnet.version == version else None
-
-
-def _other(field: str) -> str:
-    return field.removesuffix("6") if field.endswith("6") else field + "6"
-
-
-def _check_subnet(text: str | None, *, version: int, field: str) -> None:
-    if not isinstance(text, str) or text == "auto":
-        return  # None, or refused because of its type
-    example = "10.1.0.0/24" if version == 4 else "fd00:1::/64"
-    try:
-        subnet = ip_network(text)
-    except ValueError as problem:
-        meant = _subnet_around(text, version=version) or example
-        raise SpecError(
-            f"{field}: {text!r} is not a subnet: {problem}", resolution=f'write "{meant}"'
-        ) from None
-    if subnet.version != version:
-        raise SpecError(
-            f"{field}: {text} is an IPv{subnet.version} subnet", resolution=f"it goes into {_other(field)}"
-        )
-    for taken, what in _NOT_FOR_SEGMENTS.items():
-        if subnet.version == taken.version and subnet.overlaps(taken):
-            raise SpecError(
-                f"{field}: {text} overlaps {taken}, {what}", resolution=f'choose another, such as "{example}"'
-            )
-    if subnet.num_addresses < _LEAST_HOSTS:
-        raise SpecError(
-            f"{field}: {text} has one address, and a segment joins guests", resolution=f'write "{example}"'
-        )

@@ -9,7 +9,8 @@ from ipaddress import IPv4Network
 from typing import Literal
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.network import Network, Subnet, check_address, known_subnet
+from pytest_kvm.spec.network import Network, check_address, known_subnet
+from pytest_kvm.spec.subnets import Subnet
 from pytest_kvm.spec.value import check_choice, put, spec_value
 
 CONTROL_NETDEV = "kvmctl"
@@ -120,7 +121,8 @@ class Nic:
     @property
     def prevents_clones(self) -> bool:
         """Whether clones of a guest cannot have the card, as each needs another MAC address there."""
-        return self.is_tied_to_mac and self.is_on_host_network and self.mac is None
+        is_on_bridge = self.segment is not None and self.segment.spec.bridge is not None
+        return self.is_tied_to_mac and (self.is_on_host_network or is_on_bridge) and self.mac is None
 
     def _check_queues(self) -> None:
         if not 1 <= self.queues <= _MOST_QUEUES:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import SpecError
+from pytest_kvm.errors import NetworkFailed, SpecError
 
 
 @kvm.network(scope="module")
@@ -29,6 +29,30 @@ def way():
 @kvm.network(scope="module")
 def own():
     return kvm.NetworkSpec()
+
+
+@kvm.network(scope="module")
+def wide():
+    return kvm.NetworkSpec(bridge="br-test", subnet="10.4.0.0/24", subnet6=None)
+
+
+@kvm.network(scope="module")
+def red():
+    return kvm.NetworkSpec(
+        bridge="ovs-test", virtualport="openvswitch", vlan=5, subnet="10.5.0.0/24", subnet6=None
+    )
+
+
+@kvm.network(scope="module")
+def blue():
+    return kvm.NetworkSpec(
+        bridge="ovs-test", virtualport="openvswitch", vlan=6, subnet="10.5.0.0/24", subnet6=None
+    )
+
+
+@kvm.network(scope="module")
+def both():
+    return kvm.NetworkSpec(bridge="ovs-test", virtualport="openvswitch", trunk=[5, 6])
 
 
 def on(*segments):
@@ -214,3 +238,109 @@ def test_a_guest_on_a_libvirt_network_and_on_a_segment_of_the_switch(lan, own, a
     assert reaches(carol, dave.address(lan))
     with pytest.raises(SpecError, match="lan: a partition needs the run's switch"):
         lan.isolate(dave)
+
+
+# ---------------------------------------------------------------- bridges of the host
+
+
+@kvm.guest(scope="module")
+def gina(wide, red):
+    return on(wide, red)
+
+
+@kvm.guest(scope="module")
+def hugo(wide, red):
+    return on(wide, red)
+
+
+@kvm.guest(scope="module")
+def ida(wide, blue):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=[kvm.Nic(wide), kvm.Nic(blue, address="10.5.0.20")])
+
+
+def test_guests_on_a_bridge_of_the_host_reach_what_is_on_it(wide, gina, hugo, kvm_networks):
+    assert str(gina.address(wide)) == "10.4.0.10"
+    assert reaches(gina, "hugo.wide")
+    assert reaches(gina, "10.4.0.250")
+    with wide.unplug(gina):
+        assert not reaches(gina, "10.4.0.250", within=2)
+    assert reaches(gina, "10.4.0.250")
+    with pytest.raises(NetworkFailed, match="10.4.0.0/24 is already in use by another segment or run"):
+        kvm_networks.make(wide.spec)
+
+
+def test_guests_on_open_vswitch_reach_those_in_their_vlan(red, blue, gina, hugo, ida):
+    assert reaches(gina, "hugo.red")
+    assert reaches(gina, "ida.wide")
+    assert not reaches(gina, ida.address(blue), within=2)
+    with red.unplug(gina):
+        assert not reaches(gina, "hugo.red", within=2)
+    assert reaches(gina, "hugo.red")
+    lab = kvm.lab(gina, hugo)
+    lab.savepoint().restore()
+    assert reaches(gina, "hugo.red")
+    counted = red.counters["hugo"]
+    assert counted["in"]["frames"]
+    assert counted["out"]["frames"]
+
+
+@kvm.guest
+def jane(wide, both):
+    return on(wide, both)
+
+
+VLAN = """
+ip link set {device} up
+ip link add link {device} name tagged type vlan id {vlan}
+ip address add 10.5.0.50/24 dev tagged
+ip link set tagged up
+"""
+
+
+def test_a_trunk_leads_to_several_vlans(red, blue, gina, ida, jane):
+    [_, card] = jane.nics
+    for vlan, its, other in (
+        (5, gina.address(red), ida.address(blue)),
+        (6, ida.address(blue), gina.address(red)),
+    ):
+        jane.run(VLAN.format(device=card.device, vlan=vlan))
+        assert reaches(jane, its)
+        assert not reaches(jane, other, within=2)
+        jane.run("ip link delete tagged")
+
+
+def test_what_the_host_does_not_have_is_no_fault_of_templates(wide, kvm_guests, kvm_networks):
+    nowhere = kvm_networks.make(kvm.NetworkSpec(bridge="br-none"))
+    with pytest.raises(NetworkFailed, match="br-none") as caught:
+        kvm_guests.boot(on(wide, nowhere))
+    assert "make the bridge first" in caught.value.resolution
+    plain = kvm_networks.make(kvm.NetworkSpec(bridge="ovs-test"))
+    with pytest.raises(NetworkFailed, match="ovs-test") as caught:
+        kvm_guests.boot(on(wide, plain))
+    assert 'say virtualport="openvswitch"' in caught.value.resolution
+    assert reaches(kvm_guests.boot(on(wide, wide)), "10.4.0.250"), "a clone, see test_libvirt_networks.py"
+
+
+CAN_LIMIT = """
+set -e
+tc qdisc add dev lo root handle 1: htb
+tc class add dev lo parent 1: classid 1:1 htb rate 1mbit
+tc qdisc add dev lo parent 1:1 sfq
+tc filter add dev lo parent 1: handle 1 fw flowid 1
+tc qdisc add dev lo ingress
+tc filter add dev lo parent ffff: u32 match u32 0 0 police rate 1mbit burst 1k drop
+"""
+"""Fails if the host's kernel lacks something that a bandwidth needs."""
+
+
+def test_a_bandwidth_is_limited_or_refused(wide, kvm_guests, kvm_networks):
+    slow = kvm_networks.make(kvm.NetworkSpec(inbound="8Mbit", outbound="4Mbit"), name="slow")
+    if subprocess.run(["unshare", "--net", "sh", "-c", CAN_LIMIT], check=False).returncode:
+        with pytest.raises(NetworkFailed, match="tc ") as caught:
+            kvm_guests.boot(on(wide, slow))
+        assert "load the kernel modules" in caught.value.resolution
+    else:
+        kvm_guests.boot(on(wide, slow))
+        taps = "for tap in /sys/class/net/kv*; do tc class show dev ${tap##*/}; done"
+        shown = subprocess.run(["sh", "-c", taps], capture_output=True, text=True, check=True).stdout
+        assert "rate 8Mbit" in shown  # test_bandwidth.py looks closer

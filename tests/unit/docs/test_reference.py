@@ -133,10 +133,12 @@ def test_fields_given_by_position():
 
 
 def _type_of(spec, field):
-    alias = getattr(inspect.getmodule(spec), field.type, None) if field.type.isidentifier() else None
-    if typing.get_origin(alias) is typing.Literal:
-        return " | ".join(f'"{choice}"' for choice in typing.get_args(alias))
-    return field.type
+    shown = []
+    for part in field.type.split(" | "):
+        alias = getattr(inspect.getmodule(spec), part, None)
+        is_choice = typing.get_origin(alias) is typing.Literal
+        shown += [f'"{choice}"' for choice in typing.get_args(alias)] if is_choice else [part]
+    return " | ".join(shown)
 
 
 def _default_of(field):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 
 import pytest
 
@@ -141,19 +142,72 @@ def test_a_lock_is_on_the_file_not_on_its_name(file):
     held.release()
 
 
-def test_a_forked_child_does_not_keep_the_lock(file):
-    held = locks.try_exclusive(file)
-    ours, theirs = os.pipe()
+@contextmanager
+def forked():
+    """Have a forked child of this process during the block."""
+    ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(theirs)
-        os.read(ours, 1)
+        os.close(done[1])
+        os.write(ready[1], b"x")
+        os.read(done[0], 1)
         os._exit(0)
-    os.close(ours)
-    held.release()
-    locks.try_exclusive(file).release()
-    os.close(theirs)
+    os.close(done[0])
+    os.read(ready[0], 1)
+    yield
+    for each in (done[1], *ready):
+        os.close(each)
     os.waitpid(child, 0)
+
+
+def test_a_forked_child_does_not_keep_the_lock(file):
+    held = locks.try_exclusive(file)
+    with forked():
+        held.release()
+        locks.try_exclusive(file).release()
+
+
+# ---------------------------------------------------------------- locks on names
+
+
+def test_a_name_is_held_by_one_until_it_is_released_or_ends():
+    name = f"pytest-kvm/test/{os.getpid()}"
+    with locks.try_name(name) as held:
+        assert held is not None
+        assert locks.try_name(name) is None
+        with locks.try_name(f"{name}/other") as other:
+            assert other is not None
+    hold = f"from pytest_kvm.host import locks; held = locks.try_name({name!r}); input(print(bool(held)))"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout.readline() == b"True\n"
+        assert locks.try_name(name) is None
+        process.kill()
+    with locks.try_name(name) as held:
+        assert held is not None
+
+
+def test_names_that_are_locked_can_be_listed():
+    begin = f"pytest-kvm/test/{os.getpid()}/"
+    assert locks.locked_names(begin) == []
+    with locks.try_name(f"{begin}a b"), locks.try_name(f"{begin}c"):
+        assert sorted(locks.locked_names(begin)) == ["a b", "c"]
+    assert locks.locked_names(begin) == []
+
+
+def test_a_forked_child_does_not_keep_a_name():
+    name = f"pytest-kvm/test/{os.getpid()}"
+    held = locks.try_name(name)
+    with forked():
+        assert locks.try_name(name) is None, "the child has let go, this process has not"
+        held.close()
+        locks.try_name(name).close()
+
+
+def test_a_name_that_cannot_be_one_is_an_error():
+    with pytest.raises(OSError, match="too long"):
+        locks.try_name("x" * 200)
 
 
 def test_a_file_that_is_missing_or_a_link_is_not_locked(file):

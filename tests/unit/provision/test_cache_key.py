@@ -124,6 +124,12 @@ UNSEEN = {
         "mtu": (1500, 9000),
         "backend": ("switch", "libvirt"),
         "forward": ("isolated", "nat"),
+        "bridge": ("br0", "br1"),
+        "virtualport": (None, "openvswitch"),
+        "vlan": (None, 5),
+        "trunk": ((), (6, 7)),
+        "inbound": (None, "10Mbit"),
+        "outbound": (None, "10Mbit"),
     },
 }
 
@@ -139,6 +145,9 @@ NEEDED_BY = {
     (kvm.Nic, "address"): {"network": LAN},
     (kvm.Nic, "address6"): {"network": LAN},
     (kvm.Nic, "queues"): {"network": "default"},
+    (kvm.NetworkSpec, "virtualport"): {"bridge": "br0"},
+    (kvm.NetworkSpec, "vlan"): {"bridge": "br0"},
+    (kvm.NetworkSpec, "trunk"): {"bridge": "br0"},
 }
 INSTEAD = {(kvm.Disk, "file"): "size", (kvm.Script, "file"): "content"}
 

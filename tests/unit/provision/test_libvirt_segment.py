@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,16 +47,43 @@ def resources(hypervisor, tmp_path):
 
 
 @pytest.fixture
-def segments(resources, faults, captures, removed):
-    no_switch: Any = None
-    segments: Any = Segments(
-        no_switch,
-        resources,
-        faults=faults,
-        captures=captures,
-        before_removal=removed.append,
-    )
-    return segments
+def new_segments(faults, captures, removed):
+    """Return a function that returns the segments of a run with these resources."""
+
+    def new_segments(resources):
+        no_switch: Any = None
+        segments: Any = Segments(
+            no_switch,
+            resources,
+            faults=faults,
+            captures=captures,
+            before_removal=removed.append,
+        )
+        return segments
+
+    return new_segments
+
+
+@pytest.fixture
+def segments(new_segments, resources):
+    made = new_segments(resources)
+    yield made
+    remove_all(made)
+
+
+@pytest.fixture
+def other_run(new_segments, resources):
+    """Return the segments of another run on this host."""
+    opened = SimpleNamespace(**{**vars(resources.get()), "session": "89ef4567"})
+    made = new_segments(Lazy(lambda: nullcontext(opened)))
+    yield made
+    remove_all(made)
+
+
+def remove_all(segments):
+    """Give back the names that segments on bridges have locked."""
+    for each in segments.all():
+        segments.remove(each)
 
 
 @pytest.fixture
@@ -168,6 +196,51 @@ def test_a_subnet_that_libvirt_does_not_compare_is_the_runs_own(segments):
     assert str(lan.subnet6).startswith("fd6b:766d:0:"), "the host is not on it"
 
 
+WIDE = kvm.NetworkSpec(bridge="br0", subnet="10.4.0.0/24", subnet6=None)
+
+
+def test_a_bridge_of_the_host_has_addresses_of_this_run(segments, other_run):
+    own, its = (
+        each.make("wide", kvm.NetworkSpec(bridge=bridge))
+        for each, bridge in zip((segments, other_run), ("br0", "br1"), strict=True)
+    )
+    assert not own.subnet.overlaps(its.subnet)
+    assert not own.subnet6.overlaps(its.subnet6)
+    assert own.gateways == ()
+    [mine], [other] = join(segments, own).nics, join(other_run, its).nics
+    assert mine.mac != other.mac
+    assert mine.mac == join(segments, segments.make("wide", kvm.NetworkSpec(bridge="br1"))).nics[0].mac
+
+
+@pytest.mark.parametrize("other", ["10.4.0.0/16", "10.4.0.128/25", "10.4.0.0/24"])
+def test_subnets_that_overlap_are_not_on_one_bridge(segments, other_run, other):
+    segments.make("wide", WIDE)
+    with pytest.raises(NetworkFailed, match=r"wide: 10.4.0.0/24 is already in use by another segment or run"):
+        other_run.make("wide", replace(WIDE, subnet=other))
+    other_run.make("wide", replace(WIDE, subnet="10.5.0.0/24"))
+
+
+def test_a_subnet_that_the_run_chooses_overlaps_none_on_the_bridge(segments, other_run):
+    usual = segments.make("wide", kvm.NetworkSpec(bridge="br1")).subnet
+    taken = other_run.make("wide", kvm.NetworkSpec(bridge="br0", subnet=str(usual.supernet()))).subnet
+    assert not segments.make("wide", kvm.NetworkSpec(bridge="br0")).subnet.overlaps(taken)
+
+
+def test_a_subnet_on_a_bridge_is_one_segments_alone(segments, other_run, hypervisor, left):
+    wide = segments.make("wide", WIDE)
+    for theirs in (other_run, segments):
+        with pytest.raises(NetworkFailed, match="10.4.0.0/24 is already in use by another segment or run"):
+            theirs.make("wide", WIDE)
+    assert len(hypervisor.networks) == len(left()) == 1
+    for unlike in (replace(WIDE, bridge="br1"), replace(WIDE, vlan=5)):
+        other_run.make("wide", unlike)
+    segments.remove(wide)
+    hypervisor.network_failures = [NetworkFailed("no")]
+    with pytest.raises(NetworkFailed, match="no"):
+        segments.make("wide", WIDE)
+    other_run.make("wide", WIDE)
+
+
 def test_no_network_is_asked_of_another_connection(segments, resources):
     resources.get().is_system = False
     with pytest.raises(SpecError, match="only libvirt's system daemon makes networks"):
@@ -264,6 +337,34 @@ def test_a_card_that_cannot_be_controlled_is_a_failure_of_the_segment(segments, 
     use = {"qmp": lambda: lan.backend.attach("web", None), "card_frames": lambda: lan.backend.traffic("web")}
     with pytest.raises(SwitchFailed, match="a card on a libvirt network: the monitor hangs"):
         use[call]()
+    monkeypatch.undo()
+
+
+def test_what_cannot_be_cut_off_keeps_no_network(segments, card, monkeypatch, hypervisor, left):
+    wide = segments.make("wide", WIDE)
+    for name in ("web", "db"):
+        join(segments, wide, name)
+        wide.backend.attach(name, card(name))
+
+    def fail(*_arguments):
+        raise DomainFailed("the monitor hangs")
+
+    monkeypatch.setattr(libvirt_segment, "_END_IS_TOLD_WITHIN", 0.0)
+    web, _ = hypervisor.created
+    monkeypatch.setattr(web, "qmp", fail)
+    with pytest.raises(SwitchFailed, match="the monitor hangs"):
+        segments.remove(wide)
+    assert (hypervisor.networks, left()) == ([], [])
+    monkeypatch.undo()
+    segments.make("wide", WIDE)
+
+
+def test_guests_are_off_a_network_that_is_removed(segments, card):
+    wide = segments.make("wide", WIDE)
+    join(segments, wide)
+    wide.backend.attach("web", web := card("web"))
+    segments.remove(wide)
+    assert web.domain.asked[-1] == ("qom-set", BARRIER | {"value": "on"})
 
 
 def test_frames_of_all_machines_of_a_guest_are_counted(segments, card):
@@ -311,5 +412,5 @@ def test_what_only_the_switch_can_is_refused(segments, verb, use):
     web = join(segments, lan)
     with pytest.raises(SpecError, match=f"lan: {verb} needs the run's switch") as refused:
         use(lan, web)
-    assert "leave out backend= and forward=" in refused.value.resolution
+    assert refused.value.resolution.endswith("for all else leave out backend=")
     assert lan.faults == ()

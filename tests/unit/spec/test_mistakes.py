@@ -228,8 +228,108 @@ MISTAKES = {
     "forward": (lambda: kvm.NetworkSpec(forward="bridged"), "NetworkSpec.forward: 'bridged'", ""),
     "forward of the switch": (
         lambda: kvm.NetworkSpec(backend="switch", forward="nat"),
-        "NetworkSpec.forward: 'nat', and nothing leads out of the run's switch",
+        "NetworkSpec.forward: 'nat', and the run's switch has no such thing",
         'leave backend out, or set it to "libvirt"',
+    ),
+    "bandwidth of the switch": (
+        lambda: kvm.NetworkSpec(backend="switch", outbound="1Mbit"),
+        "NetworkSpec.outbound: '1Mbit', and the run's switch has no such thing",
+        'leave backend out, or set it to "libvirt"',
+    ),
+    "bandwidth": (
+        lambda: kvm.NetworkSpec(inbound="fast"),
+        "NetworkSpec.inbound: 'fast' is not a bandwidth",
+        "10Mbit",
+    ),
+    "bandwidth too small": (
+        lambda: kvm.NetworkSpec(outbound="3999bit"),
+        "NetworkSpec.outbound: '3999bit' is no bandwidth that libvirt can set",
+        'from "8kbit" to "32Gbit"',
+    ),
+    "bandwidth too large": (
+        lambda: kvm.NetworkSpec(inbound="33Gbit"),
+        "NetworkSpec.inbound: '33Gbit' is no bandwidth that libvirt can set",
+        'from "8kbit" to "32Gbit"',
+    ),
+    "a folder in place of a bridge": (
+        lambda: kvm.NetworkSpec(bridge=".."),
+        "NetworkSpec.bridge: '..' is not the name of a network device",
+        "",
+    ),
+    "an option in place of a bridge": (
+        lambda: kvm.NetworkSpec(bridge="-x"),
+        "NetworkSpec.bridge: '-x' is not the name of a network device",
+        "",
+    ),
+    "a VLAN twice": (
+        lambda: kvm.NetworkSpec(bridge="br0", trunk=[5, 5]),
+        "NetworkSpec.trunk: [5, 5] names a VLAN twice",
+        "name each once",
+    ),
+    "a VLAN with and without a tag": (
+        lambda: kvm.NetworkSpec(bridge="br0", vlan=5, trunk=[6, 5]),
+        "NetworkSpec.trunk: [6, 5] names a VLAN twice, or that of vlan=",
+        "name each once",
+    ),
+    "addresses on a trunk alone": (
+        lambda: kvm.NetworkSpec(bridge="br0", trunk=[5, 6], subnet6="fd00:1::/64"),
+        "NetworkSpec.subnet6: frames without a tag lead nowhere with trunk= alone",
+        "name a VLAN for them, vlan=",
+    ),
+    "a truth value in place of a VLAN": (
+        lambda: kvm.NetworkSpec(bridge="br0", trunk=[True]),
+        "NetworkSpec.trunk: [True] is no list of VLANs",
+        "write [5, 6]",
+    ),
+    "a text in place of VLANs": (
+        lambda: kvm.NetworkSpec(bridge="br0", trunk="5"),
+        "NetworkSpec.trunk: '5' is no list of VLANs",
+        "write [5, 6]",
+    ),
+    "VLAN of the switch": (
+        lambda: kvm.NetworkSpec(backend="switch", vlan=5),
+        "NetworkSpec.vlan: given without a bridge of the host",
+        'bridge="br0"',
+    ),
+    "bridge": (
+        lambda: kvm.NetworkSpec(bridge="my bridge"),
+        "NetworkSpec.bridge: 'my bridge' is not the name of a network device",
+        "",
+    ),
+    "bridge and forward": (
+        lambda: kvm.NetworkSpec(bridge="br0", forward="nat"),
+        "NetworkSpec.bridge: given together with forward='nat'",
+        "choose one",
+    ),
+    "virtualport": (
+        lambda: kvm.NetworkSpec(bridge="br0", virtualport="openvswich"),
+        "NetworkSpec.virtualport: 'openvswich' is not one of 'openvswitch'",
+        "did you mean 'openvswitch'?",
+    ),
+    "bandwidth of Open vSwitch": (
+        lambda: kvm.NetworkSpec(bridge="br0", virtualport="openvswitch", inbound="1Mbit"),
+        "NetworkSpec.virtualport: given together with inbound or outbound",
+        "choose one",
+    ),
+    "vlan without a bridge": (
+        lambda: kvm.NetworkSpec(vlan=5),
+        "NetworkSpec.vlan: given without a bridge of the host",
+        'bridge="br0"',
+    ),
+    "vlan": (
+        lambda: kvm.NetworkSpec(bridge="br0", vlan=4095),
+        "NetworkSpec.vlan: 4095 is no VLAN from 1 to 4094",
+        "",
+    ),
+    "one VLAN in place of a list": (
+        lambda: kvm.NetworkSpec(bridge="br0", trunk=6),
+        "NetworkSpec.trunk: 6 is not a list",
+        "",
+    ),
+    "trunk": (
+        lambda: kvm.NetworkSpec(bridge="br0", trunk=[6, 0]),
+        "NetworkSpec.trunk: 0 is no VLAN from 1 to 4094",
+        "",
     ),
     "forward without addresses": (
         lambda: kvm.NetworkSpec(forward="routed", subnet=None, subnet6=None),

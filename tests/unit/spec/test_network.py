@@ -9,7 +9,8 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.errors import SpecError
-from pytest_kvm.spec.network import check_connection, count_hosts, declare_network, hosts_in_order, is_host
+from pytest_kvm.spec.network import check_connection, declare_network
+from pytest_kvm.spec.subnets import count_hosts, hosts_in_order, is_host
 
 
 @pytest.mark.parametrize(
@@ -75,11 +76,46 @@ def test_gateways_are_chosen_with_the_subnets():
         _ = network.gateway
 
 
+def test_cards_on_a_trunk_alone_have_no_addresses():
+    alone = kvm.NetworkSpec(bridge="br0", trunk=[5, 6])
+    assert (alone.subnet, alone.subnet6) == (None, None)
+    beside = kvm.NetworkSpec(bridge="br0", vlan=4, trunk=[5, 6], subnet6=None)
+    assert (beside.subnet, beside.subnet6) == ("auto", None)
+    assert kvm.NetworkSpec(backend="switch", trunk=[]) == kvm.NetworkSpec(backend="switch")
+
+
+def test_only_what_can_differ_from_run_to_run_is_of_its_run():
+    fixed, auto = {"subnet6": "fd00:1::/64"}, {"subnet6": "auto"}
+    for fields, differs in (
+        ({"bridge": "br0", **fixed}, True),
+        ({"forward": "nat", **auto}, True),
+        ({"forward": "nat", **fixed}, False),
+        ({"backend": "libvirt", **auto}, False),
+    ):
+        assert kvm.NetworkSpec(**fields).has_addresses_of_its_run is differs
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "prevents"),
+    [
+        ("e1000e", {"bridge": "br0"}, True),
+        ("virtio", {"bridge": "br0"}, False),
+        ("e1000e", {"forward": "nat"}, False),
+    ],
+)
+def test_a_model_tied_to_its_mac_prevents_clones_where_each_run_has_its_own(model, fields, prevents):
+    network = declare_network("wide", kvm.NetworkSpec(**fields))
+    assert kvm.Nic(network, model=model).prevents_clones is prevents
+    assert not kvm.Nic(network, model=model, mac="52:54:00:00:00:05").prevents_clones
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
         (kvm.NetworkSpec(backend="libvirt"), "NetworkSpec.backend of out is 'libvirt'"),
         (kvm.NetworkSpec(backend="libvirt", forward="nat"), "NetworkSpec.forward of out is 'nat'"),
+        (kvm.NetworkSpec(bridge="br0", vlan=5), "NetworkSpec.bridge of out is 'br0'"),
+        (kvm.NetworkSpec(outbound=1e6), "NetworkSpec.outbound of out is 1000000.0"),
     ],
 )
 def test_only_the_system_daemon_makes_networks(spec, field):

@@ -79,6 +79,9 @@ class LabTemplates:
                 return f"{started.request.name} was booted"
             if TemplateFacts.from_json(started.template.manifest.facts).tier != "cow":
                 return f"the template of {started.request.name} has no RAM file"
+            for nic in started.request.nics:
+                if nic.segment.spec.has_addresses_of_its_run:
+                    return f"each run has addresses of its own on {nic.segment.name}"
         return ""
 
     def start(self, lab: Sequence[GuestMachines], forming: Forming) -> str:

@@ -42,11 +42,11 @@ FACTS = TemplateFacts(
 )
 
 
-def segment(name="lan", *, mtu=None):
+def segment(name="lan", **fields):
     nobody: Any = None
     return kvm.Segment(
         name,
-        kvm.NetworkSpec() if mtu is None else kvm.NetworkSpec(mtu=mtu),
+        kvm.NetworkSpec(**fields),
         subnet=IPv4Network("10.1.0.0/24"),
         subnet6=IPv6Network("fd00:1::/64"),
         backend=nobody,
@@ -493,5 +493,9 @@ def test_guests_that_cannot_be_frozen_have_no_template(world):
     assert world.labs.why_none(lab) == ""
     lab[1].current = replace(lab[1].current, template=template("x", facts=replace(FACTS, tier="snapshot")))
     assert world.labs.why_none(lab) == "the template of middle has no RAM file"
+    own: Any = SimpleNamespace(segment=segment("out", forward="nat"))
+    changed = replace(lab[0].current.request, nics=(own,))
+    lab[0].current = replace(lab[0].current, request=changed)
+    assert world.labs.why_none(lab) == "each run has addresses of its own on out"
     lab[0].current = replace(lab[0].current, template=None)
     assert world.labs.why_none(lab) == "left was booted"

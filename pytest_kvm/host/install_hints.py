@@ -153,6 +153,11 @@ TEST_NEEDS = {
         _packages("iptables", "iptables-nft", "iptables", "iptables-nft"),
         programs=("iptables", "ip6tables"),
     ),
+    "openvswitch": Need(
+        "the bridges of Open vSwitch that the project's own tests make",
+        _packages("openvswitch-switch", "openvswitch", "openvswitch", "openvswitch"),
+        programs=("ovs-vsctl", "ovs-vswitchd", "ovsdb-server"),
+    ),
 }
 """What the project's own tests need, in addition to :data:`NEEDS`."""
 

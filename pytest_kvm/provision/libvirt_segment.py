@@ -108,7 +108,7 @@ class LibvirtSegment:
         with self._claims, ExitStack() as stack:
             stack.callback(self._remove)
             with self._lock:
-                links = list(self._links.values())
+                links, self._links = list(self._links.values()), {}
             for link in links:
                 stack.callback(link.attach, None)
 
@@ -200,7 +200,9 @@ class LibvirtSegment:
         with self._lock:
             found = self._links.get(link)
         if found is None:
-            raise SwitchFailed(f"{self._name} has no link {link} any more: the guest was removed")
+            raise SwitchFailed(
+                f"{self._name} has no link {link} any more: the guest or the segment was removed"
+            )
         return found
 
     def _refuse(self, what: str) -> NoReturn:

@@ -37,7 +37,7 @@ def choose_subnet4(
         name: The segment's name.
         spec: What it is made of.
         others: The other segments of the run.
-        run: Id of the run, if guests of other runs may be on the same Ethernet.
+        run: Id of the run, eight hexadecimal digits, if another run may be where its addresses count, too.
 
     Raises:
         SpecError: The other segments have every subnet that the run can choose.
@@ -54,12 +54,8 @@ def choose_subnet6(
 ) -> IPv6Network | None:
     """Return the IPv6 subnet of a segment; otherwise as :func:`choose_subnet4`.
 
-    Args:
-        name: The segment's name.
-        spec: What it is made of.
-        others: The other segments of the run.
-        run: Id of the run, eight hexadecimal digits, if guests of other runs may be on the same Ethernet, or
-            if the host has an address in the subnet: libvirt does not see that another run has it, too.
+    Addresses also count where the host has one: libvirt does not see that two networks have
+    the same subnet of IPv6.
     """
     if spec.subnet6 != "auto":
         return None if spec.subnet6 is None else IPv6Network(spec.subnet6)

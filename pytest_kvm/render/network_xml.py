@@ -46,15 +46,14 @@ def _bridge_of_host(element: ET.Element, spec: NetworkSpec, *, bridge: str) -> N
     ET.SubElement(element, "bridge", name=bridge)
     if spec.virtualport is not None:
         ET.SubElement(element, "virtualport", type=spec.virtualport)
-    own = [] if spec.vlan is None else [str(spec.vlan)]
-    if spec.trunk:
-        vlans = ET.SubElement(element, "vlan", trunk="yes")
-        for tag in own:
-            ET.SubElement(vlans, "tag", id=tag, nativeMode="untagged")
-        for vlan in spec.trunk:
-            ET.SubElement(vlans, "tag", id=str(vlan))
-    elif own:
-        ET.SubElement(ET.SubElement(element, "vlan"), "tag", id=own[0])
+    if spec.vlan is None and not spec.trunk:
+        return
+    vlans = ET.SubElement(element, "vlan", {"trunk": "yes"} if spec.trunk else {})
+    if spec.vlan is not None:
+        untagged = {"nativeMode": "untagged"} if spec.trunk else {}
+        ET.SubElement(vlans, "tag", {"id": str(spec.vlan), **untagged})
+    for vlan in spec.trunk:
+        ET.SubElement(vlans, "tag", id=str(vlan))
 
 
 def _own_bridge(element: ET.Element, network: Network, plan: NetworkPlan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -307,6 +308,20 @@ def test_a_trunk_leads_to_several_vlans(red, blue, gina, ida, jane):
         assert reaches(jane, its)
         assert not reaches(jane, other, within=2)
         jane.run("ip link delete tagged")
+
+
+def test_frames_without_a_tag_are_in_the_vlan_beside_the_trunk(
+    red, blue, gina, ida, kvm_guests, kvm_networks
+):
+    beside = kvm_networks.make(replace(blue.spec, vlan=5, trunk=[6], subnet=None))
+    guest = kvm_guests.boot(on(beside, beside))
+    device = guest.nics[0].device
+    guest.run(f"ip link set {device} up; ip address add 10.5.0.60/24 dev {device}")
+    assert reaches(guest, gina.address(red))
+    assert not reaches(guest, ida.address(blue), within=2)
+    guest.run(f"ip address flush dev {device}")
+    guest.run(VLAN.format(device=device, vlan=6))
+    assert reaches(guest, ida.address(blue))
 
 
 def test_what_the_host_does_not_have_is_no_fault_of_templates(wide, kvm_guests, kvm_networks):

@@ -105,7 +105,7 @@ def test_they_do_what_segments_of_the_switch_do(work, run):
     shutil.copy(SUITE, work / "suite" / "test_networks.py")
     code, said, left = run()
     assert code == 0, said
-    assert re.search(r"\b17 passed\b", said), said
+    assert re.search(r"\b18 passed\b", said), said
     assert "(cow: " not in said, "a guest was booted because a clone of another could not be started"
     assert left == NOTHING
 

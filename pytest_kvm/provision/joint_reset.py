@@ -92,12 +92,21 @@ class _Step:
         self._failures: list[KvmError] = []
 
     def undo(self) -> None:
-        """Restore guests to before the changes of owners that have ended."""
+        """Restore guests to before the changes of owners that have ended.
+
+        A guest that the owner does not use itself is left as it is while others that have not
+        ended have changed it since: a fixture that ends with its test, for instance, whose turn is next.
+        """
         asked = [each for each in self._open if each.has_ended_above(self._owner)]
         traffic = {each: each.state.traffic() for each in asked}
         for each in asked:
             each.settle_entries(traffic[each])
-        due = {each: index for each in asked if (index := each.index_to_undo(self._owner)) is not None}
+        due = {
+            each: index
+            for each in asked
+            if (index := each.index_to_undo(self._owner)) is not None
+            and (self._uses[each].is_direct or each.has_ended_from(index))
+        }
         if not due:
             return
         states = [(each.state, each.before(index)) for each, index in due.items()]

@@ -249,6 +249,10 @@ class UndoLog:
         """
         return next((at for at, entry in self._above(owner) if entry.owner.ended), None)
 
+    def has_ended_from(self, index: int) -> bool:
+        """Say whether all owners have ended that changed the guest in the time of an entry, or later."""
+        return all(entry.owner.ended for at, entry in self._changes() if at >= index)
+
     def before(self, index: int) -> Point:
         """Return the point to restore for undoing the changes of an entry and of all after it.
 

@@ -63,6 +63,15 @@ def test_a_fixture_ends_with_one_that_depends_on_an_outdated_one(run):
     assert run(([first, outdated, built_on_it], [[tests]])).wrong == []
 
 
+def test_a_fixture_that_ends_with_a_test_is_not_undone_before_its_own_end(run):
+    """Not by another fixture's end, which puts a neighbour back."""
+    nothing = {"params": 0, "fails": False, "talks": False}
+    first = worlds.Fixture(name="f0", scope="session", needs=(), changes=("web",), **nothing)
+    second = worlds.Fixture(name="f1", scope="session", needs=("f0",), changes=("database",), **nothing)
+    test = worlds.Test(wants=(), chosen=(), asks=(), changes=(), talks=False)
+    assert run(([first, second], [[[test, replace(test, asks=("f1",))]]])).wrong == []
+
+
 # ---------------------------------------------------------------- one by one
 
 

@@ -305,7 +305,7 @@ def test_what_was_saved_is_known_also_if_the_switch_ends(coordinator, lab, monke
 
 
 def test_nothing_counts_as_undone_early_before_it_is_undone(coordinator, lab, monkeypatch, caplog):
-    client, _, server = lab
+    _, _, server = lab
     test, fixture = Owner("test"), Owner("fixture")
     with coordinator.at_work(test):
         server.change("test")
@@ -318,9 +318,9 @@ def test_nothing_counts_as_undone_early_before_it_is_undone(coordinator, lab, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(server.state, "restore", restore)
-        with coordinator.at_work(Owner("unlucky")):
-            client.change("x")
+        with coordinator.at_work(Owner("unlucky")), pytest.raises(SnapshotFailed):
+            server.change("x")
     assert "undone early" not in caplog.text
     with coordinator.at_work(Owner("lucky")):
-        client.change("x")
+        server.change("x")
     assert caplog.text.count("server: what fixture did is undone early") == 1

@@ -75,12 +75,13 @@ class GuestLinks:
     def drop_frames(self, machine: Machine) -> None:
         """Drop the frames for a machine, whose links are detached; a savepoint will be loaded into it.
 
-        The machine is paused afterwards if it has cards. QEMU reads no frames while a guest is
-        paused, and hands those that wait to the guest when it goes on. So they
-        have to be dropped first: while the link of a card's back end is down, QEMU
-        reads all frames and drops them (``qemu_send_packet_async_with_flags()``
-        in its ``net/net.c``). The guest does not notice, because the card's own
-        link state is loaded with the savepoint.
+        The machine is paused afterwards if it has cards, also if this fails. QEMU keeps the frames
+        for a paused guest, in a socket or in a queue of its own, and hands them to the guest when it
+        goes on. So the guest runs while they are dropped: QEMU reads all frames then, and drops
+        them because the card's link is down (``qemu_send_packet_async_with_flags()`` and
+        ``qemu_deliver_packet_iov()`` in its ``net/net.c``). What its queue has left is dropped
+        when the guest stops (``net_vm_change_state_handler()``). The guest does not notice,
+        because the card's own link state is loaded with the savepoint.
 
         Raises:
             SnapshotFailed: QEMU cannot be made to drop the frames.
@@ -93,10 +94,12 @@ class GuestLinks:
             is_paused = domain.state() is DomainState.PAUSED
             self._set_links(machine, up=False)
             if is_paused:
-                domain.resume()  # each card of a paused guest holds back one frame until it runs
-            domain.suspend()
-            for nic in self._nics:
-                self._wait_drained(nic, machine)
+                domain.resume()  # each card of a paused guest holds back frames until it runs
+            try:
+                for nic in self._nics:
+                    self._wait_drained(nic, machine)
+            finally:
+                domain.suspend()
             self._set_links(machine, up=True)
         except DomainFailed as failure:
             raise SnapshotFailed(

@@ -13,9 +13,9 @@ import psutil
 from pytest_kvm.errors import SpecError
 from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair
 from pytest_kvm.images.image import Image
-from pytest_kvm.provision.libvirt_segment import tap_name
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
+from pytest_kvm.provision.tap_link import tap_name
 from pytest_kvm.render.cloud_config import Identity
 from pytest_kvm.render.domain_draft import DomainDraft, draft_domain
 from pytest_kvm.render.plan import DirectBoot, DomainPlan, NicPlan, SegmentNicPlan

@@ -37,7 +37,7 @@ class RunResources:
     """The run's own SSH key pair, for guests that boot cold; a clone has the key of its template."""
     key_file: Path
     switch: Lazy[Switch]
-    """Passes frames between guests; its process is started for the first segment."""
+    """Passes frames between guests; its process is started when it is first used."""
     undo_notes: UndoNotes
     """Of what is made outside of the run folder."""
 

@@ -48,7 +48,8 @@ class Segments:
     """The segments of one run.
 
     Args:
-        switch: The run's switch; its process is started for the first segment that it makes.
+        switch: The run's switch; its process is started for the first segment that it makes, or for the first
+            fault or capture on a libvirt network.
         resources: What the run has opened; opened for the first segment that libvirt makes.
         faults: The faults of all segments.
         captures: The captures of all segments.
@@ -120,7 +121,9 @@ class Segments:
                 return network, SwitchSegment(self._switch, tag)
             number = next(self._network_numbers)
             try:
-                return network, LibvirtSegment(self._resources.get(), network, tag=tag, number=number)
+                return network, LibvirtSegment(
+                    self._resources.get(), self._switch, network, tag=tag, number=number
+                )
             except SubnetTaken as failure:
                 is_given = getattr(spec, failure.field) != "auto"
                 if is_given or len(refused) == _MOST_ATTEMPTS - 1:

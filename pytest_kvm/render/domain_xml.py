@@ -17,6 +17,7 @@ from pytest_kvm.render.qemu_args import (
     add_arguments,
     barrier_args,
     segment_card_ids,
+    software_offload_args,
     user_network_args,
 )
 from pytest_kvm.spec.guest import GuestSpec
@@ -246,6 +247,14 @@ def add_disk(devices: ET.Element, disk: DiskPlan, *, target: str, bootable: bool
         ET.SubElement(element, "boot", order="1")
 
 
+_OFFLOADS = {
+    "host": ("csum", "gso", "tso4", "tso6", "ecn", "ufo"),
+    "guest": ("csum", "tso4", "tso6", "ecn", "ufo"),
+}
+"""What a card with a tap device can have others do for it. Cards on ports of the switch have none of it,
+and a frame that relies on it cannot be redirected to another guest's card."""
+
+
 def add_taps(domain: ET.Element, nics: Sequence[SegmentNicPlan], *, first_root_port: int) -> None:
     """Add the cards that are on segments which are libvirt networks, each with a barrier.
 
@@ -269,12 +278,14 @@ def add_taps(domain: ET.Element, nics: Sequence[SegmentNicPlan], *, first_root_p
         ET.SubElement(element, "model", type=planned.nic.model)
         if planned.nic.model == "virtio":
             # Not by vhost: frames that pass QEMU by would pass the barrier by, too.
-            ET.SubElement(element, "driver", name="qemu")
+            driver = ET.SubElement(element, "driver", name="qemu")
+            for side in ("host", "guest"):
+                ET.SubElement(driver, side, dict.fromkeys(_OFFLOADS[side], "off"))
         ET.SubElement(element, "rom", enabled="no")
         ET.SubElement(element, "alias", name=ids.device)
         bus = f"{first_root_port + index:#04x}"
         ET.SubElement(element, "address", type="pci", domain="0x0000", bus=bus, slot="0x00", function="0x0")
-        add_arguments(domain, barrier_args(ids))
+        add_arguments(domain, [*barrier_args(ids), *software_offload_args(planned.nic.model)])
 
 
 def add_nic(devices: ET.Element, planned: NicPlan) -> None:

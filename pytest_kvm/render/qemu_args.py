@@ -99,6 +99,14 @@ def segment_card_ids(number: int, *, is_tap: bool) -> CardIds:
     return CardIds(f"hostua-{netdev}", f"ua-{netdev}") if is_tap else CardIds(netdev, card_id(netdev))
 
 
+def software_offload_args(model: str) -> list[str]:
+    """Return the arguments by which QEMU itself does what a card with a tap device can leave to others.
+
+    Other models than these can leave nothing to others, or get their settings by libvirt.
+    """
+    return ["-global", "e1000e.disable_vnet_hdr=1"] if model == "e1000e" else []
+
+
 def barrier_args(ids: CardIds) -> list[str]:
     """Return the arguments for a barrier between a card and its back end, which is closed.
 

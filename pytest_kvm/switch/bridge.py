@@ -1,12 +1,18 @@
 """One L2 segment: learns which address is behind which link, and passes frames between its links.
 
 A frame passes the faults of its sender's link, those of the segment, and those of its receiver's link.
+
+A segment can be a network of the host, too. Then each guest's link has an
+*uplink* to that network. Frames for whoever is not on the segment's links go to
+the sender's own uplink, and what comes from an uplink goes to its guest only.
+What goes to everybody goes to the other guests and to the sender's uplink. The
+host's network then hands it to the other uplinks; such echoes are dropped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -62,6 +68,8 @@ class Bridge:
         self.links: dict[str, Link] = {}
         self.faults = Faults()
         """Faults of the segment: each frame passes them once, however many links it goes to."""
+        self.is_direct = True
+        """Whether guests with uplinks reach each other within the segment, and not by the host's network."""
         self.captures: list[CaptureFile] = []
         self._schedule = schedule
         self._ask = ask
@@ -140,6 +148,8 @@ class Bridge:
         Raises:
             BrokenStreamError: The bytes cannot be frames.
         """
+        if source.guest is not None:
+            return self._receive_from_host(source, data, guest=source.guest)
         watched = self.captures or source.captures
         if source.up and source.out.are_filters_only and self.faults.are_filters_only and not watched:
             filters = [*source.out.filters.values(), *self.faults.filters.values()]
@@ -149,6 +159,17 @@ class Bridge:
         end = 0
         for begin, end in frames_in(data):
             self._from_guest(source, data[begin:end])
+        return end
+
+    def _receive_from_host(self, uplink: Link, data: bytes, *, guest: Link) -> int:
+        """Pass on what the host's network has for a guest, without what comes from the segment's guests."""
+        end = 0
+        for begin, end in frames_in(data):
+            frame = data[begin:end]
+            receiver = self._link_of.get(station(frame, 0)) if len(frame) >= HEADER else None
+            is_for_other = receiver is not None and receiver.guest is None and receiver is not guest
+            if not (is_for_other or uplink.echoes.take(frame)):
+                self._from_guest(uplink, frame)
         return end
 
     def _receive_filtered(self, source: Link, data: bytes, filters: list[FrameFilter]) -> int:
@@ -196,10 +217,31 @@ class Bridge:
         if len(frame) < HEADER:
             return None
         self._learn(source, frame)
-        target = self._link_of.get(station(frame, 0))
+        targets = self._targets(source, frame) if station(frame, 0) in self._link_of else ()
+        target = targets[0] if len(targets) == 1 else None
         if target is None or target is source or not target.takes_runs or not self.are_joined(source, target):
             return None
         return None if is_discovery(frame) else target
+
+    def _targets(self, source: Link, frame: bytes) -> Sequence[Link]:
+        """Return the links that a frame goes to; its sender's own may be among them."""
+        known = self._link_of.get(station(frame, 0))
+        if source.guest is not None:
+            return [source.guest]
+        is_beyond = known is not None and known.guest is not None
+        if source.uplink is not None and (is_beyond or not self.is_direct):
+            return [source.uplink]
+        if known is None:
+            return [each for each in self.links.values() if each.guest in (None, source)]
+        return [known]
+
+    def _expect_echoes(self, source: Link, targets: Sequence[Link], frame: bytes) -> None:
+        """Expect the host's network to hand a frame to the uplinks of guests that get it from here."""
+        if source.uplink is None or len(targets) == 1 or not self.are_joined(source, source.uplink):
+            return
+        for target in targets:
+            if target.uplink is not None and target is not source:
+                target.uplink.echoes.expect(frame)
 
     def _learn(self, source: Link, frame: bytes) -> None:
         """Note which link a frame's sender is behind."""
@@ -242,10 +284,10 @@ class Bridge:
             source.sent.dropped["unplugged"] += 1
             return
         self._learn(source, frame)
-        known = self._link_of.get(station(frame, 0))
-        targets = self.links.values() if known is None else (known,)
         discovery = is_discovery(frame)
         crossed = False
+        targets = self._targets(source, frame)
+        self._expect_echoes(source, targets, frame)
         for target in targets:
             if target is source:
                 continue
@@ -322,8 +364,3 @@ class Bridge:
                 tally.dropped["too many in flight"] += 1
             else:
                 self._schedule.at(moment, tally.delay(partial(then, each)))
-
-
-def length_of_whole_frames(data: bytes) -> int:
-    """Return how many bytes at the beginning are whole frames; see :meth:`Bridge.receive`."""
-    return max((end for _, end in frames_in(data)), default=0)

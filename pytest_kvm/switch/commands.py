@@ -9,12 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from pytest_kvm.switch.bridge import Ask, Bridge, length_of_whole_frames
+from pytest_kvm.switch.bridge import Ask, Bridge
 from pytest_kvm.switch.faults import KINDS, Faults
 from pytest_kvm.switch.filters import FrameFilter
-from pytest_kvm.switch.frames import BrokenStreamError
+from pytest_kvm.switch.frames import BrokenStreamError, length_of_whole_frames
 from pytest_kvm.switch.link import Direction, Link, Port
 from pytest_kvm.switch.pcapng import CaptureFile, Written
+from pytest_kvm.switch.redirected_port import Header, RedirectedPort
 from pytest_kvm.switch.schedule import Schedule
 
 _READS = 64
@@ -70,8 +71,9 @@ class Commands:
 
     def do_remove_segment(self, *, segment: str) -> None:
         """Remove a segment with its links."""
-        for link in list(self.segments[segment].links):
-            self.do_remove_link(segment=segment, link=link)
+        for link in list(self.segments[segment].links.values()):
+            if link.guest is None:
+                self.do_remove_link(segment=segment, link=link.name)
         del self.segments[segment]
 
     def do_add_link(self, *, segment: str, link: str) -> None:
@@ -81,16 +83,33 @@ class Commands:
             raise ValueError(f"there is a link {link} on {segment} already")
         where.join(Link(link, where, wake=self._cards.wake))
 
+    def do_add_uplink(self, *, segment: str, link: str, guest: str) -> None:
+        """Make an uplink on a segment, for a guest's link."""
+        self.do_add_link(segment=segment, link=link)
+        links = self.segments[segment].links
+        links[link].guest, links[guest].uplink = links[guest], links[link]
+
+    def do_set_direct(self, *, segment: str, direct: bool) -> None:
+        """Have guests with uplinks reach each other within the segment, or by the host's network."""
+        self.segments[segment].is_direct = direct
+
     def do_remove_link(self, *, segment: str, link: str) -> None:
-        """Remove a link from its segment."""
-        self.do_attach(segment=segment, link=link, port=None)
+        """Remove a link from its segment, with its uplink."""
         where = self.segments[segment]
-        where.leave(where.links[link])
+        for each in (where.links[link].uplink, where.links[link]):
+            if each is not None:
+                self.do_attach(segment=segment, link=each.name, port=None)
+                where.leave(each)
 
     def do_open_port(self, *, port: str) -> None:
         """Listen for a card at a path."""
-        opened = self._ports[port] = Port(Path(port))
-        self._cards.watch(opened)
+        self._open(port, Port(Path(port)))
+
+    def do_open_redirected_ports(self, *, ports: Sequence[str], header: int) -> None:
+        """Listen at some paths for the frames of one card, which come behind a header."""
+        shared = Header(header)
+        for port in ports:
+            self._open(port, RedirectedPort(Path(port), header=shared))
 
     def do_close_port(self, *, port: str) -> None:
         """Close a port, and the connection of its card."""
@@ -99,7 +118,7 @@ class Commands:
             self._detach(closed)
             self._cards.hang_up(closed)
 
-    def do_attach(self, *, segment: str, link: str, port: str | None) -> bool:
+    def do_attach(self, *, segment: str, link: str, port: str | None, source: str | None = None) -> bool:
         """Attach a link to a port; None only detaches the link. Frames that the card sent before are lost.
 
         Returns:
@@ -111,10 +130,12 @@ class Commands:
         if cable.port is not None:
             self._detach(cable.port)
         if card is not None:
-            self._detach(card)
-            self._skip(card)
+            sender = card if source is None else self._ports[source]
+            for each in (card, sender):
+                self._detach(each)
+            self._skip(sender)
             where.move(cable, card)
-            self.link_of[card] = cable
+            self.link_of[card] = self.link_of[sender] = cable
         return cable.up
 
     def do_set_link(self, *, segment: str, link: str, up: bool) -> bool:
@@ -137,9 +158,16 @@ class Commands:
         return cable.reached, cable.told
 
     def do_counters(self, *, segment: str) -> dict[str, Any]:
-        """Return the counters of each link."""
-        links = self.segments[segment].links.values()
-        return {link.name: {"out": link.sent.as_json(), "in": link.got.as_json()} for link in links}
+        """Return the counters of each link; what was dropped on the way to or from its uplink is its own."""
+        counters: dict[str, Any] = {}
+        for link in self.segments[segment].links.values():
+            if link.guest is None:
+                beyond = (None, None) if link.uplink is None else (link.uplink.got, link.uplink.sent)
+                sent, got = (
+                    each.as_json(plus) for each, plus in zip((link.sent, link.got), beyond, strict=True)
+                )
+                counters[link.name] = {"out": sent, "in": got}
+        return counters
 
     # ------------------------------------------------------------ faults
 
@@ -224,9 +252,15 @@ class Commands:
 
     # ------------------------------------------------------------ helpers
 
+    def _open(self, path: str, port: Port) -> None:
+        self._ports[path] = port
+        self._cards.watch(port)
+
     def _detach(self, port: Port) -> None:
-        link = self.link_of.pop(port, None)
+        """Detach the link that a port is attached to, also from the other port if it has two."""
+        link = self.link_of.get(port)
         if link is not None:
+            self.link_of = {each: other for each, other in self.link_of.items() if other is not link}
             link.segment.move(link, None)
 
     def _skip(self, port: Port) -> None:
@@ -235,10 +269,10 @@ class Commands:
         A card that has sent what cannot be frames is hung up.
         """
         for _ in range(_READS if port.connected else 0):
-            data = port.read()
-            if not data:
-                break
             try:
+                data = port.read()
+                if not data:
+                    break
                 port.keep(data[length_of_whole_frames(data) :])
             except BrokenStreamError:
                 self._cards.hang_up(port)

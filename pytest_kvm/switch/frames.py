@@ -43,6 +43,33 @@ def frames_in(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
         yield begin, at
 
 
+def redirected_frames_in(data: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
+    """Yield the header's length, the begin (after the header) and the end of each whole redirected frame.
+
+    Raises:
+        BrokenStreamError: The bytes cannot be such frames.
+    """
+    at, size = 0, len(data)
+    while at + 2 * PREFIX.size <= size:
+        (length,), (header,) = PREFIX.unpack_from(data, at), PREFIX.unpack_from(data, at + PREFIX.size)
+        if length > LONGEST or header > length:
+            raise BrokenStreamError(f"a frame of {length} bytes with {header} bytes of header")
+        begin = at + 2 * PREFIX.size
+        at = begin + length
+        if at > size:
+            return
+        yield header, begin + header, at
+
+
+def length_of_whole_frames(data: bytes) -> int:
+    """Return how many bytes at the beginning are whole frames.
+
+    Raises:
+        BrokenStreamError: The bytes cannot be frames.
+    """
+    return max((end for _, end in frames_in(data)), default=0)
+
+
 def to_wire(frame: bytes) -> bytes:
     """Return a frame as it is sent: preceded by its length."""
     return PREFIX.pack(len(frame)) + frame

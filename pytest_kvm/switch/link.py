@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_kvm.switch.echoes import Echoes
 from pytest_kvm.switch.faults import Faults
 from pytest_kvm.switch.filters import split
 from pytest_kvm.switch.frames import PREFIX, frames_in, to_wire
@@ -47,6 +48,12 @@ class Link:
         """Frames from the guest by which it can have changed others, counted once for each of them."""
         self.up = True
         """Whether it is plugged in."""
+        self.uplink: Link | None = None
+        """What leads on to a network of the host, if the segment is one."""
+        self.guest: Link | None = None
+        """Of an uplink: the guest's link that leads to it."""
+        self.echoes = Echoes()
+        """Of an uplink: what it will hand back."""
         self.out = Faults()
         """Faults of frames that come from the guest."""
         self.into = Faults()
@@ -123,7 +130,7 @@ _VECTORS = 1024
 """Buffers in one call (``IOV_MAX`` of ``sendmsg(2)``)."""
 
 
-_Batch = tuple[memoryview, Link]
+Batch = tuple[memoryview, Link]
 """Frames, each preceded by its length, and their sender."""
 
 
@@ -137,12 +144,15 @@ class Port:
         OSError: It cannot listen there.
     """
 
+    prefix = PREFIX.size
+    """Bytes in front of what the length of a frame counts."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
         self._socket.listen(1)
-        self._queue: deque[_Batch] = deque()
+        self._queue: deque[Batch] = deque()
         self._queued = 0
         """Bytes that wait to be sent."""
         self._begun = 0
@@ -192,7 +202,7 @@ class Port:
         """Drop the frame whose beginning is kept, also what comes of it later."""
         if len(self._rest) >= PREFIX.size:
             (length,) = PREFIX.unpack_from(self._rest)
-            self._unwanted = PREFIX.size + length - len(self._rest)
+            self._unwanted = self.prefix + length - len(self._rest)
             self._rest = b""
 
     @property
@@ -203,7 +213,7 @@ class Port:
         unread = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
         return not self._queued and not int.from_bytes(unread, sys.byteorder)
 
-    def offer(self, batch: _Batch) -> bool:
+    def offer(self, batch: Batch) -> bool:
         """Queue whole frames for the card; say whether they fit."""
         size = len(batch[0])
         if self._queued + size > _QUEUE:
@@ -212,17 +222,21 @@ class Port:
         self._queued += size
         return True
 
+    def frames(self, queued: memoryview) -> Iterator[tuple[int, int]]:
+        """Yield the begin and the end of each queued frame, without what is in front of it."""
+        return frames_in(queued)
+
     def withdraw(self, is_unwanted: Callable[[Link], bool]) -> list[int]:
         """Take frames of some senders out of the queue, but one that is sent in part; return their sizes."""
         withdrawn: list[int] = []
-        kept: deque[_Batch] = deque()
+        kept: deque[Batch] = deque()
         begun, self._begun = self._begun, 0
         for index, (data, sender) in enumerate(self._queue):
             sent = begun if index == 0 else 0
             if is_unwanted(sender):
-                ends = [0, *(end for _, end in frames_in(data))]
+                ends = [0, *(end for _, end in self.frames(data))]
                 keep = next(end for end in ends if end >= sent)
-                withdrawn += [end - begin for begin, end in frames_in(data) if begin > keep]
+                withdrawn += [end - begin for begin, end in self.frames(data) if begin > keep]
             else:
                 keep = len(data)
             if keep > sent:
@@ -300,6 +314,7 @@ class Tally:
         if hand_over is not None:
             hand_over()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the counters as JSON values."""
-        return {"frames": self.frames, "bytes": self.bytes, "dropped": dict(self.dropped)}
+    def as_json(self, more: Tally | None = None) -> dict[str, Any]:
+        """Return the counters as JSON values, with the frames that another tally has as dropped."""
+        dropped = self.dropped if more is None else self.dropped + more.dropped
+        return {"frames": self.frames, "bytes": self.bytes, "dropped": dict(dropped)}

@@ -12,9 +12,9 @@ from base64 import b64encode
 from typing import Any
 
 from pytest_kvm.errors import KvmError
-from pytest_kvm.switch.bridge import AnswerCallback, length_of_whole_frames
+from pytest_kvm.switch.bridge import AnswerCallback
 from pytest_kvm.switch.commands import Commands
-from pytest_kvm.switch.frames import BrokenStreamError
+from pytest_kvm.switch.frames import BrokenStreamError, length_of_whole_frames
 from pytest_kvm.switch.link import Port
 from pytest_kvm.switch.schedule import Schedule
 
@@ -145,14 +145,14 @@ class Server:
             self._read(port)
 
     def _read(self, port: Port) -> None:
-        data = port.read()
-        if data is None:
-            return
-        if not data:
-            self.hang_up(port)
-            return
         link = self._commands.link_of.get(port)
         try:
+            data = port.read()
+            if data is None:
+                return
+            if not data:
+                self.hang_up(port)
+                return
             # Frames from a card without a link are dropped.
             done = length_of_whole_frames(data) if link is None else link.segment.receive(link, data)
         except BrokenStreamError as broken:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import DomainFailed, SnapshotFailed
+from pytest_kvm.errors import DomainFailed, SnapshotFailed, SwitchFailed
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.provision import guest_links
@@ -18,7 +20,7 @@ from tests.unit.switch.conftest import EVERYBODY, Card, frame, mac
 
 
 class FakeDomain:
-    """Does as QEMU does: reads while it runs or its link is down, and drops frames then."""
+    """Does as QEMU does: reads while it runs, and drops frames if its link is down then."""
 
     def __init__(self, card: Card | None = None) -> None:
         self.running = True
@@ -26,22 +28,28 @@ class FakeDomain:
         self.fails = ""
         """The step at which the monitor fails."""
         self._card = card
+        self._has_link = True
 
     def state(self) -> DomainState:
         return DomainState.RUNNING if self.running else DomainState.PAUSED
 
     def qmp(self, command: str, arguments: dict[str, Any]) -> None:
         self._do(f"{command} {arguments['name']} {'up' if arguments['up'] else 'down'}")
+        self._has_link = arguments["up"]
+        self._read()
 
     def suspend(self) -> None:
         self._do("suspend")
         self.running = False
-        if self._card is not None:
-            self._card.drain(timeout=0.05)
 
     def resume(self) -> None:
         self._do("resume")
         self.running = True
+        self._read()
+
+    def _read(self) -> None:
+        if self.running and not self._has_link and self._card is not None:
+            self._card.drain(timeout=0.05)
 
     def _do(self, step: str) -> None:
         self.done.append(step)
@@ -116,6 +124,17 @@ def test_frames_that_qemu_does_not_read_are_an_error(join, monkeypatch):
         pass
     with pytest.raises(SnapshotFailed, match="QEMU of web to drop the frames for its card on lan"):
         links.drop_frames(machine)
+    assert not machine.domain.running
+
+
+def test_a_paused_guest_stays_paused_when_the_switch_has_ended(join, switch):
+    links, machine, _ = join("web", "up")
+    machine.domain = FakeDomain()
+    machine.domain.running = False
+    os.kill(switch.get().pid, signal.SIGKILL)
+    with pytest.raises(SwitchFailed, match="has ended"):
+        links.drop_frames(machine)
+    assert machine.domain.done == ["set_link kvmsegment1 down", "resume", "suspend"]
 
 
 @pytest.mark.parametrize("step", ["set_link kvmsegment1 down", "suspend", "set_link kvmsegment1 up"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+import os
+import signal
+import struct
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +18,14 @@ from pytest_kvm.errors import ConnectionFailed, DomainFailed, NetworkFailed, Spe
 from pytest_kvm.handles.segment_backend import MachineCard
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor.protocol import CardFrames
-from pytest_kvm.provision import libvirt_segment
-from pytest_kvm.provision.libvirt_segment import tap_name
+from pytest_kvm.provision import redirected_segment
 from pytest_kvm.provision.run_resources import Lazy
 from pytest_kvm.provision.segments import Segments
+from pytest_kvm.provision.tap_link import tap_name
 from pytest_kvm.render.qemu_args import segment_card_ids
+from pytest_kvm.settings import Timeouts
 from tests.fakes_hypervisor import FakeHypervisor
+from tests.unit.switch.conftest import Card, frame
 
 LAN = kvm.NetworkSpec(backend="libvirt", subnet="10.1.0.0/24", subnet6=None)
 IDS = segment_card_ids(1, is_tap=True)
@@ -29,7 +34,8 @@ BARRIER = {"path": "/objects/ua-kvmsegment1-barrier", "property": "status"}
 
 @pytest.fixture
 def hypervisor():
-    return FakeHypervisor(qmp={"qom-set": {}, "query-status": {}})
+    commands = ("qom-set", "query-status", "chardev-add", "chardev-remove", "object-add", "object-del")
+    return FakeHypervisor(qmp={"qom-get": "virtio-net-pci", **{each: {} for each in commands}})
 
 
 @pytest.fixture
@@ -41,19 +47,19 @@ def resources(hypervisor, tmp_path):
         session=folder.name,
         hypervisor=hypervisor,
         is_system=True,
+        timeouts=Timeouts(),
         undo_notes=UndoNotes(folder),
     )
     return Lazy(lambda: nullcontext(opened))
 
 
 @pytest.fixture
-def new_segments(faults, captures, removed):
+def new_segments(switch, faults, captures, removed):
     """Return a function that returns the segments of a run with these resources."""
 
     def new_segments(resources):
-        no_switch: Any = None
         segments: Any = Segments(
-            no_switch,
+            switch,
             resources,
             faults=faults,
             captures=captures,
@@ -325,7 +331,7 @@ def test_libvirt_tells_late_that_a_machine_has_ended(segments, card, monkeypatch
 
 @pytest.mark.parametrize("call", ["qmp", "card_frames"])
 def test_a_card_that_cannot_be_controlled_is_a_failure_of_the_segment(segments, card, monkeypatch, call):
-    monkeypatch.setattr(libvirt_segment, "_END_IS_TOLD_WITHIN", 0.0)
+    monkeypatch.setattr(redirected_segment, "_END_IS_TOLD_WITHIN", 0.0)
     lan = segments.make("lan", LAN)
     join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -349,7 +355,7 @@ def test_what_cannot_be_cut_off_keeps_no_network(segments, card, monkeypatch, hy
     def fail(*_arguments):
         raise DomainFailed("the monitor hangs")
 
-    monkeypatch.setattr(libvirt_segment, "_END_IS_TOLD_WITHIN", 0.0)
+    monkeypatch.setattr(redirected_segment, "_END_IS_TOLD_WITHIN", 0.0)
     web, _ = hypervisor.created
     monkeypatch.setattr(web, "qmp", fail)
     with pytest.raises(SwitchFailed, match="the monitor hangs"):
@@ -401,20 +407,279 @@ def test_what_a_removed_guest_had_is_gone(segments):
         lan.backend.traffic("web")
 
 
-@pytest.mark.parametrize(
-    ("verb", "use"),
-    [
-        ("delay", lambda lan, web: lan.delay(1, link=web)),
-        ("a partition", lambda lan, web: lan.isolate(web)),
-        ("drop", lambda lan, web: lan.drop("tcp")),
-        ("a capture", lambda lan, web: lan.capture()),
-    ],
-    ids=["delay", "isolate", "drop", "capture"],
-)
-def test_what_only_the_switch_can_is_refused(segments, verb, use):
+# ---------------------------------------------------------------- by way of the switch
+
+
+class QemuEnds:
+    """What QEMU has connected to the switch for a card: the frames that it redirects."""
+
+    def __init__(self, card):
+        added = [asked for command, asked in card.domain.asked if command == "chardev-add"]
+        paths = {
+            each["id"].removeprefix("ua-kvmsegment1-"): each["backend"]["data"]["addr"]["data"]["path"]
+            for each in added
+        }
+        self._ends = {name: Card(path) for name, path in paths.items()}
+        self.from_card = self._ends["from-card"]
+
+    def send_from_host(self, *frames):
+        self._ends["from-tap"].socket.sendall(b"".join(frames))
+
+    def received(self, *, timeout=5.0):
+        """Return what has come to the card next."""
+        self._ends["to-card"].socket.settimeout(timeout)
+        try:
+            return self._ends["to-card"].socket.recv(1 << 16)
+        except TimeoutError:
+            return None
+
+    def close(self):
+        for each in self._ends.values():
+            each.close()
+
+
+@pytest.fixture
+def redirected():
+    """Return a function that connects a card to the switch as QEMU does."""
+    with ExitStack() as stack:
+        yield lambda card: stack.enter_context(closing(QemuEnds(card)))
+
+
+HOST = b"\x52\x54\x00\x00\x00\x99"
+
+
+def from_host(nic, payload):
+    """Return a frame as QEMU redirects it: behind two lengths and virtio's header."""
+    sent = frame(bytes.fromhex(nic.mac.replace(":", "")), HOST, payload)
+    return struct.pack(">II", 12 + len(sent), 12) + bytes(12) + sent
+
+
+def test_no_frame_passes_the_switch_before_the_first_fault(segments, card):
+    lan = segments.make("lan", LAN)
+    join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    assert {command for command, _ in first.domain.asked} == {"qom-set"}
+    lan.backend.set_link("web", up=False)
+    lan.backend.traffic("web")
+    assert {command for command, _ in first.domain.asked} == {"qom-set"}
+
+
+def test_a_fault_leads_all_cards_through_the_switch(segments, card, redirected, tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "db").mkdir()
+    lan = segments.make("lan", LAN)
+    web, db = join(segments, lan), join(segments, lan, "db")
+    lan.backend.attach("web", first := card("web"))
+    passes(first, 3, 2)
+    fault = lan.drop("udp", link=web)
+    lan.backend.attach("db", second := card("db"))
+    ours, theirs = redirected(first), redirected(second)
+    ours.send_from_host(from_host(web.nics[0], b"hello"))
+    assert ours.received() == from_host(web.nics[0], b"hello")
+    theirs.send_from_host(from_host(db.nics[0], b"hello"))
+    assert theirs.received() == from_host(db.nics[0], b"hello")
+    assert lan.counters["web"]["in"] == {"frames": 4, "bytes": 3 * 60 + 19, "dropped": {}}
+    assert lan.backend.traffic("web") == (4, 2)
+    passes(first, 4, 2)
+    assert lan.backend.traffic("web") == (4, 2), "the switch has counted this one already"
+    fault.undo()
+    theirs.send_from_host(from_host(db.nics[0], b"still"))
+    assert theirs.received() == from_host(db.nics[0], b"still")
+
+
+def test_the_next_machine_of_a_guest_is_redirected_when_it_is_attached(segments, card, redirected, tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web+1").mkdir()
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
-    with pytest.raises(SpecError, match=f"lan: {verb} needs the run's switch") as refused:
-        use(lan, web)
-    assert refused.value.resolution.endswith("for all else leave out backend=")
+    lan.isolate(web).undo()
+    lan.backend.attach("web", first := card("web"))
+    redirected(first)
+    lan.backend.attach("web", None)
+    lan.backend.attach("web", second := card("web+1"))
+    ends = redirected(second)
+    ends.send_from_host(from_host(web.nics[0], b"hello"))
+    assert ends.received() == from_host(web.nics[0], b"hello")
+    lan.backend.attach("web", None)
+    lan.backend.attach("web", second)
+    ends.send_from_host(from_host(web.nics[0], b"again"))
+    assert ends.received() == from_host(web.nics[0], b"again")
+    added = [asked for command, asked in second.domain.asked if command == "object-add"]
+    assert len(added) == 2, "once for each direction"
+
+
+def test_a_pulled_cable_is_pulled_in_the_switch_too(segments, card, redirected, tmp_path):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan, link="down")
+    lan.isolate(web).undo()
+    lan.backend.attach("web", first := card("web"))
+    ends = redirected(first)
+    ends.send_from_host(from_host(web.nics[0], b"hello"))
+    assert ends.received(timeout=0.1) is None
+    lan.backend.set_link("web", up=True)
+    ends.send_from_host(from_host(web.nics[0], b"again"))
+    assert ends.received() == from_host(web.nics[0], b"again")
+
+
+def test_a_bandwidth_holds_also_between_guests(segments, card, redirected, tmp_path):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", replace(LAN, inbound="8kbit", outbound="8kbit"))
+    web = join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    lan.isolate(web).undo()
+    ends = redirected(first)
+    ends.send_from_host(*[from_host(web.nics[0], bytes(1000))] * 400)
+    assert ends.received() is not None
+    assert set(lan.counters["web"]["in"]["dropped"]) == {"rate"}
+
+
+@pytest.mark.parametrize("failing", ["chardev-add", "object-add"])
+def test_a_card_that_cannot_be_redirected_leaves_all_as_it_was(
+    segments, card, tmp_path, monkeypatch, failing
+):
+    monkeypatch.setattr(redirected_segment, "_END_IS_TOLD_WITHIN", 0.0)
+    for name in ("web", "db"):
+        (tmp_path / name).mkdir()
+    lan = segments.make("lan", LAN)
+    web, _ = join(segments, lan), join(segments, lan, "db")
+    lan.backend.attach("web", first := card("web"))
+    lan.backend.attach("db", second := card("db"))
+    passes(first, 3, 2)
+    qmp = second.domain.qmp
+
+    def fail(command, arguments=None):
+        if command == failing:
+            raise DomainFailed("permission denied")
+        return qmp(command, arguments)
+
+    monkeypatch.setattr(second.domain, "qmp", fail)
+    with pytest.raises(SwitchFailed, match="a card on a libvirt network: permission denied"):
+        lan.isolate(web)
+    monkeypatch.undo()
+    for each in (first, second):
+        ends = {"object-add": "object-del", "chardev-add": "chardev-remove"}
+        begun = [(ends[command], asked["id"]) for command, asked in each.domain.asked if command in ends]
+        ended = [(command, asked["id"]) for command, asked in each.domain.asked if command in ends.values()]
+        assert ended == begun[::-1]
+    passes(first, 5, 2)
+    assert lan.backend.traffic("web") == (5, 2)
     assert lan.faults == ()
+    lan.isolate(web).undo()
+
+
+def test_a_machine_that_ends_while_it_is_redirected_is_no_failure(segments, card, tmp_path, monkeypatch):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+
+    def end(*_arguments):
+        first.domain.end("QEMU died")
+        raise DomainFailed("the monitor is gone")
+
+    monkeypatch.setattr(first.domain, "qmp", end)
+    lan.isolate(web).undo()
+
+
+def test_what_the_switch_had_to_do_with_a_network_goes_with_it(segments, card, redirected, tmp_path, switch):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    lan.capture().stop()
+    ends = redirected(first)
+    segments.remove(lan)
+    assert first.domain.asked[-1] == ("qom-set", BARRIER | {"value": "on"})
+    switch.get().add_segment("lan-1")
+    with pytest.raises(EOFError):
+        ends.from_card.receive()
+
+
+def test_a_link_may_go_back_to_a_former_machine(segments, card, redirected, tmp_path):
+    for name in ("web", "web+1"):
+        (tmp_path / name).mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan)
+    lan.isolate(web).undo()
+    lan.backend.attach("web", first := card("web"))
+    former = redirected(first)
+    lan.backend.attach("web", second := card("web+1"))
+    lan.backend.attach("web", first)
+    former.send_from_host(from_host(web.nics[0], b"hello"))
+    assert former.received() == from_host(web.nics[0], b"hello")
+    added = [asked["id"] for command, asked in first.domain.asked if command == "chardev-add"]
+    assert len(added) == len(set(added)), "QEMU knows these names already"
+    second.domain.destroy()
+    redirected(second)
+    lan.backend.attach("web", third := card("web+1"))
+    ends = redirected(third)
+    ends.send_from_host(from_host(web.nics[0], b"hello"))
+    assert ends.received() == from_host(web.nics[0], b"hello")
+
+
+def test_frames_that_wait_in_the_switch_are_waited_for(segments, card, redirected, tmp_path):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    lan.isolate(web).undo()
+    ends = redirected(first)
+    ends.send_from_host(from_host(web.nics[0], b"hello"))
+    while not lan.counters["web"]["in"]["frames"]:
+        pass
+    assert not lan.backend.is_drained(first)
+    assert ends.received() is not None
+    assert lan.backend.is_drained(first)
+    assert lan.backend.is_drained(card("other")), "which was never redirected"
+
+
+def test_a_card_of_another_model_has_no_header(segments, card, redirected, tmp_path, monkeypatch):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    qmp = first.domain.qmp
+
+    def answer(command, arguments=None):
+        return "e1000e" if command == "qom-get" else qmp(command, arguments)
+
+    monkeypatch.setattr(first.domain, "qmp", answer)
+    join(segments, lan, "db")
+    (tmp_path / "db").mkdir()
+    lan.backend.attach("db", second := card("db"))
+    lan.isolate(web).undo()
+    ends, others = redirected(first), redirected(second)
+    sent = frame(b"\xff" * 6, HOST, b"hello")
+    others.from_card.socket.sendall(struct.pack(">II", 12 + len(sent), 12) + bytes(12) + sent)
+    assert ends.received() == struct.pack(">II", len(sent), 0) + sent
+
+
+def test_a_removed_guest_leaves_no_port(segments, card, redirected, tmp_path):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    lan.isolate(web).undo()
+    ends = redirected(first)
+    segments.leave(web.nics)
+    with pytest.raises(EOFError):
+        ends.from_card.receive()
+
+
+def test_the_end_of_the_switch_is_told_and_leaves_guests_cut_off(segments, card, tmp_path, switch):
+    (tmp_path / "web").mkdir()
+    lan = segments.make("lan", LAN)
+    web = join(segments, lan)
+    lan.backend.attach("web", first := card("web"))
+    lan.backend.check()
+    lan.isolate(web).undo()
+    lan.backend.check()
+    os.kill(switch.get().pid, signal.SIGKILL)
+    with pytest.raises(SwitchFailed, match="has ended"):
+        lan.backend.traffic("web")
+    with pytest.raises(SwitchFailed, match="has ended"):
+        lan.backend.check()
+    with pytest.raises(SwitchFailed, match="has ended"):
+        segments.remove(lan)
+    assert first.domain.asked[-1] == ("qom-set", BARRIER | {"value": "on"})

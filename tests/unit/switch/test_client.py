@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from pytest_kvm.errors import SwitchFailed
-from pytest_kvm.switch import client
+from pytest_kvm.switch import switch_process
 from pytest_kvm.switch.client import Switch
 
 
@@ -33,6 +33,6 @@ def test_an_order_after_the_end_of_the_run():
 
 
 def test_a_switch_that_cannot_be_started(monkeypatch, tmp_path):
-    monkeypatch.setattr(client.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(switch_process.sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SwitchFailed, match="the switch of this run cannot be started: .*No such file"):
         Switch()

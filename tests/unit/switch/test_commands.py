@@ -22,7 +22,7 @@ def orders_of_the_client():
     """Return the name of each order that the client's code sends, and the arguments it names."""
     orders = {}
     for call in ast.walk(ast.parse(inspect.getsource(client))):
-        if isinstance(call, ast.Call) and ast.unparse(call.func) in {"self._order", "self._send"}:
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in {"self.order", "self.send"}:
             name = call.args[0]
             if isinstance(name, ast.Constant):
                 orders[name.value] = {each.arg for each in call.keywords} - {"heard", None}

@@ -8,6 +8,7 @@ https://libvirt.org/formatnetwork.html
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_kvm.switch.client import Switch
     from pytest_kvm.switch.link import Direction
 
+_log = logging.getLogger("pytest_kvm.provision")
 _READ_AT_ONCE = 50
 """Frames that QEMU reads from a tap device before it looks at anything else (``tap_send()`` in net/tap.c)."""
 _QUEUE = 1000
@@ -125,9 +127,10 @@ class LibvirtSegment:
     def add_link(self, link: str) -> None:
         """Make a link, plugged in."""
         with self._lock:
-            self._links[link] = made = TapLink(link)
+            made = TapLink(link)
             if self._through_switch is not None:
                 made.redirect(self._through_switch)
+            self._links[link] = made
 
     def remove_link(self, link: str) -> None:
         """Remove a link."""
@@ -212,6 +215,7 @@ class LibvirtSegment:
                     new.join_guests()
                     undone.pop_all()
                 self._through_switch = new
+                _log.info("%s: all frames pass the switch from now on", self._name)
             return self._through_switch
 
     def _find(self, link: str) -> TapLink:

@@ -240,7 +240,7 @@ class Bridge:
         if source.uplink is None or len(targets) == 1 or not self.are_joined(source, source.uplink):
             return
         for target in targets:
-            if target.uplink is not None and target is not source:
+            if target.uplink is not None and target.uplink.is_connected and target is not source:
                 target.uplink.echoes.expect(frame)
 
     def _learn(self, source: Link, frame: bytes) -> None:

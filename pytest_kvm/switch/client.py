@@ -1,11 +1,11 @@
-"""Starts a run's switch process and sends it orders.
+"""What a run orders its switch process to do.
 
 QEMU connects each network card to a *port* (a unix socket, ``-netdev stream``);
 a port is attached to a *link*, a guest's cable, and links meet on a *segment*.
 A link stays when another machine takes the place of the one behind it. Only
-this module, :mod:`~pytest_kvm.switch.judges` and :mod:`~pytest_kvm.switch.packets`
-do their work in the test's process. The others do theirs in the switch's own
-process, where the test cannot slow it down.
+this module, :mod:`~pytest_kvm.switch.switch_process`, :mod:`~pytest_kvm.switch.judges`
+and :mod:`~pytest_kvm.switch.packets` do their work in the test's process. The others
+do theirs in the switch's own process, where the test cannot slow it down.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections import deque
 _WINDOW = 5.0
 """Seconds after which no echo comes any more: the host's kernel takes microseconds, QEMU may be held up."""
 _MOST = 8192
+"""Frames, and times that one of them was sent, that are remembered."""
 
 
 class Echoes:
@@ -27,7 +28,7 @@ class Echoes:
         if len(self._expected) >= _MOST:
             self._expected = {key: each for key, each in self._expected.items() if each[-1] > now - _WINDOW}
         if len(self._expected) < _MOST:
-            self._expected.setdefault(hash(frame), deque()).append(now)
+            self._expected.setdefault(hash(frame), deque(maxlen=_MOST)).append(now)
 
     def take(self, frame: bytes) -> bool:
         """Say whether a frame that has come is an echo; each is expected once."""

@@ -66,6 +66,11 @@ class Link:
         self._wake = wake
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a card at its port."""
+        return self.port is not None and self.port.connected
+
+    @property
     def is_clear(self) -> bool:
         """Whether frames to the guest pass without faults and captures."""
         return self.into.is_clear and not self.captures

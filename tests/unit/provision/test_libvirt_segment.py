@@ -122,6 +122,7 @@ def card(hypervisor, tmp_path):
 
     def card(name):
         domain = hypervisor.create(f"<domain><name>{name}</name></domain>")
+        (tmp_path / name).mkdir(exist_ok=True)
         return MachineCard(domain=domain, port=tmp_path / name / "nic1.sock", ids=IDS)
 
     return card
@@ -464,9 +465,7 @@ def test_no_frame_passes_the_switch_before_the_first_fault(segments, card):
     assert {command for command, _ in first.domain.asked} == {"qom-set"}
 
 
-def test_a_fault_leads_all_cards_through_the_switch(segments, card, redirected, tmp_path):
-    (tmp_path / "web").mkdir()
-    (tmp_path / "db").mkdir()
+def test_a_fault_leads_all_cards_through_the_switch(segments, card, redirected):
     lan = segments.make("lan", LAN)
     web, db = join(segments, lan), join(segments, lan, "db")
     lan.backend.attach("web", first := card("web"))
@@ -487,9 +486,7 @@ def test_a_fault_leads_all_cards_through_the_switch(segments, card, redirected, 
     assert theirs.received() == from_host(db.nics[0], b"still")
 
 
-def test_the_next_machine_of_a_guest_is_redirected_when_it_is_attached(segments, card, redirected, tmp_path):
-    (tmp_path / "web").mkdir()
-    (tmp_path / "web+1").mkdir()
+def test_the_next_machine_of_a_guest_is_redirected_when_it_is_attached(segments, card, redirected):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.isolate(web).undo()
@@ -508,8 +505,7 @@ def test_the_next_machine_of_a_guest_is_redirected_when_it_is_attached(segments,
     assert len(added) == 2, "once for each direction"
 
 
-def test_a_pulled_cable_is_pulled_in_the_switch_too(segments, card, redirected, tmp_path):
-    (tmp_path / "web").mkdir()
+def test_a_pulled_cable_is_pulled_in_the_switch_too(segments, card, redirected):
     lan = segments.make("lan", LAN)
     web = join(segments, lan, link="down")
     lan.isolate(web).undo()
@@ -522,8 +518,7 @@ def test_a_pulled_cable_is_pulled_in_the_switch_too(segments, card, redirected, 
     assert ends.received() == from_host(web.nics[0], b"again")
 
 
-def test_a_bandwidth_holds_also_between_guests(segments, card, redirected, tmp_path):
-    (tmp_path / "web").mkdir()
+def test_a_bandwidth_holds_also_between_guests(segments, card, redirected):
     lan = segments.make("lan", replace(LAN, inbound="8kbit", outbound="8kbit"))
     web = join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -535,12 +530,8 @@ def test_a_bandwidth_holds_also_between_guests(segments, card, redirected, tmp_p
 
 
 @pytest.mark.parametrize("failing", ["chardev-add", "object-add"])
-def test_a_card_that_cannot_be_redirected_leaves_all_as_it_was(
-    segments, card, tmp_path, monkeypatch, failing
-):
+def test_a_card_that_cannot_be_redirected_leaves_all_as_it_was(segments, card, monkeypatch, failing):
     monkeypatch.setattr(redirected_segment, "_END_IS_TOLD_WITHIN", 0.0)
-    for name in ("web", "db"):
-        (tmp_path / name).mkdir()
     lan = segments.make("lan", LAN)
     web, _ = join(segments, lan), join(segments, lan, "db")
     lan.backend.attach("web", first := card("web"))
@@ -568,8 +559,7 @@ def test_a_card_that_cannot_be_redirected_leaves_all_as_it_was(
     lan.isolate(web).undo()
 
 
-def test_a_machine_that_ends_while_it_is_redirected_is_no_failure(segments, card, tmp_path, monkeypatch):
-    (tmp_path / "web").mkdir()
+def test_a_machine_that_ends_while_it_is_redirected_is_no_failure(segments, card, monkeypatch):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -582,8 +572,7 @@ def test_a_machine_that_ends_while_it_is_redirected_is_no_failure(segments, card
     lan.isolate(web).undo()
 
 
-def test_what_the_switch_had_to_do_with_a_network_goes_with_it(segments, card, redirected, tmp_path, switch):
-    (tmp_path / "web").mkdir()
+def test_what_the_switch_had_to_do_with_a_network_goes_with_it(segments, card, redirected, switch):
     lan = segments.make("lan", LAN)
     join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -596,9 +585,7 @@ def test_what_the_switch_had_to_do_with_a_network_goes_with_it(segments, card, r
         ends.from_card.receive()
 
 
-def test_a_link_may_go_back_to_a_former_machine(segments, card, redirected, tmp_path):
-    for name in ("web", "web+1"):
-        (tmp_path / name).mkdir()
+def test_a_link_may_go_back_to_a_former_machine(segments, card, redirected):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.isolate(web).undo()
@@ -618,8 +605,7 @@ def test_a_link_may_go_back_to_a_former_machine(segments, card, redirected, tmp_
     assert ends.received() == from_host(web.nics[0], b"hello")
 
 
-def test_frames_that_wait_in_the_switch_are_waited_for(segments, card, redirected, tmp_path):
-    (tmp_path / "web").mkdir()
+def test_frames_that_wait_in_the_switch_are_waited_for(segments, card, redirected):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -634,8 +620,7 @@ def test_frames_that_wait_in_the_switch_are_waited_for(segments, card, redirecte
     assert lan.backend.is_drained(card("other")), "which was never redirected"
 
 
-def test_a_card_of_another_model_has_no_header(segments, card, redirected, tmp_path, monkeypatch):
-    (tmp_path / "web").mkdir()
+def test_a_card_of_another_model_has_no_header(segments, card, redirected, monkeypatch):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -646,7 +631,6 @@ def test_a_card_of_another_model_has_no_header(segments, card, redirected, tmp_p
 
     monkeypatch.setattr(first.domain, "qmp", answer)
     join(segments, lan, "db")
-    (tmp_path / "db").mkdir()
     lan.backend.attach("db", second := card("db"))
     lan.isolate(web).undo()
     ends, others = redirected(first), redirected(second)
@@ -655,8 +639,7 @@ def test_a_card_of_another_model_has_no_header(segments, card, redirected, tmp_p
     assert ends.received() == struct.pack(">II", len(sent), 0) + sent
 
 
-def test_a_removed_guest_leaves_no_port(segments, card, redirected, tmp_path):
-    (tmp_path / "web").mkdir()
+def test_a_removed_guest_leaves_no_port(segments, card, redirected):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.backend.attach("web", first := card("web"))
@@ -667,8 +650,7 @@ def test_a_removed_guest_leaves_no_port(segments, card, redirected, tmp_path):
         ends.from_card.receive()
 
 
-def test_the_end_of_the_switch_is_told_and_leaves_guests_cut_off(segments, card, tmp_path, switch):
-    (tmp_path / "web").mkdir()
+def test_the_end_of_the_switch_is_told_and_leaves_guests_cut_off(segments, card, switch):
     lan = segments.make("lan", LAN)
     web = join(segments, lan)
     lan.backend.attach("web", first := card("web"))

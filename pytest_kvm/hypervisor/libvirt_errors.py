@@ -114,7 +114,7 @@ _NETWORK_CAUSES: Mapping[str, str] = {
     ),
     r"Child process \(\S*tc .*(qdisc kind is unknown|TC classifier not found|load TC action module)": (
         "load the kernel modules on libvirt's host that NetworkSpec.inbound needs (sch_htb, sch_sfq, cls_fw) "
-        "and outbound (sch_ingress, cls_u32, act_police); or leave the fields out"
+        "and outbound (sch_ingress, cls_u32, act_police); or leave the fields out, and use rate() in tests"
     ),
     r"Cannot find 'tc' in path": "install the package that has tc(8), iproute2, on libvirt's host",
 }

@@ -157,7 +157,7 @@ class NetworkSpec:
             if (self.inbound, self.outbound) != (None, None):
                 raise SpecError(
                     "NetworkSpec.virtualport: given together with inbound or outbound",
-                    resolution="choose one: Open vSwitch does not tell whether the kernel can limit it",
+                    resolution="leave them out, and use rate() in tests: Open vSwitch hides failures",
                 )
 
     def _check_vlans(self) -> None:

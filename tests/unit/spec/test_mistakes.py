@@ -309,7 +309,7 @@ MISTAKES = {
     "bandwidth of Open vSwitch": (
         lambda: kvm.NetworkSpec(bridge="br0", virtualport="openvswitch", inbound="1Mbit"),
         "NetworkSpec.virtualport: given together with inbound or outbound",
-        "choose one",
+        "leave them out, and use rate() in tests",
     ),
     "vlan without a bridge": (
         lambda: kvm.NetworkSpec(vlan=5),

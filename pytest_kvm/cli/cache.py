@@ -9,14 +9,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from pytest_kvm.boot_cache.inventory import Inventory, TemplateInfo
+from pytest_kvm.cli.amounts import duration, size
 from pytest_kvm.settings import Settings
 from pytest_kvm.sizes import parse_kib
 
 _SHORT = 12
 """Digits of a key that are shown; they are enough to tell keys apart."""
-
-_SIZES = ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"), (1, "B"))
-_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,11 +67,11 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     for info in infos:
         print(
-            f"{info.key[:_SHORT]}  {_size(info.size):>9}  made {_age_of(info):>6} ago"
+            f"{info.key[:_SHORT]}  {size(info.size):>9}  made {_age_of(info):>6} ago"
             f"  used {_unused_for(info):>6} ago  {'in use' if info.in_use else '':6}  {_summary(info)}"
         )
-    total = _size(sum(info.size for info in infos))
-    print(f"{_count(len(infos))}, {total} of {_size(settings.cache_size)}")
+    total = size(sum(info.size for info in infos))
+    print(f"{_count(len(infos))}, {total} of {size(settings.cache_size)}")
     return 0
 
 
@@ -101,8 +99,8 @@ def _remove(args: argparse.Namespace, settings: Settings) -> int:
 def _collect(args: argparse.Namespace, settings: Settings) -> int:
     removed = Inventory.of(settings).collect(cap=_cap(args.size, settings))
     for info in removed:
-        print(f"removed {info.key[:_SHORT]}  {_size(info.size):>9}  {_summary(info)}")
-    print(f"{_count(len(removed))} removed, {_size(sum(info.size for info in removed))}")
+        print(f"removed {info.key[:_SHORT]}  {size(info.size):>9}  {_summary(info)}")
+    print(f"{_count(len(removed))} removed, {size(sum(info.size for info in removed))}")
     return 0
 
 
@@ -138,7 +136,7 @@ def _facts(info: TemplateInfo) -> list[tuple[str, str]]:
     facts = [
         ("key", info.key),
         ("folder", str(info.folder)),
-        ("size", _size(info.size)),
+        ("size", size(info.size)),
         ("last used", f"{_unused_for(info)} ago{', in use now' if info.in_use else ''}"),
         ("spec", _summary(info)),
     ]
@@ -147,7 +145,7 @@ def _facts(info: TemplateInfo) -> list[tuple[str, str]]:
     facts.append(("made", f"{info.manifest.created}, {_age_of(info)} ago"))
     facts.append(("with", ", ".join(f"{name} {version}" for name, version in info.manifest.versions.items())))
     facts += [
-        ("file", f"{name}  {_size(file.size)}  {file.sha256[:_SHORT]}")
+        ("file", f"{name}  {size(file.size)}  {file.sha256[:_SHORT]}")
         for name, file in info.manifest.files.items()
     ]
     facts += [("fact", f"{name} = {value!r}") for name, value in info.manifest.facts.items()]
@@ -161,21 +159,11 @@ def _summary(info: TemplateInfo) -> str:
 def _age_of(info: TemplateInfo) -> str:
     if info.manifest is None:
         return "?"
-    return _age(time.time() - datetime.fromisoformat(info.manifest.created).timestamp())
+    return duration(time.time() - datetime.fromisoformat(info.manifest.created).timestamp())
 
 
 def _unused_for(info: TemplateInfo) -> str:
-    return _age(time.time() - info.last_used)
-
-
-def _age(seconds: float) -> str:
-    unit, name = next((each for each in _AGES if seconds >= each[0]), _AGES[-1])
-    return f"{max(0, int(seconds)) // unit} {name}"
-
-
-def _size(count: int) -> str:
-    unit, name = next((each for each in _SIZES if count >= each[0]), _SIZES[-1])
-    return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:.0f} {name}"
+    return duration(time.time() - info.last_used)
 
 
 def _count(count: int) -> str:

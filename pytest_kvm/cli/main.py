@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pytest_kvm.cli import cache, doctor, images
+from pytest_kvm.cli import cache, doctor, images, ps
 from pytest_kvm.errors import KvmError
 from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     made = argparse.ArgumentParser(
-        prog="pytest-kvm", description="Images, templates and checks for pytest-kvm's guests."
+        prog="pytest-kvm", description="Guests, images, templates and checks of pytest-kvm."
     )
     for option in OPTIONS:
         if option.name in _WANTED:
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     images.add_parser(commands)
     cache.add_parser(commands)
     doctor.add_parser(commands)
+    ps.add_parser(commands)
     return made
 
 

@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from pytest_kvm.host import json_file
 
 MARKER = "made-by-pytest-kvm.json"
-_LARGEST = 64 * 1024
 _PASSES = 3
 """How often a removal empties a folder: libvirt may still write files into it meanwhile."""
 
@@ -67,27 +68,24 @@ def mark(folder: Path, **facts: str) -> None:
         file.write(json.dumps(said, sort_keys=True) + "\n")
 
 
-def marker_of(folder: Path) -> dict[str, Any] | None:
-    """Return the entries of a folder's marker; None if the plugin did not make the folder for this user.
+def marker_of(folder: Path, *, owner: int | None = None) -> dict[str, Any] | None:
+    """Return the entries of a folder's marker; None if the plugin did not make the folder for the owner.
 
     Neither the folder nor its marker may be a symbolic link, and the marker
     has to name the folder: a copy of the marker in another folder proves nothing.
+
+    Args:
+        folder: The folder.
+        owner: The user's id; None: this user's.
     """
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             return None
-        descriptor = os.open(folder / MARKER, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                return None
-            said = json.loads(file.read(_LARGEST))
-    except (OSError, ValueError):
+    except OSError:
         return None
-    if not isinstance(said, dict):
-        return None
-    facts = cast("dict[str, Any]", said)
-    return facts if (facts.get("made_by"), facts.get("folder")) == ("pytest-kvm", folder.name) else None
+    said = json_file.read(folder / MARKER, owner=os.geteuid() if owner is None else owner)
+    is_marker = said is not None and (said.get("made_by"), said.get("folder")) == ("pytest-kvm", folder.name)
+    return said if is_marker else None
 
 
 def is_ours(folder: Path) -> bool:

@@ -17,12 +17,15 @@ import secrets
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from pytest_kvm.errors import HostError
 from pytest_kvm.host import folder_marker, locks, watcher
+from pytest_kvm.waiting import NotYet, wait_until
 
 RUNS = "kvm-runs"
 """The folder of all runs, below the folder that the user gives. All else in that folder is the user's."""
@@ -32,13 +35,19 @@ name and libvirt's names add up to 75 bytes for a monitor socket, and a socket's
 may have 107 (``unix(7)``)."""
 
 _GUARD = "guard"
+_LOOK_WITHIN = 5.0
+"""Seconds to wait for the guard, which is held for milliseconds."""
 _RUN = re.compile(r"[0-9a-f]{8}")
 _PACKAGES = Path(__file__).parents[2]
 
 
 @contextmanager
-def held_run_folder(parent: Path) -> Iterator[Path]:
+def held_run_folder(parent: Path, **facts: str) -> Iterator[Path]:
     """Make a run's folder, keep it watched and locked while the block runs, then remove it.
+
+    Args:
+        parent: The folder that the user gives.
+        facts: What the folder's marker says of the run, for those who look from outside.
 
     Raises:
         HostError: The parent's path is too long, or the parent is not ours or open to others.
@@ -47,7 +56,7 @@ def held_run_folder(parent: Path) -> Iterator[Path]:
     sweep(parent)
     folder = runs / secrets.token_hex(4)
     with _guarded(runs):
-        folder_marker.make(folder)
+        folder_marker.make(folder, **host_facts(), **facts)
         lock = locks.try_exclusive(folder / folder_marker.MARKER)
     if lock is None:
         raise RuntimeError(f"{folder} is new, and somebody holds it")
@@ -57,6 +66,16 @@ def held_run_folder(parent: Path) -> Iterator[Path]:
     finally:
         watcher.remove_run(folder)
         lock.release()
+
+
+def host_facts() -> dict[str, str]:
+    """Return what a marker says of its time and place: host, boot, seconds since that, process namespace."""
+    return {
+        "host": os.uname().nodename,
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        "since": f"{time.clock_gettime(time.CLOCK_BOOTTIME):.1f}",
+        "processes": str(Path("/proc/self/ns/pid").readlink()),
+    }
 
 
 def sweep(parent: Path) -> list[Path]:
@@ -89,6 +108,51 @@ def sweep(parent: Path) -> list[Path]:
         for folder in dead:
             watcher.remove_run(folder)
     return [folder for folder in sorted([*blank, *dead]) if not os.path.lexists(folder)]
+
+
+def live_runs(parent: Path) -> dict[Path, bool]:
+    """Return the folders of runs, each with whether the run lives; nothing is made or removed.
+
+    Raises:
+        OSError: This user may not look into the folder.
+        WaitTimeout: Another process keeps the folder locked.
+    """
+    runs = parent / RUNS
+    try:
+        if not stat.S_ISDIR(runs.lstat().st_mode):
+            return {}
+        guard = wait_until(
+            partial(_lock_guard, runs),
+            describe=f"the lock of {runs}",
+            timeout=_LOOK_WITHIN,
+            every=0.02,
+        )
+    except FileNotFoundError:
+        return {}  # there has never been a run
+    try:
+        found: dict[Path, bool] = {}
+        for folder in runs.iterdir():
+            with suppress(FileNotFoundError):  # the run has just removed it, or it is no run's
+                if _RUN.fullmatch(folder.name):
+                    found[folder] = _is_locked(folder / folder_marker.MARKER)
+        return found
+    finally:
+        guard.release()
+
+
+def _lock_guard(runs: Path) -> locks.HeldLock:
+    """Lock the guard as long as others look; it is not made, as its user could not open it then."""
+    guard = locks.try_exclusive(runs / _GUARD)
+    if guard is None:
+        raise NotYet("another process makes or removes run folders")
+    return guard
+
+
+def _is_locked(marker: Path) -> bool:
+    lock = locks.try_exclusive(marker)
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def foreign_files(parent: Path) -> list[Path]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from pytest_kvm.host import json_file
 
 FOLDER = ".undo"
 """In the run's folder. No guest's folder is called so, as no guest's name begins with a dot."""
@@ -50,9 +51,7 @@ class UndoNotes:
         """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / f"{next(self._numbers):06}.json"
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps([kind, *facts]), encoding="utf-8")
-        os.replace(unfinished, path)  # noqa: PTH105 - named as rename(2), which replaces at once
+        json_file.write(path, [kind, *facts])
         return lambda: path.unlink(missing_ok=True)
 
 

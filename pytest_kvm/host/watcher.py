@@ -36,17 +36,24 @@ def processes_of(folder: Path) -> list[int]:
     by accident.
     """
     needle = os.fsencode(str(folder)) + b"/"
-    found: list[int] = []
+    return [
+        pid
+        for pid, (program, arguments) in command_lines().items()
+        if b"qemu" in program.rpartition(b"/")[2] and needle in arguments
+    ]
+
+
+def command_lines() -> dict[int, tuple[bytes, bytes]]:
+    """Return program and arguments, each with a NUL byte behind it, of all processes that we may look at."""
+    found: dict[int, tuple[bytes, bytes]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         try:
-            command_line = (entry / "cmdline").read_bytes()
+            program, _, arguments = (entry / "cmdline").read_bytes().partition(b"\0")
         except OSError:  # the process ended meanwhile, or we may not look at it
             continue
-        program, _, arguments = command_line.partition(b"\0")
-        if b"qemu" in program.rpartition(b"/")[2] and needle in arguments:
-            found.append(int(entry.name))
+        found[int(entry.name)] = (program, arguments)
     return found
 
 

@@ -20,7 +20,14 @@ from pytest_kvm.plugin.declare import MARKER
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_plugin_frames
-from pytest_kvm.plugin.session import begin_session, coordinator_of, existing_run, record_of, scopes_of
+from pytest_kvm.plugin.session import (
+    begin_session,
+    coordinator_of,
+    existing_run,
+    note_test,
+    record_of,
+    scopes_of,
+)
 from pytest_kvm.plugin.summary import Summary
 from pytest_kvm.settings import Settings
 
@@ -70,6 +77,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     guests of one test boot, and are reset, at the same time. A guest that cannot
     boot, or cannot be reset, is an error of set-up.
     """
+    note_test(item.config, item.nodeid)
     scopes_of(item.config).begin(item)
     record_segments(item)
     yield
@@ -91,8 +99,11 @@ def pytest_fixture_setup(
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """End the test's changes to guests once all its fixtures are torn down."""
-    with scopes_of(item.config).tearing_down():
-        yield
+    try:
+        with scopes_of(item.config).tearing_down():
+            yield
+    finally:
+        note_test(item.config, "")
 
 
 @pytest.hookimpl(wrapper=True)

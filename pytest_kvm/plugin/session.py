@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections import defaultdict
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,6 +34,7 @@ _COORDINATOR = pytest.StashKey[ResetCoordinator]()
 _OUTCOMES = pytest.StashKey[BootOutcomes]()
 _SCOPES = pytest.StashKey[Scopes]()
 _RUN = pytest.StashKey["Run"]()
+_TEST = pytest.StashKey[str]()
 _RESERVED = pytest.StashKey[defaultdict[object, set[str]]]()
 """Addresses that specs give to cards, by the function of the segment's fixture."""
 
@@ -89,8 +93,30 @@ def run_of(config: pytest.Config) -> Run:
             progress=listener_for(config),
             coordinator=coordinator_of(config),
             tell=record_of(config).tell,
+            about=_about(config),
         )
+        config.stash[_RUN].note_test(config.stash.get(_TEST, ""))
     return config.stash[_RUN]
+
+
+def _about(config: pytest.Config) -> dict[str, str]:
+    """Return what ``pytest-kvm ps`` tells of the run."""
+    of_worker: dict[str, Any] = getattr(config, "workerinput", {})
+    program, *arguments = of_worker.get("mainargv", sys.argv)
+    name = Path(program).name
+    return {
+        "command": shlex.join(["pytest" if name == "__main__.py" else name, *arguments]),
+        "started_in": str(config.invocation_params.dir),
+        "worker": str(of_worker.get("workerid", "")),
+    }
+
+
+def note_test(config: pytest.Config, test: str) -> None:
+    """Note for those who look from outside which test has begun; "" when it has ended."""
+    config.stash[_TEST] = test
+    run = existing_run(config)
+    if run is not None:
+        run.note_test(test)
 
 
 def start_guest(node: Node, spec: GuestSpec, *, name: str, resets: bool) -> Guest:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_kvm.errors import DomainFailed
+from pytest_kvm.host.run_records import MachineRecord, write_machine
 from pytest_kvm.host.ssh_keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
@@ -143,6 +144,23 @@ def _start_domain(
     return machine
 
 
+def _record(request: StartRequest, plan: DomainPlan, access: Access) -> None:
+    record = MachineRecord(
+        guest=request.name,
+        state=request.place.state_at_start,
+        domain=plan.name,
+        image=request.image.name,
+        memory_mib=request.spec.memory_kib // 1024,
+        vcpus=request.spec.vcpus,
+        user=access.user,
+        port=access.port,
+        key_file=str(access.key_file),
+        host_key=access.host_key,
+        known_hosts=str(access.known_hosts),
+    )
+    write_machine(plan.console_log.parent, record)
+
+
 @contextmanager
 def guest_folder(resources: RunResources, place: Place) -> Iterator[Path]:
     """Make a folder for one guest's files and remove it afterwards."""
@@ -221,6 +239,7 @@ def assemble_machine(
     access = Access(
         port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=request.spec.login
     )
+    _record(request, plan, access)
     shell = Shell(
         access,
         log=request.log,

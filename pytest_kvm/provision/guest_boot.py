@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pytest_kvm.errors import BootFailed
 from pytest_kvm.handles.segment import GuestNic
+from pytest_kvm.host.run_records import write_state
 from pytest_kvm.images.ensure import ensure
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
@@ -159,6 +160,7 @@ class GuestBoot:
             teardown=self.teardown,
         )
         started = starter.start(request)
+        write_state(started.machine.folder, "running")
         for event in started.events:
             self._tell(event)
         return started

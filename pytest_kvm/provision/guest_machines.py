@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import GuestError
+from pytest_kvm.host.run_records import write_state
 from pytest_kvm.provision.events import Tier
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class GuestMachines:
 
     def _lead_to(self, started: Started) -> None:
         self._current = started
+        write_state(started.machine.folder, "running")
         machine: Future[Machine] = Future()
         machine.set_result(started.machine)
         self._lead_handle_to(machine)

@@ -6,14 +6,15 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed, GuestGone, SpecError
 from pytest_kvm.handles.callbacks import Callbacks, untold
 from pytest_kvm.handles.guest import Guest, replace_machine
+from pytest_kvm.host.run_records import write_test
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
@@ -21,7 +22,7 @@ from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.lab_forming import Forming, check_left
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
-from pytest_kvm.provision.run_resources import Lazy, open_run_resources
+from pytest_kvm.provision.run_resources import Lazy, RunResources, open_run_resources
 from pytest_kvm.provision.segment_captures import SegmentCaptures
 from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
@@ -44,6 +45,7 @@ class Run:
         progress: Is told what each guest is doing.
         coordinator: Resets the guests between tests.
         tell: Gets an event for each guest that was started or rebooted.
+        about: What ``pytest-kvm ps`` tells of the run.
     """
 
     def __init__(
@@ -53,13 +55,16 @@ class Run:
         progress: BootProgress,
         coordinator: ResetCoordinator,
         tell: EventListener = ignore,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
         self._progress = progress
         self._coordinator = coordinator
         self._tell = tell
         self._switch = Lazy(lambda: closing(Switch()))
-        self._resources = Lazy(lambda: open_run_resources(settings, self._switch))
+        self._resources = Lazy(self._open_resources)
+        self._about = about or {}
+        self._test = ""
         self.faults = SegmentFaults(coordinator, seed=settings.seed)
         self.captures = SegmentCaptures(self._resources, coordinator, records=settings.capture != "never")
         self.segments = Segments(
@@ -273,6 +278,19 @@ class Run:
             self._starter.close()
             self._switch.close()
             self._resources.close()
+
+    def note_test(self, test: str) -> None:
+        """Note for those who look from outside which test has begun; "" when it has ended."""
+        self._test = test
+        resources = self._resources.get_open()
+        if resources is not None:
+            write_test(resources.folder, test)
+
+    @contextmanager
+    def _open_resources(self) -> Generator[RunResources]:
+        with open_run_resources(self._settings, self._switch, about=self._about) as resources:
+            write_test(resources.folder, self._test)
+            yield resources
 
     def _drop_spares(self, network: str) -> None:
         with suppress(GuestGone):  # the run has ended, and its spare clones with it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +53,15 @@ class RunResources:
 
 
 @contextmanager
-def open_run_resources(settings: Settings, switch: Lazy[Switch]) -> Generator[RunResources]:
+def open_run_resources(
+    settings: Settings, switch: Lazy[Switch], *, about: Mapping[str, str]
+) -> Generator[RunResources]:
     """Make the run's folder and connect to the hypervisor; undo both afterwards.
 
     Args:
         settings: The run's settings.
         switch: The run's switch.
+        about: What ``pytest-kvm ps`` tells of the run.
 
     Raises:
         HostError: This host cannot run guests as the settings ask.
@@ -68,7 +71,7 @@ def open_run_resources(settings: Settings, switch: Lazy[Switch]) -> Generator[Ru
     factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)
     key = new_key_pair()
     with (
-        held_run_folder(settings.run_dir) as folder,
+        held_run_folder(settings.run_dir, uri=settings.uri, **about) as folder,
         closing(open_hypervisor(settings.uri, run_dir=folder, cache_dir=settings.cache_dir)) as hypervisor,
     ):
         yield RunResources(
@@ -114,6 +117,10 @@ class Lazy(Generic[T]):
             if not self._opened:
                 self._opened.append(self._stack.enter_context(self._opener()))
             return self._opened[0]
+
+    def get_open(self) -> T | None:
+        """Return the value if it is open already; None if it is not, or is being opened."""
+        return next(iter(self._opened), None)
 
     def close(self) -> None:
         """Close the value, if it is open; it is not opened any more."""

@@ -10,10 +10,14 @@ from dataclasses import dataclass, replace
 
 from pytest_kvm.errors import GuestGone
 from pytest_kvm.handles.segment import GuestNic
+from pytest_kvm.host.run_records import MachineState
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.spec.guest import GuestSpec
+
+_OF_TEMPLATE = "~t"
+_OF_SPARE = "+p"
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,16 @@ class Place:
     def __str__(self) -> str:
         return f"{self.guest}{self.machine}"
 
+    @property
+    def state_at_start(self) -> MachineState:
+        """What the machine is when it is switched on, for :mod:`~pytest_kvm.host.run_records`."""
+        if self.machine.endswith(_OF_TEMPLATE):
+            return "template"
+        return "spare" if self.machine.startswith(_OF_SPARE) else "starting"
+
     def of_template(self) -> Place:
         """Return the place of the machine that this machine's template is made of."""
-        return replace(self, machine=f"{self.machine}~t")
+        return replace(self, machine=f"{self.machine}{_OF_TEMPLATE}")
 
     def of_successor(self, number: int) -> Place:
         """Return the place of a machine that takes over after a reset."""
@@ -42,7 +53,7 @@ class Place:
 
     def of_spare(self, number: int) -> Place:
         """Return the place of a machine that is started ahead of need."""
-        return Place(self.guest, f"+p{number}")
+        return Place(self.guest, f"{_OF_SPARE}{number}")
 
 
 @dataclass(frozen=True, kw_only=True)

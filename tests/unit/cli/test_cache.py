@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pytest_kvm.boot_cache.template_store import TemplateStore
-from pytest_kvm.cli.cache import _age, _size
+from pytest_kvm.cli.amounts import duration, size
 from pytest_kvm.cli.main import main
 from pytest_kvm.settings import Settings
 
@@ -195,11 +195,11 @@ def test_a_damaged_manifest_is_shown_as_such(cache, make):
     ],
 )
 def test_sizes_as_people_read_them(count, text):
-    assert _size(count) == text
+    assert size(count) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-5, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (10**6, "11 d")]
 )
 def test_ages_as_people_read_them(seconds, text):
-    assert _age(seconds) == text
+    assert duration(seconds) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.unit.provision.start_requests import START_REQUEST
 def started(removed: list[str], *, is_on: bool = True) -> Started:
     """Return a guest that has booted cold."""
     domain = SimpleNamespace(alive=lambda: is_on, end_reason=lambda: "guest shutdown")
-    machine: Any = SimpleNamespace(name="web", domain=domain)
+    machine: Any = SimpleNamespace(name="web", domain=domain, folder=Path("/nonexistent"))
     undo = ExitStack()
     undo.callback(removed.append, "former")
     boot = Event(guest="web", kind="boot", tier="cold", seconds=30.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from pytest_kvm.render.domain_draft import draft_domain
 from pytest_kvm.settings import Settings
 
 WITHIN = 60
-STARTED: Any = SimpleNamespace(seconds=1.0, machine="the machine", events=())
+MACHINE = SimpleNamespace(folder=Path("/nonexistent"))
+STARTED: Any = SimpleNamespace(seconds=1.0, machine=MACHINE, events=())
 
 
 class Progress:
@@ -79,7 +81,7 @@ def start(monkeypatch, tmp_path):
 
 def test_progress_that_cannot_be_shown_fails_no_boot(start, caplog):
     boot = start(Starter(), progress=Progress())
-    assert boot.machine.result(WITHIN) == "the machine"
+    assert boot.machine.result(WITHIN) is MACHINE
     assert boot.started.result(WITHIN) is STARTED
     assert "web: its end could not be told" in caplog.text
     assert "BrokenPipeError" in caplog.text

@@ -1,0 +1,218 @@
+"""``pytest-kvm ps``, from runs and processes to what it prints."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_kvm.cli.main import main
+from pytest_kvm.host import folder_marker, run_folder, run_records
+from pytest_kvm.host.run_folder import held_run_folder
+from pytest_kvm.waiting import NotYet, wait_until
+from tests.unit.host.test_run_records import RECORD
+
+RUNNING = replace(RECORD, state="running")
+
+
+@pytest.fixture
+def parent():
+    """A folder with a path as short as sockets want it."""
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def run(parent):
+    """The folder of a run that lives."""
+    with held_run_folder(parent, command="pytest -n2 tests", started_in="/home/me", worker="gw0") as folder:
+        yield folder
+
+
+@pytest.fixture
+def ps(parent, capsys):
+    def ps(*arguments):
+        """Return what the command prints."""
+        assert main(["--kvm-run-dir", str(parent), "ps", *arguments]) == 0
+        return capsys.readouterr().out
+
+    return ps
+
+
+@pytest.fixture
+def look(ps, parent):
+    def look():
+        """Return what is known of the one run in the folder."""
+        (found,) = (
+            each for each in json.loads(ps("--json"))["runs"] if each["folder"].startswith(f"{parent}/")
+        )
+        return found
+
+    return look
+
+
+@contextmanager
+def machine(run, place="web", *, record=RUNNING, is_on=True):
+    """A machine's folder with its record, and a process that looks like its QEMU."""
+    folder = run / place
+    folder.mkdir()
+    run_records.write_machine(folder, record)
+    with ExitStack() as stack:
+        process = None
+        if is_on:
+            argv = ["qemu-system-x86_64", "-c", "print(flush=True); input()", f"{folder}/console.log"]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    argv, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            )
+            stack.callback(process.kill)
+            process.stdout.readline()  # Popen returns before the kernel shows the command line
+        yield process
+
+
+def test_a_run_with_its_test_and_its_guest(run, look, ps):
+    run_records.write_test(run, "tests/test_x.py::test_a")
+    with machine(run) as qemu:
+        found = look()
+        (guest,) = found["guests"]
+        text = ps()
+    assert found["run"] == run.name
+    assert found["is_live"]
+    assert found["pid"] == os.getpid()
+    assert found["test"] == "tests/test_x.py::test_a"
+    assert found["test_seconds"] >= 0
+    assert (guest["guest"], guest["state"], guest["pid"]) == ("web", "running", qemu.pid)
+    assert guest["cpu_percent"] is not None
+    assert guest["memory_used_mib"] > 0
+    assert f"run {run.name} of {psutil.Process().username()}: pid {os.getpid()}, worker gw0, for " in text
+    assert "\n  pytest -n2 tests  in /home/me\n  tests/test_x.py::test_a for " in text
+    assert "\n  web: running for " in text
+    assert "of 512 MiB, vcpus=1, debian-13, QEMU " in text
+    assert f"\n      {guest['ssh_command']}\n" in text
+    assert guest["ssh_command"].startswith("ssh -F none -i /run/key -p 2222 ")
+
+
+@pytest.mark.parametrize("state", ["starting", "spare", "template"])
+def test_what_is_no_guest_of_a_test_yet_has_no_way_to_log_in(run, look, ps, state):
+    with machine(run, record=replace(RECORD, state=state)):
+        (guest,) = look()["guests"]
+        assert (guest["state"], guest["ssh_command"]) == (state, None)
+        assert "ssh -F" not in ps()
+
+
+def test_each_machine_has_its_own_process(run, look):
+    with machine(run) as first, machine(run, "web+2") as second, machine(run, "we") as third:
+        pids = [guest["pid"] for guest in look()["guests"]]
+    assert pids == [third.pid, first.pid, second.pid]
+
+
+def test_a_guest_that_is_off(run, look, ps):
+    with machine(run, is_on=False):
+        (guest,) = look()["guests"]
+        assert (guest["state"], guest["pid"], guest["ssh_command"]) == ("off", None, None)
+        assert "\n  web: off, 512 MiB, vcpus=1, debian-13\n" in f"{ps()}\n"
+
+
+def test_a_qemu_that_is_stopped(run, look, ps):
+    with machine(run) as qemu:
+        qemu.send_signal(signal.SIGSTOP)
+
+        def is_told():
+            (guest,) = look()["guests"]
+            if guest["state"] != "stopped":
+                raise NotYet(guest["state"])
+
+        wait_until(is_told, describe="the stop", timeout=20)
+        assert "web: stopped by a signal for" in ps()
+
+
+def test_a_run_that_has_ended_is_named_and_left(parent, look, ps):
+    left = parent / run_folder.RUNS / "5ca1ab1e"
+    with held_run_folder(parent):
+        folder_marker.make(left)
+        found = next(line for line in ps().splitlines() if str(parent) in line)
+    assert found == f"  left in {parent}: the run has ended, and the next one there removes it"
+    assert left.exists()
+
+
+def test_a_run_of_an_earlier_boot_says_when_it_began(parent, look, ps):
+    left = parent / run_folder.RUNS / "5ca1ab1e"
+    with held_run_folder(parent):
+        pass
+    folder_marker.make(left, boot="another", since="1.0")
+    assert look()["seconds"] is None
+    assert f", since {look()['time']}\n" in ps()
+
+
+def test_a_run_in_another_container(run, parent, look, ps, monkeypatch):
+    ours = run_folder.host_facts()
+    monkeypatch.setattr(run_folder, "host_facts", lambda: {**ours, "processes": "pid:[1]"})
+    with machine(run, is_on=False):
+        assert look()["guests"][0]["state"] == "running", "as its record says"
+        assert f"on {ours['host']}, in another container: pid" in ps()
+
+
+def test_a_record_that_was_made_to_deceive(run, ps):
+    run_records.write_test(run, "tests/x.py::\x1b]0;title\x07a\nb")
+    with machine(run, record=replace(RUNNING, guest="\x1b[2Jweb", user="-oProxyCommand=reboot;")):
+        text = ps()
+    assert "\x1b" not in text
+    assert "ssh -F" not in text
+    assert "tests/x.py::a?b for" in text
+
+
+def test_a_folder_that_somebody_keeps_locked_is_named(run, parent, ps, monkeypatch):
+    monkeypatch.setattr(run_folder, "_LOOK_WITHIN", 0.1)
+    with (run.parent / "guard").open() as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        assert f"\n{parent}: timed out" in ps()
+
+
+def test_a_folder_without_runs_gets_nothing(parent, ps):
+    ps()
+    assert list(parent.iterdir()) == []
+    (parent / run_folder.RUNS).mkdir()
+    ps()
+    assert list((parent / run_folder.RUNS).iterdir()) == [], "not even a lock, which its user could not open"
+
+
+def test_runs_in_other_folders_are_found_by_their_watchers(run, capsys):
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as other:
+        assert main(["--kvm-run-dir", other, "ps"]) == 0
+    assert f"run {run.name} of" in capsys.readouterr().out
+
+
+def test_another_users_folder_is_named(run, parent):
+    """An ordinary user looks at this user's runs."""
+    if os.geteuid() == 0:
+        as_somebody = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
+        argv = [sys.executable, "-m", "pytest_kvm", "--kvm-run-dir", str(parent)]
+        environment = {**os.environ, "HOME": "/nonexistent"}
+        parent.chmod(0o700)
+        done = subprocess.run(
+            [*as_somebody, *argv, "ps"], capture_output=True, text=True, check=True, env=environment
+        )
+        assert f"\n{parent}: Permission denied" in done.stdout
+
+
+def test_watching_goes_on_until_ctrl_c(run, parent):
+    with machine(run) as qemu:
+        argv = [sys.executable, "-m", "pytest_kvm", "--kvm-run-dir", str(parent), "ps", "--watch"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
+            seen = ""
+            while seen.count(f"QEMU {qemu.pid}") < 2:
+                seen += watching.stdout.readline()
+            watching.send_signal(signal.SIGINT)
+            watching.stdout.read()
+            assert watching.wait(20) == 130

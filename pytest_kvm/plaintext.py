@@ -30,6 +30,11 @@ def plain(text: str) -> str:
     return _CONTROLS.sub("", _NEWLINES.sub("\n", _ESCAPES.sub("", text)))
 
 
+def one_line(text: str) -> str:
+    """Return ``text`` without control functions on one line: newlines become ``?``, tabs become spaces."""
+    return plain(text).replace("\n", "?").replace("\t", " ")
+
+
 class _PlainRecords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = plain(record.getMessage()), None

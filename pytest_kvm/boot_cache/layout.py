@@ -148,10 +148,18 @@ class Layout:
         for link in self._current.glob("*"):
             if self._is_own_link(link) and self.find(link.name) not in wanted:
                 link.unlink()
-        for entry in self._entries.glob("*"):
-            if entry not in wanted and _is_own(entry) and not self.is_held(entry):
-                _remove(entry)
+        for entry in self.garbage():
+            _remove(entry)
         ram_file.sweep()
+
+    def garbage(self) -> list[Path]:
+        """Return the entries that no link leads to and nobody holds. The caller holds the index."""
+        return [entry for entry in self.entries_without_link() if _is_own(entry) and not self.is_held(entry)]
+
+    def entries_without_link(self) -> list[Path]:
+        """Return what no link leads to: garbage, and entries that are being made or are in use yet."""
+        linked = {self.find(key) for key in self.all_keys()}
+        return [entry for entry in sorted(self._entries.glob("*")) if entry not in linked]
 
     def foreign_files(self) -> list[Path]:
         """Return the files among entries and links that the plugin did not make."""

@@ -60,14 +60,20 @@ def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
 
 def sweep() -> None:
     """Remove from memory this user's RAM files whose entry is gone, whichever store the entry was in."""
-    for folder in _MEMORY.glob(f"{_prefix()}*"):
-        marker = folder_marker.marker_of(folder) or {}
-        entry = marker.get("entry")
-        if isinstance(entry, str) and not Path(entry).exists():
-            try:
-                folder_marker.remove(folder)
-            except (OSError, ValueError) as problem:  # another store's sweep may be removing it, too
-                _log.warning("%s cannot be removed: %s", folder, problem)
+    for folder in garbage():
+        try:
+            folder_marker.remove(folder)
+        except (OSError, ValueError) as problem:  # another store's sweep may be removing it, too
+            _log.warning("%s cannot be removed: %s", folder, problem)
+
+
+def garbage() -> list[Path]:
+    """Return the folders in memory with RAM files of this user whose entry is gone."""
+    folders = sorted(_MEMORY.glob(f"{_prefix()}*"))
+    entries = {folder: (folder_marker.marker_of(folder) or {}).get("entry") for folder in folders}
+    return [
+        folder for folder, entry in entries.items() if isinstance(entry, str) and not os.path.lexists(entry)
+    ]
 
 
 def _prefix() -> str:

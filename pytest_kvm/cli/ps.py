@@ -19,7 +19,7 @@ from rich.text import Text
 from pytest_kvm.cli.amounts import duration, size
 from pytest_kvm.host.resources import cpus_available, memory_available_mib
 from pytest_kvm.host.run_survey import SeenMachine, SeenRun, Survey, seconds_since, survey, user_name
-from pytest_kvm.plaintext import plain
+from pytest_kvm.plaintext import one_line
 from pytest_kvm.settings import Settings
 from pytest_kvm.ssh.access import Access
 
@@ -162,7 +162,7 @@ def _text(view: _View) -> str:
     if not view.seen.runs:
         lines.append("no runs")
     lines += [f"{folder}: {reason}" for folder, reason in view.seen.closed.items()]
-    return "\n".join(map(_one_line, lines))
+    return "\n".join(map(one_line, lines))
 
 
 def _run_lines(run: SeenRun, view: _View) -> Iterator[str]:
@@ -213,10 +213,6 @@ def _ssh_command(machine: SeenMachine, usage: _Usage) -> str | None:
         known_hosts=Path(record.known_hosts),
         user=record.user,
     ).ssh_command()
-
-
-def _one_line(text: str) -> str:
-    return plain(text).replace("\n", "?").replace("\t", " ")
 
 
 # ------------------------------------------------------------ JSON

@@ -9,7 +9,7 @@ only the standard library, because the watcher uses it, too.
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import shutil
 import stat
@@ -63,9 +63,9 @@ def mark(folder: Path, **facts: str) -> None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
     }
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(folder / MARKER, flags, 0o600), "w") as file:
-        file.write(json.dumps(said, sort_keys=True) + "\n")
+    if os.path.lexists(folder / MARKER):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder / MARKER))
+    json_file.write(folder / MARKER, said)
 
 
 def marker_of(folder: Path, *, owner: int | None = None) -> dict[str, Any] | None:
@@ -94,9 +94,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_blank(folder: Path) -> bool:
-    """Say whether a folder is empty, or holds only an empty marker.
+    """Say whether a folder is empty, or holds only an empty or an unfinished marker.
 
-    A process that is killed while it makes or removes a folder leaves it so.
+    A process that is killed while it makes or removes a folder leaves it so, and so may a
+    power cut.
     Nothing is lost by removing it, but another process may just be making it:
     remove it only under a lock that keeps others from making folders there.
     """
@@ -104,7 +105,7 @@ def is_blank(folder: Path) -> bool:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             return False
         entries = list(folder.iterdir())
-        return all(each.name == MARKER and _is_empty_file(each) for each in entries)
+        return all(_is_begun_marker(each) for each in entries)
     except OSError:
         return False
 
@@ -172,6 +173,8 @@ def _empty(folder: Path, discard: Callable[[Path], object], *, keeps: Collection
     return problems
 
 
-def _is_empty_file(path: Path) -> bool:
+def _is_begun_marker(path: Path) -> bool:
     found = path.lstat()
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    return json_file.is_unfinished(path, MARKER) or (path.name == MARKER and found.st_size == 0)

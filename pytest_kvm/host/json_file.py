@@ -21,7 +21,7 @@ def write(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     Raises:
         OSError: It cannot be written; the former content is still there.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f"{_unfinished_prefix(path.name)}{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with os.fdopen(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
@@ -30,6 +30,15 @@ def write(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def is_unfinished(path: Path, name: str) -> bool:
+    """Say whether a file is what a killed process has left of a file with this name."""
+    return path.name.startswith(_unfinished_prefix(name))
+
+
+def _unfinished_prefix(name: str) -> str:
+    return f".{name}."
 
 
 def read(path: Path, *, owner: int) -> dict[str, Any] | None:

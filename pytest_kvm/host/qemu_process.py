@@ -8,7 +8,9 @@ never (a container whose first process is a test runner), each stop of a QEMU
 takes that long. So this process becomes a *child subreaper* (prctl(2)): it gets
 to be QEMU's parent instead of init, and collects QEMU, and no other process, the
 moment QEMU ends. It is a subreaper only while a QEMU starts. At other times the
-processes that the user's tests leave behind go to init, as usual.
+processes that the user's tests leave behind go to init, as usual. Daemons that
+they leave behind just then become children of this process, too, and are
+collected like QEMU when they end.
 """
 
 from __future__ import annotations
@@ -69,15 +71,20 @@ class HostProcess:
     It is held by a pidfd (pidfd_open(2)), so that a signal can never reach
     another process that was given the same id later.
 
+    Args:
+        pid: Its id.
+        began_session: Whether the process that began its session was left by the same program, and is
+            to be collected, too.
+
     Raises:
         ProcessLookupError: There is no such process.
         psutil.NoSuchProcess: The process ended meanwhile.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, began_session: bool = True) -> None:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
-        self._session = os.getsid(pid)
+        self._session = os.getsid(pid) if began_session else None
         self.is_our_child = psutil.Process(pid).ppid() == os.getpid()
         """Whether this process is its parent and collects it, so that no zombie is left once it has ended."""
         self._lock = threading.Lock()
@@ -123,8 +130,9 @@ class HostProcess:
         with suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, 0)
             self._code = os.waitstatus_to_exitcode(status)
-            # QEMU's own -daemonize leaves a second zombie: the process that began QEMU's session.
-            os.waitpid(self._session, os.WNOHANG)
+            if self._session is not None:
+                # QEMU's own -daemonize leaves a second zombie: the process that began QEMU's session.
+                os.waitpid(self._session, os.WNOHANG)
         with self._lock:
             self._ended.set()
             os.close(self._pidfd)
@@ -150,6 +158,8 @@ class PidfileWatch:
         self._users = 0
         self._was_subreaper = False
         self._adopted: dict[Path, HostProcess] = {}
+        self._daemons: dict[int, HostProcess] = {}
+        """Children that others have started and left behind, by process id."""
 
     @contextmanager
     def watching(self) -> Generator[None]:
@@ -172,6 +182,7 @@ class PidfileWatch:
                 self._users -= 1
                 if self._users == 0:
                     set_subreaper(on=self._was_subreaper)
+                    self._adopt_daemons()
 
     def find_child(self, pidfile: str) -> HostProcess | None:
         """Return the process that a pidfile (a path below the root) names, None if it is not our child."""
@@ -201,4 +212,29 @@ class PidfileWatch:
                 return
             if psutil.Process(pid).ppid() != os.getpid():
                 return
-            self._adopted[pidfile] = HostProcess(pid)
+            daemon = self._daemons.pop(pid) if pid in self._daemons else None
+            self._adopted[pidfile] = HostProcess(pid) if daemon is None else daemon
+
+    def _adopt_daemons(self) -> None:
+        """Have the daemons collected that have become children of this process, when they end.
+
+        A child that this process has started is in its session, or leads one of its own.
+        One in a session that another process has led was left behind by that process,
+        for whose end a test may wait.
+        """
+        known = {each.pid for each in self._adopted.values()}
+        self._daemons = {pid: each for pid, each in self._daemons.items() if not each.ended}
+        for pid in _children():
+            # ProcessLookupError: somebody has collected it meanwhile.
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if pid not in known | self._daemons.keys() and os.getsid(pid) not in {os.getsid(0), pid}:
+                    self._daemons[pid] = HostProcess(pid, began_session=False)
+
+
+def _children() -> list[int]:
+    """Return the children of the main thread: whoever is left behind becomes one of them."""
+    try:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+    except FileNotFoundError:  # the kernel was built without it (proc(5)); this takes longer
+        return [child.pid for child in psutil.Process().children()]
+    return [int(pid) for pid in listed.split()]

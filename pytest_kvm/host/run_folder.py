@@ -18,13 +18,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.host import folder_marker, locks, watcher
+from pytest_kvm.host import folder_marker, locks, mounts, watcher
 from pytest_kvm.waiting import NotYet, wait_until
 
 RUNS = "kvm-runs"
@@ -37,6 +38,8 @@ may have 107 (``unix(7)``)."""
 _GUARD = "guard"
 _LOOK_WITHIN = 5.0
 """Seconds to wait for the guard, which is held for milliseconds."""
+_FAREWELL_WITHIN = 10.0
+"""Seconds that a watcher has to end when its run does."""
 _RUN = re.compile(r"[0-9a-f]{8}")
 _PACKAGES = Path(__file__).parents[2]
 
@@ -82,7 +85,8 @@ def sweep(parent: Path) -> list[Path]:
     """Remove the folders that dead runs left, and return them.
 
     A folder is left after a reboot, or when the run's watcher was killed, too. It stays
-    if something that its run has made outside of it cannot be undone.
+    if something that its run has made outside of it cannot be undone, or if it may
+    be another host's, whose locks and processes cannot be seen from here.
     Only folders with a run's marker, and blank ones, are removed;
     :func:`foreign_files` returns what no run made.
     """
@@ -103,11 +107,22 @@ def sweep(parent: Path) -> list[Path]:
                     continue
                 if lock is not None:  # else a live run owns it
                     locks_of_the_dead.callback(lock.release)
-                    dead.append(folder)
+                    if not may_be_of_another_host(folder, folder_marker.marker_of(folder) or {}):
+                        dead.append(folder)
         # Not under the guard, where others would wait: to undo what a run has made can take a while.
         for folder in dead:
             watcher.remove_run(folder)
     return [folder for folder in sorted([*blank, *dead]) if not os.path.lexists(folder)]
+
+
+def may_be_of_another_host(folder: Path, about: Mapping[str, Any]) -> bool:
+    """Say whether a run's folder whose lock is free may be in use by another host.
+
+    Args:
+        folder: The folder.
+        about: What its marker says.
+    """
+    return about.get("boot") != host_facts()["boot"] and mounts.is_shared(folder)
 
 
 def live_runs(parent: Path) -> dict[Path, bool]:
@@ -219,4 +234,8 @@ def _watched(folder: Path) -> Iterator[None]:
     finally:
         # The folder is removed only after this. If that removal is killed
         # half-way, the next run's sweep removes it, as its lock is free by then.
-        process.communicate(b"done")
+        try:
+            process.communicate(b"done", timeout=_FAREWELL_WITHIN)
+        except subprocess.TimeoutExpired:  # somebody has stopped it
+            process.kill()
+            process.wait()

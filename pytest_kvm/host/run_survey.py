@@ -54,6 +54,11 @@ class SeenRun:
         return self.folder.name
 
     @property
+    def may_be_elsewhere(self) -> bool:
+        """Whether it may be a run of another host, whose locks cannot be seen from here."""
+        return run_folder.may_be_of_another_host(self.folder, self.about)
+
+    @property
     def seconds(self) -> float | None:
         """How long ago it began; None if that was before the last boot of this host."""
         if self.about.get("boot") != run_folder.host_facts()["boot"]:

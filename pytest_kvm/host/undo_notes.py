@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,15 @@ def carry_out(run_folder: Path) -> bool:
     newest_first = sorted(run_folder.glob(f"{FOLDER}/*.json"), reverse=True)
     failed = [path for path in newest_first if not _carry_out(path)]
     return not failed
+
+
+def kinds(run_folder: Path) -> list[str]:
+    """Return the kinds of things that a run has made outside of its folder and not undone."""
+    found: list[str] = []
+    for path in sorted(run_folder.glob(f"{FOLDER}/*.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # carried out meanwhile, or damaged
+            found.append(str(json.loads(path.read_text(encoding="utf-8"))[0]))
+    return found
 
 
 def _carry_out(path: Path) -> bool:

@@ -2,8 +2,8 @@
 
 One watcher is started beside every run with the run's folder and process id, in
 a process session of its own. It sleeps until the run says "done" or dies,
-``kill -9`` included. If the run dies, the watcher kills every QEMU of the run,
-undoes what the run has made on the host, and removes the run's folder. It
+``kill -9`` included. If the run dies, the watcher kills every QEMU of the run and
+its switch, undoes what the run has made on the host, and removes the run's folder. It
 imports only the standard library, because it must start without the run's
 ``sys.path`` and stay small: there is one for each xdist worker.
 """
@@ -29,17 +29,19 @@ _PATIENCE_MS = 5000
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Return the ids of QEMU processes that use files below ``folder``.
+    """Return the ids of a run's QEMU processes and of its switch.
 
-    Every domain of a run has its console log there, so QEMU's command line
-    names the folder. The folder's name is random, so no other process names it
-    by accident.
+    Every domain of a run has its console log in the run's folder, so QEMU's command
+    line names the folder. The folder's name is random, so no other process names it
+    by accident. The switch's command line has the run's token, and so has the folder's marker.
     """
-    needle = os.fsencode(str(folder)) + b"/"
+    in_folder = os.fsencode(str(folder)) + b"/"
+    token = str((folder_marker.marker_of(folder) or {}).get("token", "")).encode()
     return [
         pid
         for pid, (program, arguments) in command_lines().items()
-        if b"qemu" in program.rpartition(b"/")[2] and needle in arguments
+        if (b"qemu" in program.rpartition(b"/")[2] and in_folder in arguments)
+        or (token and b"\0" + token + b"\0" in arguments and b"pytest_kvm.switch" in arguments)
     ]
 
 
@@ -58,7 +60,7 @@ def command_lines() -> dict[int, tuple[bytes, bytes]]:
 
 
 def end_processes(folder: Path) -> list[int]:
-    """Kill the QEMU processes of a run and wait until they are gone."""
+    """Kill the processes of a run and wait until they are gone."""
     ended: list[int] = []
     for pid in processes_of(folder):
         try:
@@ -73,14 +75,14 @@ def end_processes(folder: Path) -> list[int]:
                 _await_end(handle)
                 ended.append(pid)
         except (PermissionError, ProcessLookupError) as error:
-            sys.stderr.write(f"pytest-kvm: cannot end QEMU {pid} of {folder}: {error}\n")
+            sys.stderr.write(f"pytest-kvm: cannot end process {pid} of {folder}: {error}\n")
         finally:
             os.close(handle)
     return ended
 
 
 def remove_run(folder: Path) -> list[int]:
-    """Kill a run's QEMU processes, remove its folder, and return the ids of the killed processes.
+    """Kill a run's processes, remove its folder, and return the ids of the killed processes.
 
     A folder that the plugin did not make is left alone, even if it has the run folder's name.
     If something that the run has made outside of it cannot be undone, the notes of that stay in the folder.

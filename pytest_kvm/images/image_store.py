@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_kvm.errors import ImageError, UnknownImage
+from pytest_kvm.errors import ImageError, NoCapacity, UnknownImage
 from pytest_kvm.host import folder_marker, locks
 from pytest_kvm.images import namespace
 from pytest_kvm.images.image import (
@@ -189,6 +189,31 @@ class ImageStore:
                 yield work
             finally:
                 folder_marker.remove(work, namespace.remove_tree)
+
+    def killed_builds(self) -> tuple[Path, ...]:
+        """Return the folders of builds that were killed."""
+        works = sorted(_works_in(self.folder / "work"))
+        return tuple(work for work in works if not self._is_busy(work))
+
+    def remove_killed_build(self, work: Path) -> None:
+        """Remove the folder of a build that was killed.
+
+        Raises:
+            NoCapacity: Somebody builds that image now.
+            OSError: Something cannot be removed.
+        """
+        with locks.exclusive(self._build_lock(work), describe="cleaning up", timeout=0):
+            folder_marker.remove(work, namespace.remove_tree)
+
+    def _is_busy(self, work: Path) -> bool:
+        try:
+            with locks.exclusive(self._build_lock(work), describe="looking", timeout=0):
+                return False
+        except NoCapacity:
+            return True
+
+    def _build_lock(self, work: Path) -> Path:
+        return self.folder / "locks" / f"{work.name.rpartition('.')[0]}.lock"
 
     def _is_complete(self, manifest: ImageManifest) -> bool:
         return all((self._blobs / blob).exists() for blob in manifest.blobs)

@@ -15,6 +15,7 @@ from pytest_kvm.errors import CleanupFailed, GuestGone, SpecError
 from pytest_kvm.handles.callbacks import Callbacks, untold
 from pytest_kvm.handles.guest import Guest, replace_machine
 from pytest_kvm.host.run_records import write_test
+from pytest_kvm.host.run_token import new_run_token
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
@@ -61,7 +62,8 @@ class Run:
         self._progress = progress
         self._coordinator = coordinator
         self._tell = tell
-        self._switch = Lazy(lambda: closing(Switch()))
+        self._token = new_run_token()
+        self._switch = Lazy(lambda: closing(Switch(self._token)))
         self._resources = Lazy(self._open_resources)
         self._about = about or {}
         self._test = ""
@@ -288,7 +290,9 @@ class Run:
 
     @contextmanager
     def _open_resources(self) -> Generator[RunResources]:
-        with open_run_resources(self._settings, self._switch, about=self._about) as resources:
+        with open_run_resources(
+            self._settings, self._switch, token=self._token, about=self._about
+        ) as resources:
             write_test(resources.folder, self._test)
             yield resources
 

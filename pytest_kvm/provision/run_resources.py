@@ -17,6 +17,7 @@ from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import Hypervisor
+from pytest_kvm.provision.leftovers import sweep_cache
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ class RunResources:
 
 @contextmanager
 def open_run_resources(
-    settings: Settings, switch: Lazy[Switch], *, about: Mapping[str, str]
+    settings: Settings, switch: Lazy[Switch], *, token: str, about: Mapping[str, str]
 ) -> Generator[RunResources]:
     """Make the run's folder and connect to the hypervisor; undo both afterwards.
 
     Args:
         settings: The run's settings.
         switch: The run's switch.
+        token: The run's token.
         about: What ``pytest-kvm ps`` tells of the run.
 
     Raises:
@@ -70,8 +72,9 @@ def open_run_resources(
     chosen = choose_accelerator(settings.accel, cache_dir=settings.cache_dir)
     factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)
     key = new_key_pair()
+    sweep_cache(settings)
     with (
-        held_run_folder(settings.run_dir, uri=settings.uri, **about) as folder,
+        held_run_folder(settings.run_dir, token=token, uri=settings.uri, **about) as folder,
         closing(open_hypervisor(settings.uri, run_dir=folder, cache_dir=settings.cache_dir)) as hypervisor,
     ):
         yield RunResources(

@@ -30,11 +30,14 @@ class SwitchProcess:
     :meth:`close`, and in whatever way the run ends. Once the process has ended,
     each order raises SwitchFailed.
 
+    Args:
+        token: The run's token, by which the run's watcher finds the process if that does not end.
+
     Raises:
         SwitchFailed: The process cannot be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = "") -> None:
         ours, theirs = socket.socketpair()
         self._connection = ours
         self._lock = threading.Lock()
@@ -45,7 +48,7 @@ class SwitchProcess:
         self._closed = False
         root = str(Path(__file__).parents[2])
         with theirs:
-            argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(theirs.fileno())]
+            argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, token, str(theirs.fileno())]
             # In a session of its own, so that Ctrl-C reaches only the run, which then ends the switch.
             try:
                 self._process = subprocess.Popen(

@@ -101,12 +101,17 @@ def child(process, module):
 COLD = "--kvm-cache=off"
 
 
-@pytest.mark.parametrize(("when", "arguments"), [("machine: power on", [COLD]), ("GUEST IS UP", [])])
-def test_after_kill_9(start, run_dir, when, arguments):
+@pytest.mark.parametrize(
+    ("when", "arguments", "switch_is_stopped"),
+    [("machine: power on", [COLD], False), ("GUEST IS UP", [], True)],
+)
+def test_after_kill_9(start, run_dir, when, arguments, switch_is_stopped):
     process, output = start(*arguments)
     wait_until(shown(output, when), describe=when, timeout=300)
     wait_until(lambda: processes_of(run_dir) or _not_yet("no QEMU"), describe="QEMU", timeout=60)
     switch = child(process, "switch.server")
+    if switch_is_stopped:
+        switch.suspend()
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(gone(run_dir), describe="the watcher's work", timeout=30)

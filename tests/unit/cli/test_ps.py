@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,16 +18,7 @@ from pytest_kvm.cli.main import main
 from pytest_kvm.host import folder_marker, run_folder, run_records
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.waiting import NotYet, wait_until
-from tests.unit.host.test_run_records import RECORD
-
-RUNNING = replace(RECORD, state="running")
-
-
-@pytest.fixture
-def parent():
-    """A folder with a path as short as sockets want it."""
-    with tempfile.TemporaryDirectory(prefix="kvm-", dir="/var/tmp") as folder:
-        yield Path(folder)
+from tests.unit.host.machine_folders import RECORD, RUNNING, machine
 
 
 @pytest.fixture
@@ -40,7 +29,7 @@ def run(parent):
 
 
 @pytest.fixture
-def ps(parent, capsys):
+def ps(parent, capsys, alone):
     def ps(*arguments):
         """Return what the command prints."""
         assert main(["--kvm-run-dir", str(parent), "ps", *arguments]) == 0
@@ -59,26 +48,6 @@ def look(ps, parent):
         return found
 
     return look
-
-
-@contextmanager
-def machine(run, place="web", *, record=RUNNING, is_on=True):
-    """A machine's folder with its record, and a process that looks like its QEMU."""
-    folder = run / place
-    folder.mkdir()
-    run_records.write_machine(folder, record)
-    with ExitStack() as stack:
-        process = None
-        if is_on:
-            argv = ["qemu-system-x86_64", "-c", "print(flush=True); input()", f"{folder}/console.log"]
-            process = stack.enter_context(
-                subprocess.Popen(
-                    argv, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-                )
-            )
-            stack.callback(process.kill)
-            process.stdout.readline()  # Popen returns before the kernel shows the command line
-        yield process
 
 
 def test_a_run_with_its_test_and_its_guest(run, look, ps):

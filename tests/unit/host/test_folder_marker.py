@@ -92,12 +92,12 @@ def test_another_users_marker_is_not_ours(folder, monkeypatch):
     assert not folder_marker.is_ours(folder)
 
 
-@pytest.mark.parametrize("has_marker", [True, False])
-def test_an_empty_folder_holds_nothing_to_lose(tmp_path, has_marker):
+@pytest.mark.parametrize("content", [{}, {MARKER: ""}, {f".{MARKER}.4711": '{"folder": "beg'}])
+def test_an_empty_folder_holds_nothing_to_lose(tmp_path, content):
     folder = tmp_path / "begun"
     folder.mkdir()
-    if has_marker:
-        (folder / MARKER).touch()
+    for name, text in content.items():
+        (folder / name).write_text(text)
     assert folder_marker.is_blank(folder)
     assert not folder_marker.is_ours(folder)
     folder_marker.remove(folder)
@@ -126,7 +126,7 @@ def test_nothing_is_made_in_the_place_of_something(folder):
 
 
 def test_a_full_disk_leaves_no_folder_without_a_marker(tmp_path, monkeypatch):
-    def full(*_arguments):
+    def full(*_arguments, **_more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fdopen", full)

@@ -92,6 +92,59 @@ def test_orphans_are_ours_only_while_a_start_is_watched(tmp_path):
         process.kill()
 
 
+LEAVES_A_DAEMON = """
+import os, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+if pid := os.fork():
+    print(pid, flush=True)
+    os._exit(0)
+os.close(1)
+sys.stdin.read()
+"""
+
+
+def test_a_daemon_that_is_left_while_a_start_is_watched_is_collected_when_it_ends(tmp_path):
+    watch = PidfileWatch(tmp_path, ("*.pid",))
+    lasts, ends = os.pipe()
+    with watch.watching():
+        argv = [sys.executable, "-c", LEAVES_A_DAEMON]
+        left = subprocess.run(argv, stdin=lasts, stdout=subprocess.PIPE, check=True)
+        daemon = psutil.Process(int(left.stdout))
+        assert eventually(lambda: daemon.ppid() == os.getpid())
+    assert daemon.is_running()
+    os.close(ends)
+    os.close(lasts)
+    assert eventually(lambda: is_gone(daemon.pid))
+
+
+def test_the_end_of_a_process_that_leaves_one_behind_is_left_to_the_test(tmp_path):
+    watch = PidfileWatch(tmp_path, ("*.pid",))
+    lasts, ends = os.pipe()
+    with watch.watching():
+        argv = ["sh", "-c", "exec 3<&0; cat <&3 >/dev/null & echo $!; exit 3"]
+        own = subprocess.Popen(argv, stdin=lasts, stdout=subprocess.PIPE, start_new_session=True)
+        with own.stdout:
+            left = psutil.Process(int(own.stdout.readline()))
+        assert eventually(lambda: left.ppid() == os.getpid())
+    os.close(ends)
+    os.close(lasts)
+    assert eventually(lambda: is_gone(left.pid))
+    assert own.wait() == 3
+
+
+@pytest.mark.parametrize("has_session", [False, True])
+def test_the_ends_of_a_tests_own_processes_are_left_to_the_test(tmp_path, has_session):
+    watch = PidfileWatch(tmp_path, ("*.pid",))
+    with watch.watching():
+        own = subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=has_session)
+        os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)
+    with watch.watching():
+        pass
+    assert own.wait() == 3
+
+
 def test_a_process_of_another_parent_is_watched_but_not_adopted(tmp_path):
     with subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP})"]) as between:
         grandchild = eventually(psutil.Process(between.pid).children)[0].pid

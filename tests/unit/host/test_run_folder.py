@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_kvm.errors import HostError
@@ -219,3 +220,13 @@ def test_the_longest_path_is_what_sockets_allow(tmp_path):
         paths.held_run_folder(Path("/" + "x" * 32)).__enter__()
     longest = Path("/" + "x" * 31, paths.RUNS, "5ca1ab1e", "v", embed._LONGEST_SOCKET)
     assert len(os.fsencode(longest)) == embed._SOCKET_PATH_MAX
+
+
+def test_a_watcher_that_was_stopped_holds_nobody_up(parent, monkeypatch):
+    monkeypatch.setattr(paths, "_FAREWELL_WITHIN", 0.2)
+    with paths.held_run_folder(parent) as folder:
+        children = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+        (watching,) = (each for each in children if str(folder) in each.cmdline())
+        watching.suspend()
+    assert not folder.exists()
+    assert not watching.is_running()

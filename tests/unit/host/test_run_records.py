@@ -9,21 +9,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.host import run_records
-from pytest_kvm.host.run_records import MACHINE, TEST, MachineRecord
-
-RECORD = MachineRecord(
-    guest="web",
-    state="starting",
-    domain="5ca1ab1e-web",
-    image="debian-13",
-    memory_mib=512,
-    vcpus=1,
-    user="root",
-    port=2222,
-    key_file="/run/key",
-    host_key="ssh-ed25519 AAAA",
-    known_hosts="/run/known_hosts",
-)
+from pytest_kvm.host.run_records import MACHINE, TEST
+from tests.unit.host.machine_folders import RECORD
 
 
 def machine(folder):

@@ -1,0 +1,72 @@
+"""``pytest-kvm gc``: says what dead runs have left on this host, and removes it if told to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pytest_kvm.cli.amounts import size
+from pytest_kvm.errors import KvmError
+from pytest_kvm.plaintext import one_line
+from pytest_kvm.provision.leftovers import Leftover, left_alone, leftovers
+from pytest_kvm.settings import Settings
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser; it sets ``handler``."""
+    parser = subparsers.add_parser(
+        "gc",
+        help="show what dead runs have left, and remove it",
+        description="Show what runs that were killed have left on this host, and why nobody owns it: their "
+        "folders, processes, networks, and unfinished files of the cache. What a live run owns is never "
+        "among it. Exit code 1 if something cannot be removed.",
+    )
+    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.set_defaults(handler=_gc)
+
+
+def _gc(arguments: argparse.Namespace, settings: Settings) -> int:
+    count, failed = 0, 0
+    for leftover in list(leftovers(settings)):  # the removal of one may take others with it
+        count += 1
+        _tell(leftover)
+        if arguments.yes:
+            failed += not _is_removed(leftover)
+    for line in left_alone(settings):
+        print(one_line(f"left alone: {line}"))
+    noun = "leftover" if count == 1 else "leftovers"
+    if not count:
+        print("nothing is left of dead runs")
+    elif arguments.yes:
+        print(f"{count - failed} of {count} {noun} removed")
+    else:
+        print(f"{count} {noun}; remove with: pytest-kvm gc --yes")
+    return 1 if failed else 0
+
+
+def _tell(leftover: Leftover) -> None:
+    where = "" if leftover.path is None else f" in {leftover.path}, {size(_size_of(leftover.path))}"
+    print(one_line(f"{leftover.what}{where}: {leftover.why}"))
+    for part in leftover.parts:
+        print(one_line(f"    {part}"))
+
+
+def _is_removed(leftover: Leftover) -> bool:
+    try:
+        leftover.remove()
+    except (KvmError, OSError) as problem:
+        print(one_line(f"    NOT removed: {problem}"))
+        return False
+    return True
+
+
+def _size_of(folder: Path) -> int:
+    """Return the bytes that a folder takes up; what vanishes meanwhile counts as nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).lstat().st_blocks * 512  # the unit of st_blocks (stat(2))
+    return total

@@ -32,7 +32,8 @@ def plain(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Return ``text`` without control functions on one line: newlines become ``?``, tabs become spaces."""
-    return plain(text).replace("\n", "?").replace("\t", " ")
+    shown = plain(text).replace("\n", "?").replace("\t", " ")
+    return shown.encode(errors="backslashreplace").decode()  # surrogates cannot be printed
 
 
 class _PlainRecords(logging.Filter):

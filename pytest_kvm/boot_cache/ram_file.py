@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_kvm.host import folder_marker
 from pytest_kvm.host.resources import disk_free_mib, memory_available_mib, memory_total_mib
@@ -48,7 +50,7 @@ def choose_place(entry: Path, place: RamPlace, *, mib: int) -> RamFilePlace:
         return RamFilePlace(path=own, note=refusal)
     folder = _MEMORY / f"{_prefix()}{entry.name}"
     try:
-        folder_marker.make(folder, entry=str(entry.absolute()))
+        folder_marker.make(folder, entry=str(entry.absolute()), mounts=_mount_namespace())
         # If the link led to a missing file, QEMU would try for ever to make it (file_ram_open()
         # in softmmu/physmem.c: ENOENT without O_CREAT, EEXIST with O_EXCL).
         (folder / RAM).touch(mode=0o600)
@@ -70,10 +72,20 @@ def sweep() -> None:
 def garbage() -> list[Path]:
     """Return the folders in memory with RAM files of this user whose entry is gone."""
     folders = sorted(_MEMORY.glob(f"{_prefix()}*"))
-    entries = {folder: (folder_marker.marker_of(folder) or {}).get("entry") for folder in folders}
-    return [
-        folder for folder, entry in entries.items() if isinstance(entry, str) and not os.path.lexists(entry)
-    ]
+    return [folder for folder in folders if _is_garbage(folder_marker.marker_of(folder) or {})]
+
+
+def _is_garbage(about: Mapping[str, Any]) -> bool:
+    """Say whether the entry of a RAM file is gone; it may be there where only another container sees it."""
+    entry = about.get("entry")
+    if not isinstance(entry, str) or os.path.lexists(entry):
+        return False
+    ours = _mount_namespace()
+    return about.get("mounts", ours) == ours or Path(entry).parent.is_dir()
+
+
+def _mount_namespace() -> str:
+    return str(Path("/proc/self/ns/mnt").readlink())
 
 
 def _prefix() -> str:

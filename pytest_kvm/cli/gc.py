@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from pytest_kvm.cli.amounts import size
-from pytest_kvm.errors import KvmError
+from pytest_kvm.errors import KvmError, NoCapacity
+from pytest_kvm.host.run_survey import survey
 from pytest_kvm.plaintext import one_line
 from pytest_kvm.provision.leftovers import Leftover, left_alone, leftovers
 from pytest_kvm.settings import Settings
@@ -28,21 +30,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _gc(arguments: argparse.Namespace, settings: Settings) -> int:
-    count, failed = 0, 0
-    for leftover in list(leftovers(settings)):  # the removal of one may take others with it
-        count += 1
-        _tell(leftover)
-        if arguments.yes:
-            failed += not _is_removed(leftover)
-    for line in left_alone(settings):
+    seen = survey(settings.run_dir)
+    for line in left_alone(settings, seen):
         print(one_line(f"left alone: {line}"))
-    noun = "leftover" if count == 1 else "leftovers"
-    if not count:
+    found = list(leftovers(settings, seen))  # the removal of one may take others with it
+    failed = 0
+    for leftover in found:
+        _tell(leftover)
+        failed += arguments.yes and not _is_removed(leftover)
+    noun = "leftover" if len(found) == 1 else "leftovers"
+    if not found:
         print("nothing is left of dead runs")
     elif arguments.yes:
-        print(f"{count - failed} of {count} {noun} removed")
+        print(f"{len(found) - failed} of {len(found)} {noun} removed")
     else:
-        print(f"{count} {noun}; remove with: pytest-kvm gc --yes")
+        print(f"{len(found)} {noun}; remove with: pytest-kvm gc --yes")
     return 1 if failed else 0
 
 
@@ -54,10 +56,14 @@ def _tell(leftover: Leftover) -> None:
 
 
 def _is_removed(leftover: Leftover) -> bool:
+    sys.stdout.flush()  # what a removal has to tell is on standard error
     try:
         leftover.remove()
+    except NoCapacity:
+        print("    another process removes it")
     except (KvmError, OSError) as problem:
-        print(one_line(f"    NOT removed: {problem}"))
+        why = problem.brief if isinstance(problem, KvmError) else str(problem)
+        print(one_line(f"    NOT removed: {why}"))
         return False
     return True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from rich.text import Text
 
 from pytest_kvm.cli.amounts import duration, size
 from pytest_kvm.host.resources import cpus_available, memory_available_mib
-from pytest_kvm.host.run_survey import SeenMachine, SeenRun, Survey, seconds_since, survey, user_name
+from pytest_kvm.host.run_records import seconds_since
+from pytest_kvm.host.run_survey import SeenMachine, SeenRun, Survey, survey, user_name
 from pytest_kvm.plaintext import one_line
 from pytest_kvm.settings import Settings
 from pytest_kvm.ssh.access import Access
@@ -82,7 +82,7 @@ class _Usage:
     pid: int | None = None
     state: str
     seconds: float | None = None
-    """Since its QEMU was started."""
+    """Since the state began."""
     cpu_percent: float | None = None
     """Of one processor."""
     memory_used_mib: int | None = None
@@ -110,9 +110,12 @@ def _views(settings: Settings) -> Generator[_View]:
     while True:
         busy = psutil.cpu_percent(interval=interval)
         seen = survey(settings.run_dir)
+        usage = _usages(seen, known)
+        running = {machine.process for machine in usage if machine.process is not None}
+        known = {process: same for process, same in known.items() if process in running}
         yield _View(
             seen=seen,
-            usage=_usages(seen, known),
+            usage=usage,
             processors=cpus_available(),
             busy_percent=busy,
             memory_available_mib=memory_available_mib(),
@@ -131,10 +134,11 @@ def _usage(run: SeenRun, machine: SeenMachine, known: dict[psutil.Process, psuti
     process = known.setdefault(machine.process, machine.process)
     try:
         percent = process.cpu_percent()
+        is_stopped = process.status() == psutil.STATUS_STOPPED
         return _Usage(
             pid=process.pid,
-            state="stopped" if process.status() == psutil.STATUS_STOPPED else machine.record.state,
-            seconds=time.time() - process.create_time(),
+            state="stopped" if is_stopped else machine.record.state,
+            seconds=None if is_stopped else seconds_since(machine.record.since),
             cpu_percent=None if is_new else percent,
             memory_used_mib=_memory(process) // _MIB,
         )
@@ -172,7 +176,9 @@ def _run_lines(run: SeenRun, view: _View) -> Iterator[str]:
     yield f"run {run.name} of {user_name(run.owner)}{where}: pid {about.get('pid')}{worker}, {_since(run)}"
     if about.get("command"):
         yield f"  {about['command']}  in {about.get('started_in')}"
-    if not run.is_live:
+    if not run.is_live and run.may_be_elsewhere:
+        yield f"  in {run.folder.parent.parent}, which other hosts may use: whether it runs is not known here"
+    elif not run.is_live:
         yield f"  left in {run.folder.parent.parent}: the run has ended, and the next one there removes it"
     elif run.current is not None and run.current.test:
         yield f"  {run.current.test} for {duration(seconds_since(run.current.since))}"
@@ -235,7 +241,7 @@ def _run_to_json(run: SeenRun, view: _View) -> dict[str, Any]:
         "run": run.name,
         "folder": str(run.folder),
         "user": user_name(run.owner),
-        "is_live": run.is_live,
+        "is_live": None if run.may_be_elsewhere and not run.is_live else run.is_live,
         "is_visible": run.is_visible,
         "seconds": run.seconds,
         "test": current.test if current else "",

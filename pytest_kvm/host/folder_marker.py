@@ -22,6 +22,8 @@ from typing import Any
 from pytest_kvm.host import json_file
 
 MARKER = "made-by-pytest-kvm.json"
+_LONGEST = 1000
+"""Characters of each entry that others choose, such as a command line: a large marker would not be read."""
 _PASSES = 3
 """How often a removal empties a folder: libvirt may still write files into it meanwhile."""
 
@@ -31,7 +33,7 @@ def make(folder: Path, **facts: str) -> None:
 
     Args:
         folder: Must not exist; its parent must.
-        facts: Further entries of the marker.
+        facts: Further entries of the marker; long ones are cut.
 
     Raises:
         FileExistsError: Something of that name exists already.
@@ -61,7 +63,7 @@ def mark(folder: Path, **facts: str) -> None:
         "user": os.geteuid(),
         "pid": os.getpid(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **facts,
+        **{name: fact[:_LONGEST] for name, fact in facts.items()},
     }
     if os.path.lexists(folder / MARKER):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder / MARKER))
@@ -102,7 +104,8 @@ def is_blank(folder: Path) -> bool:
     remove it only under a lock that keeps others from making folders there.
     """
     try:
-        if not stat.S_ISDIR(folder.lstat().st_mode):
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return False
         entries = list(folder.iterdir())
         return all(_is_begun_marker(each) for each in entries)

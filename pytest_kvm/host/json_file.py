@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 _LARGEST = 64 * 1024
 
@@ -21,7 +22,7 @@ def write(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     Raises:
         OSError: It cannot be written; the former content is still there.
     """
-    unfinished = path.with_name(f"{_unfinished_prefix(path.name)}{os.getpid()}")
+    unfinished = path.with_name(f"{_unfinished_prefix(path.name)}{os.getpid()}-{threading.get_ident()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with os.fdopen(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
@@ -56,7 +57,11 @@ def read(path: Path, *, owner: int) -> dict[str, Any] | None:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
                 return None
-            content = json.loads(file.read(_LARGEST))
+            content = json.loads(file.read(_LARGEST), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError):
         return None
     return cast("dict[str, Any]", content) if isinstance(content, dict) else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")

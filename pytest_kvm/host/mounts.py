@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-_MOUNTS = Path("/proc/self/mountinfo")
-_SHARED = frozenset(
+import psutil
+
+_LOCAL = frozenset(
     (
-        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"),
-        *("nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs", "virtiofs"),
+        *(
+            "aufs",
+            "bcachefs",
+            "btrfs",
+            "erofs",
+            "exfat",
+            "ext2",
+            "ext3",
+            "ext4",
+            "f2fs",
+            "fuse.fuse-overlayfs",
+        ),
+        *("fuseblk", "jfs", "msdos", "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "shiftfs"),
+        *("squashfs", "tmpfs", "udf", "ufs", "vfat", "xfs", "zfs"),
     )
 )
-"""Types of file systems (filesystems(5)). One of FUSE may be shared, too: sshfs is."""
+"""Types of file systems (filesystems(5)) that one host has mounted."""
 
 
-def is_shared(folder: Path, *, mounts: Path = _MOUNTS) -> bool:
+def is_shared(folder: Path) -> bool:
     """Say whether other hosts may have a folder, too, so that its locks and processes may be theirs.
+
+    A file system of a type that is not known is taken for a shared one.
 
     Args:
         folder: An existing folder.
-        mounts: The list of mounts (proc_pid_mountinfo(5)).
     """
-    device = os.stat(folder).st_dev  # noqa: PTH116 - as major() and minor() are of os
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in mounts.read_text(errors="replace").splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split()[2] == wanted:
-            kind = after.split()[0]
-            return kind in _SHARED or kind.startswith("fuse.")
-    return False
+    path = folder.resolve()
+    around = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
+    # Of two with the same mount point, the later one hides the former.
+    found = max(enumerate(around), key=lambda each: (len(each[1].mountpoint), each[0]), default=None)
+    return found is None or found[1].fstype not in _LOCAL

@@ -16,6 +16,7 @@ collected like QEMU when they end.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import select
 import signal
@@ -29,6 +30,7 @@ import psutil
 from pytest_kvm.errors import HostError
 from pytest_kvm.waiting import NotYet, wait_until
 
+_log = logging.getLogger("pytest_kvm.hypervisor")
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _SCAN_EVERY = 0.02
@@ -225,10 +227,11 @@ class PidfileWatch:
         known = {each.pid for each in self._adopted.values()}
         self._daemons = {pid: each for pid, each in self._daemons.items() if not each.ended}
         for pid in _children():
-            # ProcessLookupError: somebody has collected it meanwhile.
-            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            try:
                 if pid not in known | self._daemons.keys() and os.getsid(pid) not in {os.getsid(0), pid}:
                     self._daemons[pid] = HostProcess(pid, began_session=False)
+            except (OSError, RuntimeError, psutil.Error) as problem:  # it has been collected, perhaps
+                _log.debug("process %s, which was left behind, is not collected: %s", pid, problem)
 
 
 def _children() -> list[int]:

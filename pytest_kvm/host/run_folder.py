@@ -20,12 +20,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import HostError
 from pytest_kvm.host import folder_marker, locks, mounts, watcher
+from pytest_kvm.host.run_token import new_run_token
 from pytest_kvm.waiting import NotYet, wait_until
 
 RUNS = "kvm-runs"
@@ -36,8 +36,6 @@ name and libvirt's names add up to 75 bytes for a monitor socket, and a socket's
 may have 107 (``unix(7)``)."""
 
 _GUARD = "guard"
-_LOOK_WITHIN = 5.0
-"""Seconds to wait for the guard, which is held for milliseconds."""
 _FAREWELL_WITHIN = 10.0
 """Seconds that a watcher has to end when its run does."""
 _RUN = re.compile(r"[0-9a-f]{8}")
@@ -45,11 +43,12 @@ _PACKAGES = Path(__file__).parents[2]
 
 
 @contextmanager
-def held_run_folder(parent: Path, **facts: str) -> Iterator[Path]:
+def held_run_folder(parent: Path, *, token: str | None = None, **facts: str) -> Iterator[Path]:
     """Make a run's folder, keep it watched and locked while the block runs, then remove it.
 
     Args:
         parent: The folder that the user gives.
+        token: The run's token; None: a new one.
         facts: What the folder's marker says of the run, for those who look from outside.
 
     Raises:
@@ -57,14 +56,14 @@ def held_run_folder(parent: Path, **facts: str) -> Iterator[Path]:
     """
     runs = _private_runs(parent)
     sweep(parent)
-    folder = runs / secrets.token_hex(4)
+    folder, token = runs / secrets.token_hex(4), token or new_run_token()
     with _guarded(runs):
-        folder_marker.make(folder, **host_facts(), **facts)
+        folder_marker.make(folder, token=token, **host_facts(), **facts)
         lock = locks.try_exclusive(folder / folder_marker.MARKER)
     if lock is None:
         raise RuntimeError(f"{folder} is new, and somebody holds it")
     try:
-        with _watched(folder):
+        with _watched(folder, token):
             yield folder
     finally:
         watcher.remove_run(folder)
@@ -101,7 +100,8 @@ def sweep(parent: Path) -> list[Path]:
                 try:
                     lock = locks.try_exclusive(folder / folder_marker.MARKER)
                 except FileNotFoundError:
-                    if folder_marker.is_blank(folder):  # if not, its watcher has just removed it
+                    # If it is not blank, its watcher has just removed it. Another host may be making it.
+                    if folder_marker.is_blank(folder) and not mounts.is_shared(runs):
                         watcher.remove_run(folder)
                         blank.append(folder)
                     continue
@@ -125,8 +125,12 @@ def may_be_of_another_host(folder: Path, about: Mapping[str, Any]) -> bool:
     return about.get("boot") != host_facts()["boot"] and mounts.is_shared(folder)
 
 
-def live_runs(parent: Path) -> dict[Path, bool]:
-    """Return the folders of runs, each with whether the run lives; nothing is made or removed.
+def live_runs(parent: Path, *, timeout: float) -> dict[Path, bool]:
+    """Return the folders of runs, each with whether it is locked; nothing is made or removed.
+
+    Args:
+        parent: The folder that the user gives.
+        timeout: Seconds to wait for another process that makes or removes run folders.
 
     Raises:
         OSError: This user may not look into the folder.
@@ -136,31 +140,32 @@ def live_runs(parent: Path) -> dict[Path, bool]:
     try:
         if not stat.S_ISDIR(runs.lstat().st_mode):
             return {}
-        guard = wait_until(
-            partial(_lock_guard, runs),
-            describe=f"the lock of {runs}",
-            timeout=_LOOK_WITHIN,
-            every=0.02,
-        )
     except FileNotFoundError:
         return {}  # there has never been a run
-    try:
-        found: dict[Path, bool] = {}
+    found: dict[Path, bool] = {}
+    with _guard_if_any(runs, timeout=timeout):
         for folder in runs.iterdir():
-            with suppress(FileNotFoundError):  # the run has just removed it, or it is no run's
+            with suppress(OSError):  # the run has just removed it, or it is no run's
                 if _RUN.fullmatch(folder.name):
                     found[folder] = _is_locked(folder / folder_marker.MARKER)
-        return found
-    finally:
-        guard.release()
+    return found
 
 
-def _lock_guard(runs: Path) -> locks.HeldLock:
-    """Lock the guard as long as others look; it is not made, as its user could not open it then."""
-    guard = locks.try_exclusive(runs / _GUARD)
-    if guard is None:
-        raise NotYet("another process makes or removes run folders")
-    return guard
+@contextmanager
+def _guard_if_any(runs: Path, *, timeout: float) -> Iterator[None]:
+    """Hold the guard while somebody only looks; it is not made, as its user could not open it then."""
+
+    def lock() -> locks.HeldLock:
+        guard = locks.try_exclusive(runs / _GUARD)
+        if guard is None:
+            raise NotYet("another process makes or removes run folders")
+        return guard
+
+    with ExitStack() as stack:
+        with suppress(FileNotFoundError):
+            guard = wait_until(lock, describe=f"the lock of {runs}", timeout=timeout, every=0.02)
+            stack.callback(guard.release)
+        yield
 
 
 def _is_locked(marker: Path) -> bool:
@@ -220,9 +225,9 @@ def _private_runs(parent: Path) -> Path:
 
 
 @contextmanager
-def _watched(folder: Path) -> Iterator[None]:
+def _watched(folder: Path, token: str) -> Iterator[None]:
     """Let a watcher process run while the block runs."""
-    arguments = [str(_PACKAGES), str(folder), str(os.getpid())]
+    arguments = [str(_PACKAGES), str(folder), token]
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments],
         stdin=subprocess.PIPE,

@@ -8,6 +8,7 @@ instance, fails no test.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,8 @@ class MachineRecord:
     guest: str
     """The guest's name."""
     state: MachineState
+    since: float
+    """When that began, in seconds of ``CLOCK_BOOTTIME``, which no change of the date moves."""
     domain: str
     """Name of its libvirt domain."""
     image: str
@@ -56,7 +59,17 @@ class CurrentTest:
     test: str
     """The test's id; empty between tests."""
     since: float
-    """When that began, in seconds of ``CLOCK_BOOTTIME``, which no change of the date moves."""
+    """When that began, by the same clock."""
+
+
+def now() -> float:
+    """Return the time by the clock of the records."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def seconds_since(moment: float) -> float:
+    """Return the seconds since a moment by the clock of the records."""
+    return max(0.0, now() - moment)
 
 
 def write_machine(folder: Path, record: MachineRecord) -> None:
@@ -68,12 +81,12 @@ def write_state(folder: Path, state: MachineState) -> None:
     """Change the state in a machine's record; do nothing if it has none."""
     record = read_machine(folder, owner=os.geteuid())
     if record is not None and record.state != state:
-        write_machine(folder, replace(record, state=state))
+        write_machine(folder, replace(record, state=state, since=now()))
 
 
 def write_test(folder: Path, test: str) -> None:
     """Note in a run's folder which test has begun; "" when it has ended."""
-    _write(folder / TEST, CurrentTest(test=test[:_LONGEST], since=time.clock_gettime(time.CLOCK_BOOTTIME)))
+    _write(folder / TEST, CurrentTest(test=test[:_LONGEST], since=now()))
 
 
 def read_machine(folder: Path, *, owner: int) -> MachineRecord | None:
@@ -109,4 +122,4 @@ def _read(path: Path, kind: type[T], *, owner: int) -> T | None:
 def _fits(value: Any, wanted: Any) -> bool:  # noqa: ANN401 - what JSON holds, and a type
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
-    return type(value) is wanted
+    return type(value) is wanted and (wanted is not float or math.isfinite(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import re
@@ -16,10 +17,24 @@ import psutil
 
 from pytest_kvm.errors import WaitTimeout
 from pytest_kvm.host import folder_marker, run_folder, watcher
-from pytest_kvm.host.run_records import MACHINE, CurrentTest, MachineRecord, read_machine, read_test
+from pytest_kvm.host.run_records import (
+    MACHINE,
+    CurrentTest,
+    MachineRecord,
+    read_machine,
+    read_test,
+    seconds_since,
+)
+from pytest_kvm.host.run_token import has_run_ended
 
-_DEFAULT_PARENTS = ("/var/tmp", "pytest-kvm-*")  # noqa: S108 - looked at, not written to
-_WATCHER = re.compile(rb"from pytest_kvm\.host\.watcher import main[^\0]*\0[^\0]*\0(/[^\0]*)\0\d+\0")
+_DEFAULT_PARENTS = Path("/var/tmp")  # noqa: S108 - looked at, not written to
+_DEFAULT_NAME = re.compile(r"pytest-kvm-(\d+)")
+_WITHIN = 5.0
+"""Seconds that all run folders together may be locked by others: they are for milliseconds."""
+_WATCHER = re.compile(
+    rb"from pytest_kvm\.host\.watcher import main[^\0]*\0[^\0]*\0(/[^\0]*)\0"
+    rb"\d+:\d+:[0-9a-f]+\0"
+)
 """The command line of a run's watcher, with the run's folder."""
 
 
@@ -41,6 +56,7 @@ class SeenRun:
     owner: int
     """Id of its user."""
     is_live: bool
+    """Whether it has not ended, as far as this host can tell."""
     is_visible: bool
     """Whether its processes can be seen from here: those of another container cannot."""
     about: dict[str, Any]
@@ -63,8 +79,9 @@ class SeenRun:
         """How long ago it began; None if that was before the last boot of this host."""
         if self.about.get("boot") != run_folder.host_facts()["boot"]:
             return None
-        with suppress(TypeError, ValueError):
-            return seconds_since(float(self.about["since"]))
+        with suppress(TypeError, ValueError, LookupError):
+            since = float(self.about["since"])
+            return seconds_since(since) if math.isfinite(since) else None
         return None
 
 
@@ -85,19 +102,15 @@ def survey(parent: Path) -> Survey:
     """
     runs: list[SeenRun] = []
     closed: dict[Path, str] = {}
+    deadline = time.monotonic() + _WITHIN
     for each in _parents(parent):
         try:
-            runs += _runs_in(each)
+            runs += _runs_in(each, timeout=max(0.1, deadline - time.monotonic()))
         except OSError as refusal:
             closed[each] = refusal.strerror or str(refusal)
         except WaitTimeout as failure:
             closed[each] = failure.brief
     return Survey(runs=tuple(runs), closed=closed)
-
-
-def seconds_since(moment: float) -> float:
-    """Return the seconds since a moment of ``CLOCK_BOOTTIME``."""
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - moment)
 
 
 def user_name(user: int) -> str:
@@ -109,38 +122,64 @@ def user_name(user: int) -> str:
 
 
 def _parents(parent: Path) -> list[Path]:
-    where, pattern = _DEFAULT_PARENTS
-    found = {parent, *Path(where).glob(pattern)}
+    found = [parent, *filter(_is_default_of_its_owner, sorted(_DEFAULT_PARENTS.glob("pytest-kvm-*")))]
     for _, arguments in watcher.command_lines().values():
         if (run := _WATCHER.search(arguments)) is not None:
-            found.add(Path(os.fsdecode(run[1])).parent.parent)
-    return sorted(found)
+            found.append(Path(os.fsdecode(run[1])).parent.parent)
+    places: dict[object, Path] = {}
+    for each in found:  # some may be the same, by a symbolic link
+        try:
+            status = (each / run_folder.RUNS).stat()
+            places.setdefault((status.st_dev, status.st_ino), each)
+        except OSError:
+            places.setdefault(each, each)
+    return sorted(places.values())
 
 
-def _runs_in(parent: Path) -> Iterator[SeenRun]:
+def _is_default_of_its_owner(folder: Path) -> bool:
+    match = _DEFAULT_NAME.fullmatch(folder.name)
+    with suppress(OSError):
+        return match is not None and folder.lstat().st_uid == int(match[1])
+    return False
+
+
+def _runs_in(parent: Path, *, timeout: float) -> Iterator[SeenRun]:
     """Yield the runs below one run folder.
+
+    Args:
+        parent: The folder.
+        timeout: Seconds to wait if another process keeps it locked.
 
     Raises:
         OSError: This user may not look into it.
         WaitTimeout: Another process keeps it locked.
     """
-    live = run_folder.live_runs(parent)
+    found = run_folder.live_runs(parent, timeout=timeout)
     ours = run_folder.host_facts()["processes"]
     qemus = {pid: line for pid, line in watcher.command_lines().items() if b"qemu" in line[0]}
-    for folder, is_live in sorted(live.items()):
+    for folder, is_locked in sorted(found.items()):
         with suppress(FileNotFoundError):  # the run has removed it since
             owner = folder.lstat().st_uid
             about = folder_marker.marker_of(folder, owner=owner)
             if about is not None:
+                is_visible = about.get("processes", ours) == ours
+                # Whoever removes what a dead run left has it locked, too.
+                is_dead = not is_locked or (is_visible and _has_ended(about.get("token")))
                 yield SeenRun(
                     folder=folder,
                     owner=owner,
-                    is_live=is_live,
-                    is_visible=about.get("processes", ours) == ours,
+                    is_live=not is_dead,
+                    is_visible=is_visible,
                     about=about,
                     current=read_test(folder, owner=owner),
                     machines=tuple(_machines_in(folder, owner=owner, qemus=qemus)),
                 )
+
+
+def _has_ended(token: object) -> bool:
+    with suppress(OSError, ValueError):
+        return isinstance(token, str) and has_run_ended(token)
+    return False
 
 
 def _machines_in(run: Path, *, owner: int, qemus: dict[int, tuple[bytes, bytes]]) -> Iterator[SeenMachine]:
@@ -148,7 +187,7 @@ def _machines_in(run: Path, *, owner: int, qemus: dict[int, tuple[bytes, bytes]]
         folder = path.parent
         record = read_machine(folder, owner=owner)
         if record is not None:
-            needle = os.fsencode(folder) + b"/"
+            needle = os.fsencode(f"/{run.parent.name}/{run.name}/{folder.name}/")
             pids = [pid for pid, (_, arguments) in qemus.items() if needle in arguments]
             yield SeenMachine(folder=folder, record=record, process=_process(pids))
 

@@ -20,6 +20,7 @@ def has_run_ended(token: str) -> bool:
 
     Raises:
         ValueError: It is no token.
+        OSError: It cannot be known.
     """
     match = TOKEN.fullmatch(token)
     if match is None:
@@ -31,7 +32,7 @@ def _start_of(pid: int) -> int | None:
     """Return when a process was started, in clock ticks since the boot, which no change of the date moves."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field is the program's name in parentheses, which may hold anything (proc_pid_stat(5)).
     state, *fields = stat.rpartition(b")")[2].split()

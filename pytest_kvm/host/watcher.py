@@ -1,6 +1,6 @@
 """The watcher process, which cleans up after a run that was killed and could not do so itself.
 
-One watcher is started beside every run with the run's folder and process id, in
+One watcher is started beside every run with the run's folder and token, in
 a process session of its own. It sleeps until the run says "done" or dies,
 ``kill -9`` included. If the run dies, the watcher kills every QEMU of the run and
 its switch, undoes what the run has made on the host, and removes the run's folder. It
@@ -22,26 +22,34 @@ BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pytest_kvm.host.watcher import main; raise SystemExit(main(sys.argv[2:]))"
 )
-"""Program text that starts the watcher. Arguments: the package's folder, the run's folder and process id."""
+"""Program text that starts the watcher. Arguments: the package's folder, the run's folder and token."""
 
 _PATIENCE_MS = 5000
 """How long a killed process may take to disappear."""
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Return the ids of a run's QEMU processes and of its switch.
+    """Return the ids of a run's QEMU processes, of its switch and its watcher, but for this process.
 
     Every domain of a run has its console log in the run's folder, so QEMU's command
     line names the folder. The folder's name is random, so no other process names it
-    by accident. The switch's command line has the run's token, and so has the folder's marker.
+    by accident; the folders above it may have other names for QEMU, by a symbolic link.
+    The command lines of the switch and the watcher have the run's token, and so has
+    the folder's marker.
     """
-    in_folder = os.fsencode(str(folder)) + b"/"
+    in_folder = os.fsencode(f"/{folder.parent.name}/{folder.name}/")
     token = str((folder_marker.marker_of(folder) or {}).get("token", "")).encode()
+
+    def is_qemu(program: bytes, arguments: bytes) -> bool:
+        return b"qemu" in program.rpartition(b"/")[2] and in_folder in arguments
+
+    def has_token(arguments: bytes) -> bool:
+        return bool(token) and b"\0" + token + b"\0" in arguments and b"pytest_kvm" in arguments
+
     return [
         pid
         for pid, (program, arguments) in command_lines().items()
-        if (b"qemu" in program.rpartition(b"/")[2] and in_folder in arguments)
-        or (token and b"\0" + token + b"\0" in arguments and b"pytest_kvm.switch" in arguments)
+        if is_qemu(program, arguments) or (has_token(arguments) and pid != os.getpid())
     ]
 
 
@@ -126,9 +134,9 @@ def main(arguments: list[str]) -> int:
     """Watch one run.
 
     Args:
-        arguments: The run's folder and its process id.
+        arguments: The run's folder and its token, which begins with its process id.
     """
-    folder, parent = Path(arguments[0]), int(arguments[1])
+    folder, parent = Path(arguments[0]), int(arguments[1].partition(":")[0])
     # Ctrl-C and a closing terminal end the run; the watcher has to outlive both.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_kvm.errors import DomainFailed
-from pytest_kvm.host.run_records import MachineRecord, write_machine
+from pytest_kvm.host.run_records import MachineRecord, now, write_machine
 from pytest_kvm.host.ssh_keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
@@ -148,6 +148,7 @@ def _record(request: StartRequest, plan: DomainPlan, access: Access) -> None:
     record = MachineRecord(
         guest=request.name,
         state=request.place.state_at_start,
+        since=now(),
         domain=plan.name,
         image=request.image.name,
         memory_mib=request.spec.memory_kib // 1024,

@@ -51,7 +51,7 @@ def test_a_guest_at_work_takes_a_processor(guest, seen):
 
         def is_busy():
             _, machine = seen()
-            if machine["cpu_percent"] < 20:
+            if (machine["cpu_percent"] or 0) < 20:
                 raise NotYet(f"{machine['cpu_percent']} %")
 
         wait_until(is_busy, describe="the guest to be busy", timeout=60)

@@ -118,7 +118,7 @@ def inventory(pytestconfig):
     before = {each.key for each in inventory.list()}
     yield inventory
     for each in inventory.list():
-        if each.key not in before and each.manifest is not None and each.manifest.facts["lab"]:
+        if each.key not in before and each.manifest is not None and each.manifest.facts.get("lab"):
             inventory.remove(each.key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -18,7 +19,15 @@ import pytest
 from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.boot_cache.template_store import TemplateStore
 from pytest_kvm.cli.main import main
-from pytest_kvm.host import folder_marker, mounts, run_folder, undo_notes, watcher
+from pytest_kvm.host import (
+    folder_marker,
+    locks,
+    lost_processes,
+    mounts,
+    run_folder,
+    undo_notes,
+    watcher,
+)
 from pytest_kvm.host.run_folder import RUNS, held_run_folder
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.images.image_store import ImageStore
@@ -130,10 +139,49 @@ def test_a_folder_that_another_host_may_use_is_left_alone(gc, parent, dead, monk
     assert f"run 5ca1ab1e in {dead}" in gc(), "this host made it"
     shutil.rmtree(dead)
     folder_marker.make(dead, boot="another", host="elsewhere")
+    (blank := dead.with_name("0ddba110")).mkdir()
     told = gc("--yes")
-    assert told.startswith(f"left alone: {dead}: it is on a shared file system, and was made on elsewhere\n")
+    assert told.startswith(f"left alone: {dead}: on a file system that other hosts may use, and made on else")
     with held_run_folder(parent):
         assert dead.exists(), "the sweep leaves it, too"
+        assert blank.exists(), "another host may be making it"
+
+
+def test_a_folder_that_is_open_to_others_is_left_alone(gc, dead):
+    dead.parent.chmod(0o777)
+    assert gc("--yes").startswith(
+        f"left alone: {dead}: it is another user's, or its folder is open to others\n"
+    )
+    assert dead.exists()
+
+
+def test_a_run_that_another_process_removes_is_dead(gc, dead):
+    """Whoever removes it holds its lock."""
+    shutil.rmtree(dead)
+    folder_marker.make(dead, token="1:1:" + "0" * 16)
+    lock = locks.try_exclusive(dead / folder_marker.MARKER)
+    told = gc("--yes")
+    assert "    another process removes it\n1 of 1 leftover removed\n" in told
+    lock.release()
+    assert dead.exists()
+
+
+def test_a_run_that_was_started_through_a_link(gc, parent, dead, monkeypatch):
+    """QEMU's command line has the path with the link in it."""
+    (parent / "link").symlink_to(".")
+    with machine(parent / "link" / RUNS / dead.name) as qemu:
+        told = gc()
+        assert told.count("run 5ca1ab1e in") == 1
+        assert f"\n    QEMU {qemu.pid}\n" in told
+        gc("--yes")
+        assert qemu.wait(20) == -signal.SIGKILL
+    assert not dead.exists()
+
+
+def test_a_command_line_of_any_length_can_be_noted(gc, parent):
+    with held_run_folder(parent, command="ä" * 100_000, started_in="/x" * 50_000) as folder:
+        assert folder_marker.is_ours(folder)
+    assert not folder.exists()
 
 
 def test_a_qemu_whose_run_was_removed_by_hand(gc, dead):
@@ -143,6 +191,35 @@ def test_a_qemu_whose_run_was_removed_by_hand(gc, dead):
         assert qemu.poll() is None
         gc("--yes")
         assert qemu.poll() is not None
+
+
+def test_a_qemu_of_a_live_run_whose_folder_was_moved_is_not_lost(gc, parent):
+    with held_run_folder(parent) as live, machine(live) as qemu:
+        live.rename(parent / "aside")
+        assert gc("--yes") == "nothing is left of dead runs\n"
+        assert qemu.poll() is None
+        (parent / "aside").rename(live)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["path={}/web/console.log,append=on", "a=/b={}/web/x", '{{"filename":"{}/web/root.qcow2"}}', "{}/x"],
+)
+@pytest.mark.parametrize("name", ["plain", "k=v", "with,comma", "with:colon"])
+def test_a_folder_is_found_in_whatever_qemu_is_told(tmp_path, argument, name):
+    folder = tmp_path / name / RUNS / "5ca1ab1e"
+    written = argument.format(str(folder).replace(",", ",,"))
+    assert lost_processes._missing_run(written) is not None
+    folder.mkdir(parents=True)
+    assert lost_processes._missing_run(written) is None
+
+
+def test_a_folder_that_cannot_be_reached_is_not_gone(tmp_path, monkeypatch):
+    def unreachable(_path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "lstat", unreachable)
+    assert lost_processes._missing_run("/x/kvm-runs/5ca1ab1e/web/console.log") is None
 
 
 STARTS_A_SWITCH = """
@@ -198,7 +275,7 @@ def test_the_switch_of_a_dead_run_goes_with_it(gc, dead, run_with_switch):
 
 
 def test_a_watcher_that_was_stopped_and_has_lost_its_run(gc, parent, dead):
-    arguments = [str(Path.cwd()), str(dead), str(os.getpid())]
+    arguments = [str(Path.cwd()), str(dead), "1:1:" + "0" * 16]
     argv = [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as stopped:
         stopped.send_signal(signal.SIGSTOP)
@@ -248,6 +325,27 @@ def test_what_is_made_now_is_not_in_it(gc, settings, memory):
         assert work.exists()
 
 
+def test_a_cache_that_other_hosts_may_use_is_left_alone(gc, settings, half_made, monkeypatch):
+    monkeypatch.setattr(mounts, "is_shared", lambda _folder: True)
+    assert gc("--yes").startswith(
+        f"left alone: {settings.cache_dir}: on a file system that other hosts may use"
+    )
+    sweep_cache(settings)
+    assert all(path.exists() for path in half_made)
+
+
+def test_one_that_cannot_be_removed_keeps_no_other(settings, half_made, monkeypatch, caplog):
+    def refuse():
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ram_file, "sweep", refuse)
+    sweep_cache(settings)
+    _, memory, work = half_made
+    assert "a template's memory stays" in caplog.text
+    assert memory.exists()
+    assert not work.exists()
+
+
 def test_each_run_begins_by_removing_what_is_left_in_the_cache(settings, half_made):
     sweep_cache(settings)
     assert not any(path.exists() for path in half_made)
@@ -259,4 +357,4 @@ def test_a_cache_that_cannot_be_cleaned_stops_no_run(settings, half_made, monkey
 
     monkeypatch.setattr(folder_marker, "remove", refuse)
     sweep_cache(settings)
-    assert "what killed runs have left stays" in caplog.text
+    assert "an unfinished image stays" in caplog.text

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pytest_kvm.cli.main import main
-from pytest_kvm.host import folder_marker, run_folder, run_records
+from pytest_kvm.host import folder_marker, run_folder, run_records, run_survey
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.waiting import NotYet, wait_until
 from tests.unit.host.machine_folders import RECORD, RUNNING, machine
@@ -103,7 +103,7 @@ def test_a_qemu_that_is_stopped(run, look, ps):
                 raise NotYet(guest["state"])
 
         wait_until(is_told, describe="the stop", timeout=20)
-        assert "web: stopped by a signal for" in ps()
+        assert "web: stopped by a signal, " in ps()
 
 
 def test_a_run_that_has_ended_is_named_and_left(parent, look, ps):
@@ -142,10 +142,34 @@ def test_a_record_that_was_made_to_deceive(run, ps):
 
 
 def test_a_folder_that_somebody_keeps_locked_is_named(run, parent, ps, monkeypatch):
-    monkeypatch.setattr(run_folder, "_LOOK_WITHIN", 0.1)
+    monkeypatch.setattr(run_survey, "_WITHIN", 0.1)
     with (run.parent / "guard").open() as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         assert f"\n{parent}: timed out" in ps()
+
+
+def test_what_is_no_run_hides_no_run(run, look):
+    (run.parent / "deadbeef").touch()
+    (run.parent / "0ddba110" / folder_marker.MARKER).mkdir(parents=True)
+    (run.parent / "5ca1ab1e").symlink_to("5ca1ab1e")
+    assert look()["run"] == run.name
+
+
+def test_a_lock_that_somebody_has_removed_hides_no_run(run, look):
+    (run.parent / "guard").unlink()
+    assert look()["run"] == run.name
+
+
+@pytest.mark.parametrize("since", ["-inf", "nan", "1" + "0" * 400, "soon"])
+def test_a_marker_that_was_made_to_break_it(run, ps, since):
+    for path, entries in [
+        (run / folder_marker.MARKER, {"since": since, "command": "\ud800"}),
+        (run / run_records.TEST, {"test": "x", "since": float("-inf")}),
+    ]:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**content, **entries}))
+    assert f"run {run.name} of" in ps()
+    assert "\\ud800" in ps()
 
 
 def test_a_folder_without_runs_gets_nothing(parent, ps):
@@ -181,7 +205,9 @@ def test_watching_goes_on_until_ctrl_c(run, parent):
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
             seen = ""
             while seen.count(f"QEMU {qemu.pid}") < 2:
-                seen += watching.stdout.readline()
+                line = watching.stdout.readline()
+                assert line, "it has ended"
+                seen += line
             watching.send_signal(signal.SIGINT)
             watching.stdout.read()
             assert watching.wait(20) == 130

@@ -13,6 +13,7 @@ from pytest_kvm.host.run_records import MachineRecord
 RECORD = MachineRecord(
     guest="web",
     state="starting",
+    since=1.0,
     domain="5ca1ab1e-web",
     image="debian-13",
     memory_mib=512,

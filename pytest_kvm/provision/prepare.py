@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, PrepareFailed
+from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, KernelPanicked, PrepareFailed
 from pytest_kvm.machine.card_drivers import check_drivers
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.readiness import wait_until_ready
@@ -18,6 +19,9 @@ from pytest_kvm.ssh.files import Files
 OnStep = Callable[[str], None]
 """Called before each step with a phrase that names it."""
 
+_log = logging.getLogger("pytest_kvm.start")
+_BREAKPOINT = "Oops: int3"
+"""What Linux prints of a breakpoint that it does not know (arch/x86/kernel/traps.c)."""
 _ROOT = "root"
 _DEFAULT_INTERPRETER = "/bin/sh"
 _RUN_INPUT = """
@@ -29,21 +33,48 @@ cat >"$f" && "$@" "$f" </dev/null
 appended, and removes the file."""
 
 
-def make_ready(machine: Machine, request: StartRequest) -> None:
+class PatchingRaceLost(KernelPanicked):
+    """The kernel panicked by a fault of QEMU's emulation, and would not do so again.
+
+    A kernel patches its own code while it runs, and puts a breakpoint (``int3``) in that place
+    meanwhile. With several processors, QEMU's TCG may run the breakpoint when it is gone already.
+    """
+
+
+def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
     """Wait until a machine that was switched on is ready, and prepare it.
 
     Everything that was written is synced to the machine's disks: a test that
     begins with ``power_off()`` loses its own writes, but not the SSH host key.
 
+    Args:
+        machine: The machine.
+        request: What it was switched on for.
+        accel: The run's accelerator.
+
     Raises:
+        PatchingRaceLost: The machine may be booted again.
         BootFailed: The machine did not become ready, or a step failed.
     """
     spec = request.spec
-    wait_until_ready(machine, phases=request.phases, units=spec.units, boot_timeout=spec.boot_timeout)
+    try:
+        wait_until_ready(machine, phases=request.phases, units=spec.units, boot_timeout=spec.boot_timeout)
+    except KernelPanicked as failure:
+        if accel == "tcg" and _BREAKPOINT in machine.console.text():
+            raise PatchingRaceLost(
+                failure.brief, details=failure.details, resolution="vcpus=1 avoids it, as KVM does"
+            ) from failure
+        raise
     if spec.nics:
         check_drivers(machine)
     run_steps(machine, spec.prepare, on_step=request.on_step)
     _run_step(machine, ["sync"], which="the last step, writing back")
+
+
+def boots_again(request: StartRequest, failure: PatchingRaceLost, *, why: str) -> str:
+    """Tell that a machine is booted a second time, and return why it is booted at all."""
+    _log.warning("%s: %s: by a fault of QEMU's emulation; it is booted again", request.name, failure.brief)
+    return f"{why}; its first boot ended by a fault of QEMU's emulation"
 
 
 def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep) -> None:

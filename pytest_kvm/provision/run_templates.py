@@ -32,7 +32,7 @@ from pytest_kvm.provision.derived_template import (
     without_segments,
 )
 from pytest_kvm.provision.events import Event, cold_boot_event
-from pytest_kvm.provision.prepare import make_ready
+from pytest_kvm.provision.prepare import PatchingRaceLost, boots_again, make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import (
@@ -194,6 +194,16 @@ class RunTemplates:
     def _boot(
         self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
     ) -> tuple[Template, Event]:
+        try:
+            return self._boot_once(request, building, tier=tier, why=why)
+        except PatchingRaceLost as failure:
+            building.clear()
+            why = boots_again(request, failure, why=why)
+            return self._boot_once(request, building, tier=tier, why=why)
+
+    def _boot_once(
+        self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
+    ) -> tuple[Template, Event]:
         machine = replace(_of_template(request), phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.attempting() as undo:
@@ -201,7 +211,7 @@ class RunTemplates:
                 self._resources, machine, building=building, tier=tier, stack=undo
             )
         with undo:
-            make_ready(powered.machine, machine)
+            make_ready(powered.machine, machine, accel=self._resources.accel)
             boot_seconds = machine.phases.elapsed()
             request.on_step("freezing")
             facts = freeze(

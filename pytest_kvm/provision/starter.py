@@ -18,7 +18,7 @@ from pytest_kvm.provision.events import Event, Tier, cold_boot_event
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.machine_plan import draft
-from pytest_kvm.provision.prepare import make_ready
+from pytest_kvm.provision.prepare import PatchingRaceLost, boots_again, make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.run_templates import RunTemplates, key_of
 from pytest_kvm.provision.spare_pool import SparePool
@@ -159,13 +159,23 @@ class GuestStarter:
         self._templates.close()
 
     def _boot_cold(self, request: StartRequest, *, why: str) -> Started:
+        try:
+            return self._boot_cold_once(request, why=why)
+        except PatchingRaceLost as failure:
+            return self._boot_cold_once(request, why=boots_again(request, failure, why=why))
+
+    def _boot_cold_once(self, request: StartRequest, *, why: str) -> Started:
         request = replace(request, phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
             powered = power_on(self._resources, request, stack=undo)
         machine = powered.machine
-        make_ready(machine, request)
+        try:
+            make_ready(machine, request, accel=self._resources.accel)
+        except PatchingRaceLost:
+            undo.close()  # so that another machine can have its place
+            raise
         machine.hosts_file.update(machine, request.host_lines())
         return Started(
             machine=replace(machine, phases=request.phases.seconds()),

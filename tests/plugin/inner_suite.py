@@ -65,6 +65,7 @@ def right(lan):
 """
 """The beginning of a suite on two guests, `left` and `right`, on a segment `lan`."""
 
+_CHECKOUT = Path(__file__).parents[2]
 _WITHIN = 300
 _PROBE = "kvm-probe.json"
 """What was found out about this machine's KVM."""
@@ -130,7 +131,7 @@ class InnerSuite:
         done = subprocess.run(
             [*within, sys.executable, "-m", "pytest", "-v", "-p", "sabotage", *places, *arguments],
             cwd=self._folder,
-            env=_environment() | {"PYTHONPATH": str(self._folder)},
+            env=_environment() | {"PYTHONPATH": f"{self._folder}{os.pathsep}{_CHECKOUT}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

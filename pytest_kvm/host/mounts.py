@@ -8,20 +8,10 @@ import psutil
 
 _LOCAL = frozenset(
     (
-        *(
-            "aufs",
-            "bcachefs",
-            "btrfs",
-            "erofs",
-            "exfat",
-            "ext2",
-            "ext3",
-            "ext4",
-            "f2fs",
-            "fuse.fuse-overlayfs",
-        ),
-        *("fuseblk", "jfs", "msdos", "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "shiftfs"),
-        *("squashfs", "tmpfs", "udf", "ufs", "vfat", "xfs", "zfs"),
+        *("aufs", "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs"),
+        *("fuse.fuse-overlayfs", "fuseblk", "jfs", "msdos", "nilfs2", "ntfs3", "overlay"),
+        *("ramfs", "reiserfs", "rootfs", "shiftfs", "squashfs", "tmpfs", "udf", "ufs"),
+        *("vfat", "xfs", "zfs"),
     )
 )
 """Types of file systems (filesystems(5)) that one host has mounted."""

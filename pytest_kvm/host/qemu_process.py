@@ -22,7 +22,7 @@ import select
 import signal
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -85,14 +85,17 @@ class HostProcess:
 
     def __init__(self, pid: int, *, began_session: bool = True) -> None:
         self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
-        self._session = os.getsid(pid) if began_session else None
-        self.is_our_child = psutil.Process(pid).ppid() == os.getpid()
-        """Whether this process is its parent and collects it, so that no zombie is left once it has ended."""
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._code: int | None = None
-        threading.Thread(target=self._collect, name=f"kvm-reap-{pid}", daemon=True).start()
+        with ExitStack() as undo:
+            self._pidfd = os.pidfd_open(pid)
+            undo.callback(os.close, self._pidfd)
+            self._session = os.getsid(pid) if began_session else None
+            self.is_our_child = psutil.Process(pid).ppid() == os.getpid()
+            """Whether this process is its parent and collects it: no zombie is left once it has ended."""
+            threading.Thread(target=self._collect, name=f"kvm-reap-{pid}", daemon=True).start()
+            undo.pop_all()  # the thread closes it
 
     @property
     def ended(self) -> bool:

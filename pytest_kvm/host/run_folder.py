@@ -125,7 +125,7 @@ def may_be_of_another_host(folder: Path, about: Mapping[str, Any]) -> bool:
     return about.get("boot") != host_facts()["boot"] and mounts.is_shared(folder)
 
 
-def live_runs(parent: Path, *, timeout: float) -> dict[Path, bool]:
+def lock_states(parent: Path, *, timeout: float) -> dict[Path, bool]:
     """Return the folders of runs, each with whether it is locked; nothing is made or removed.
 
     Args:

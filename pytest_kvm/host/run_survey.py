@@ -154,7 +154,7 @@ def _runs_in(parent: Path, *, timeout: float) -> Iterator[SeenRun]:
         OSError: This user may not look into it.
         WaitTimeout: Another process keeps it locked.
     """
-    found = run_folder.live_runs(parent, timeout=timeout)
+    found = run_folder.lock_states(parent, timeout=timeout)
     ours = run_folder.host_facts()["processes"]
     qemus = {pid: line for pid, line in watcher.command_lines().items() if b"qemu" in line[0]}
     for folder, is_locked in sorted(found.items()):

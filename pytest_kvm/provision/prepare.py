@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, KernelPanicked, PrepareFailed
 from pytest_kvm.machine.card_drivers import check_drivers
@@ -16,6 +17,7 @@ from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files
 
+T = TypeVar("T")
 OnStep = Callable[[str], None]
 """Called before each step with a phrase that names it."""
 
@@ -33,12 +35,16 @@ cat >"$f" && "$@" "$f" </dev/null
 appended, and removes the file."""
 
 
-class PatchingRaceLost(KernelPanicked):
-    """The kernel panicked by a fault of QEMU's emulation, and would not do so again.
+class PatchingRaceLost(Exception):  # noqa: N818 - it never reaches a user, who gets its panic
+    """Raised if a kernel panicked by a fault of QEMU's emulation; :func:`boot_with_second_try` boots again.
 
     A kernel patches its own code while it runs, and puts a breakpoint (``int3``) in that place
     meanwhile. With several processors, QEMU's TCG may run the breakpoint when it is gone already.
     """
+
+    def __init__(self, panic: KernelPanicked) -> None:
+        super().__init__(panic.brief)
+        self.panic = panic
 
 
 def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
@@ -53,7 +59,7 @@ def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
         accel: The run's accelerator.
 
     Raises:
-        PatchingRaceLost: The machine may be booted again.
+        PatchingRaceLost: The machine has to be booted again.
         BootFailed: The machine did not become ready, or a step failed.
     """
     spec = request.spec
@@ -61,9 +67,7 @@ def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
         wait_until_ready(machine, phases=request.phases, units=spec.units, boot_timeout=spec.boot_timeout)
     except KernelPanicked as failure:
         if accel == "tcg" and _BREAKPOINT in machine.console.text():
-            raise PatchingRaceLost(
-                failure.brief, details=failure.details, resolution="vcpus=1 avoids it, as KVM does"
-            ) from failure
+            raise PatchingRaceLost(failure) from failure
         raise
     if spec.nics:
         check_drivers(machine)
@@ -71,10 +75,25 @@ def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
     _run_step(machine, ["sync"], which="the last step, writing back")
 
 
-def boots_again(request: StartRequest, failure: PatchingRaceLost, *, why: str) -> str:
-    """Tell that a machine is booted a second time, and return why it is booted at all."""
-    _log.warning("%s: %s: by a fault of QEMU's emulation; it is booted again", request.name, failure.brief)
-    return f"{why}; its first boot ended by a fault of QEMU's emulation"
+def boot_with_second_try(boot: Callable[[str], T], *, name: str, why: str) -> T:
+    """Boot a machine, and once more if QEMU's emulation ended the boot.
+
+    Args:
+        boot: Boots it; is told why, for the report. If it raises PatchingRaceLost, nothing is left of it.
+        name: The guest's name.
+        why: Why it is booted.
+
+    Raises:
+        KernelPanicked: The second boot ended like the first.
+    """
+    try:
+        return boot(why)
+    except PatchingRaceLost as lost:
+        _log.warning("%s: %s: by a fault of QEMU's emulation; it is booted again", name, lost)
+    try:
+        return boot(f"{why}; its first boot ended by a fault of QEMU's emulation")
+    except PatchingRaceLost as lost:
+        raise lost.panic from None
 
 
 def run_steps(machine: Machine, steps: Sequence[PrepareStep], *, on_step: OnStep) -> None:

@@ -32,7 +32,7 @@ from pytest_kvm.provision.derived_template import (
     without_segments,
 )
 from pytest_kvm.provision.events import Event, cold_boot_event
-from pytest_kvm.provision.prepare import PatchingRaceLost, boots_again, make_ready
+from pytest_kvm.provision.prepare import PatchingRaceLost, boot_with_second_try, make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.start_request import StartRequest
 from pytest_kvm.provision.template_build import (
@@ -194,12 +194,14 @@ class RunTemplates:
     def _boot(
         self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
     ) -> tuple[Template, Event]:
-        try:
-            return self._boot_once(request, building, tier=tier, why=why)
-        except PatchingRaceLost as failure:
-            building.clear()
-            why = boots_again(request, failure, why=why)
-            return self._boot_once(request, building, tier=tier, why=why)
+        def boot(why: str) -> tuple[Template, Event]:
+            try:
+                return self._boot_once(request, building, tier=tier, why=why)
+            except PatchingRaceLost:
+                building.clear()
+                raise
+
+        return boot_with_second_try(boot, name=request.name, why=why)
 
     def _boot_once(
         self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str

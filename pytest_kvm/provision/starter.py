@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import DomainFailed, GuestGone, KvmError, NoCapacity, SnapshotFailed, StateDamaged
@@ -18,7 +19,7 @@ from pytest_kvm.provision.events import Event, Tier, cold_boot_event
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.machine_plan import draft
-from pytest_kvm.provision.prepare import PatchingRaceLost, boots_again, make_ready
+from pytest_kvm.provision.prepare import PatchingRaceLost, boot_with_second_try, make_ready
 from pytest_kvm.provision.run_resources import RunResources
 from pytest_kvm.provision.run_templates import RunTemplates, key_of
 from pytest_kvm.provision.spare_pool import SparePool
@@ -159,12 +160,9 @@ class GuestStarter:
         self._templates.close()
 
     def _boot_cold(self, request: StartRequest, *, why: str) -> Started:
-        try:
-            return self._boot_cold_once(request, why=why)
-        except PatchingRaceLost as failure:
-            return self._boot_cold_once(request, why=boots_again(request, failure, why=why))
+        return boot_with_second_try(partial(self._boot_cold_once, request), name=request.name, why=why)
 
-    def _boot_cold_once(self, request: StartRequest, *, why: str) -> Started:
+    def _boot_cold_once(self, request: StartRequest, why: str) -> Started:
         request = replace(request, phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.adding() as stack:

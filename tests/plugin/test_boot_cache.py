@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.boot_cache import template_files
+from pytest_kvm.host import folder_marker
 
 KILLS_QEMU_ONCE = """
 import os, signal
@@ -90,7 +91,10 @@ def test_two_workers_boot_once(first):
 
 
 def test_the_next_run_boots_nothing_and_prepares_nothing(suite, first):
+    half_made = suite.templates / "entries" / f"{'5ca1ab1e' * 8}.0ddba110"
+    folder_marker.make(half_made)
     again = suite.run("--kvm-pool=1")
+    assert not half_made.exists(), "a run begins by removing what a killed one has left"
     assert again.is_fine(), again.output
     assert again.summary.startswith("kvm: 1 guest, 1 clone "), again.output
     assert again.made == first.made

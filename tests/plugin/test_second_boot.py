@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 # The first machine is stopped when it is switched on, and its console says what such a kernel says.
-PANICS_ONCE = """
+PANICS = """
 from pytest_kvm.provision import prepare
 
 wait_until_ready, panicked = prepare.wait_until_ready, []
 
 
 def panic(machine, **more):
-    if not panicked:
+    if len(panicked) < {times}:
         panicked.append(machine)
         machine.domain.suspend()
         with machine.console.log.open("ab") as log:
-            log.write(b"\\n[ 4.2] Oops: {}: 0000 [#1]\\n[ 4.3] Kernel panic - not syncing: Fatal\\n\\n")
+            log.write(b"\\n[ 4.2] Oops: {kind}: 0000 [#1]\\n[ 4.3] Kernel panic - not syncing: Fatal\\n\\n")
     wait_until_ready(machine, **more)
 
 
@@ -31,7 +31,9 @@ def suite(new_suite):
 
 @pytest.mark.parametrize("cache", ["use", "off"])
 def test_a_lost_race_is_no_error(suite, cache):
-    result = suite.run(f"--kvm-cache={cache}", "--log-cli-level=WARNING", sabotage=PANICS_ONCE.format("int3"))
+    result = suite.run(
+        f"--kvm-cache={cache}", "--log-cli-level=WARNING", sabotage=PANICS.format(kind="int3", times=1)
+    )
     assert result.is_fine(), result.output
     assert "its first boot ended by a fault of QEMU's emulation" in result.output
     assert "it is booted again" in result.output
@@ -40,6 +42,14 @@ def test_a_lost_race_is_no_error(suite, cache):
 
 
 def test_another_panic_is_one(suite):
-    result = suite.run("--kvm-cache=off", sabotage=PANICS_ONCE.format("0002"))
+    result = suite.run("--kvm-cache=off", sabotage=PANICS.format(kind="0002", times=1))
     assert "KernelPanicked: vm: the kernel panicked" in result.output
     assert result.exit_code == 1
+
+
+def test_a_second_one_is_an_error(suite):
+    result = suite.run("--kvm-cache=refresh", sabotage=PANICS.format(kind="int3", times=2))
+    assert "KernelPanicked: vm: the kernel panicked" in result.output
+    assert result.exit_code == 1
+    suite.check_nothing_runs()
+    suite.check_no_litter()

@@ -186,17 +186,17 @@ def test_runs_in_other_folders_are_found_by_their_watchers(run, capsys):
     assert f"run {run.name} of" in capsys.readouterr().out
 
 
-def test_another_users_folder_is_named(run, parent):
-    """An ordinary user looks at this user's runs."""
-    if os.geteuid() == 0:
-        as_somebody = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
-        argv = [sys.executable, "-m", "pytest_kvm", "--kvm-run-dir", str(parent)]
+def test_a_folder_that_may_not_be_entered_is_named(run, parent):
+    """The superuser may enter all, so that another user has to look."""
+    as_somebody = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"] if os.geteuid() == 0 else []
+    argv = [*as_somebody, sys.executable, "-m", "pytest_kvm", "--kvm-run-dir", str(parent), "ps"]
+    parent.chmod(0)
+    try:
         environment = {**os.environ, "HOME": "/nonexistent"}
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
+    finally:
         parent.chmod(0o700)
-        done = subprocess.run(
-            [*as_somebody, *argv, "ps"], capture_output=True, text=True, check=True, env=environment
-        )
-        assert f"\n{parent}: Permission denied" in done.stdout
+    assert f"\n{parent}: Permission denied" in done.stdout
 
 
 def test_watching_goes_on_until_ctrl_c(run, parent):

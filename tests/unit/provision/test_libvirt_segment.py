@@ -24,6 +24,7 @@ from pytest_kvm.provision.segments import Segments
 from pytest_kvm.provision.tap_link import tap_name
 from pytest_kvm.render.qemu_args import segment_card_ids
 from pytest_kvm.settings import Timeouts
+from pytest_kvm.waiting import NotYet, wait_until
 from tests.fakes_hypervisor import FakeHypervisor
 from tests.unit.switch.conftest import Card, frame
 
@@ -612,8 +613,12 @@ def test_frames_that_wait_in_the_switch_are_waited_for(segments, card, redirecte
     lan.isolate(web).undo()
     ends = redirected(first)
     ends.send_from_host(from_host(web.nics[0], b"hello"))
-    while not lan.counters["web"]["in"]["frames"]:
-        pass
+
+    def check_arrived() -> None:
+        if not lan.counters["web"]["in"]["frames"]:
+            raise NotYet("no frame")
+
+    wait_until(check_arrived, describe="the frame in the switch", timeout=20, every=0.01)
     assert not lan.backend.is_drained(first)
     assert ends.received() is not None
     assert lan.backend.is_drained(first)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.settings import Accel, CacheMode, CloneTier, Keep, RamPlace, Settings, Timeouts
+from pytest_kvm.settings import Accel, CacheMode, CloneTier, Keep, Limit, RamPlace, Settings, Timeouts
 from pytest_kvm.sizes import parse_kib
 
 Lookup = Callable[["Option"], tuple[str, str | None]]
@@ -40,6 +40,22 @@ def _bytes(text: str) -> int:
         return parse_kib(text, field="size") * 1024
     except SpecError as error:
         raise ValueError(error.brief) from None
+
+
+_WORDS: dict[str, Limit] = {"auto": "auto", "none": "none"}
+
+
+def _memory_limit(text: str) -> Limit:
+    return _WORDS[text] if text in _WORDS else _bytes(text) // 1024**2
+
+
+def _number_limit(text: str) -> Limit:
+    if text in _WORDS:
+        return _WORDS[text]
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def _clones(text: str) -> int | None:
@@ -152,6 +168,42 @@ OPTIONS: tuple[Option, ...] = (
         "all, while twice the guest's memory is free",
     ),
     Option(
+        name="max_memory",
+        metavar="SIZE",
+        parse=_memory_limit,
+        default="auto",
+        help='memory of all guests on this machine together ("8GiB"), or none: no limit, or auto: the '
+        "machine's or its container's memory but for an eighth, and never more than is available",
+    ),
+    Option(
+        name="max_vcpus",
+        metavar="N",
+        parse=_number_limit,
+        default="auto",
+        help="virtual processors of all guests together, or none: no limit, or auto: ten for each processor",
+    ),
+    Option(
+        name="max_guests",
+        metavar="N",
+        parse=_number_limit,
+        default="none",
+        help="how many guests there may be, or none: no limit",
+    ),
+    Option(
+        name="admission_timeout",
+        metavar="SECONDS",
+        parse=_positive,
+        default="600",
+        help="how long a test waits for room for its guests, before the factor",
+    ),
+    Option(
+        name="limits_dir",
+        metavar="DIR",
+        parse=_path,
+        default="/var/tmp/pytest-kvm-UID/limits",  # noqa: S108 - made private and checked before use
+        help="runs that are to count each other's guests note here what theirs have",
+    ),
+    Option(
         name="capture",
         metavar="WHEN",
         choices=get_args(Keep),
@@ -204,13 +256,15 @@ def settings_from(sources: Sequence[Lookup]) -> Settings:
             or no cache folder is named, and the account has no home.
     """
     given = {option.name: value for option in OPTIONS for value in _values(option, sources)}
-    timeouts = Timeouts(boot=given.pop("boot_timeout")) if "boot_timeout" in given else Timeouts()
+    named = [name for name in ("boot", "admission") if f"{name}_timeout" in given]
+    timeouts = Timeouts(**{name: given.pop(f"{name}_timeout") for name in named})
     if "image" in given:
         given["default_image"] = given.pop("image")
-    places = {
+    places: dict[str, Callable[[], Path]] = {
         "cache_dir": default_cache_dir,
         "run_dir": default_run_dir,
         "artifacts": Path("kvm-artifacts").absolute,
+        "limits_dir": lambda: default_run_dir() / "limits",
     }
     for name in places.keys() - given.keys():
         given[name] = places[name]()

@@ -17,6 +17,8 @@ CloneTier = Literal["auto", "cow", "snapshot", "cold"]
 RamPlace = Literal["disk", "tmpfs"]
 Keep = Literal["never", "on-failure", "always"]
 """Of which tests something is kept."""
+Limit = int | Literal["auto", "none"]
+"""What all guests of this host may have together; ``auto``: what the host has for them."""
 
 TCG_FACTOR = 5.0
 """How many times longer a guest may take when QEMU translates its code (TCG).
@@ -44,6 +46,8 @@ class Timeouts:
     """One guest agent call."""
     packet: float = 30.0
     """A packet that a test waits for."""
+    admission: float = 600.0
+    """Room for guests, which others have to give back."""
 
     def scaled(self, factor: float) -> Timeouts:
         """Return the same deadlines multiplied by ``factor``."""
@@ -78,6 +82,14 @@ class Settings:
     pool: int | None = None
     """Spare clones for each guest, started ahead of need; None: one from its second start on, while there
     is memory for it."""
+    max_memory: Limit = "auto"
+    """MiB of memory that all guests may have together."""
+    max_vcpus: Limit = "auto"
+    """Virtual processors that all guests may have together."""
+    max_guests: Limit = "none"
+    """How many guests there may be."""
+    limits_dir: Path | None = None
+    """Folder in which runs note what their guests have; None: ``limits`` in the run folder's parent."""
     capture: Keep = "never"
     """Of which tests the frames on segments are captured and kept."""
     artifacts: Path = Path("kvm-artifacts")
@@ -86,6 +98,11 @@ class Settings:
     """Makes the random choices of segments' faults repeatable; None: the run chooses one."""
     events: Path | None = None
     """File that gets one line of JSON for each thing done to a guest; None: nothing is written."""
+
+    @property
+    def limits_folder(self) -> Path:
+        """Folder in which runs note what their guests have."""
+        return self.limits_dir or self.run_dir / "limits"
 
     @property
     def is_system(self) -> bool:

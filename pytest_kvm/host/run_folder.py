@@ -25,6 +25,7 @@ from typing import Any
 
 from pytest_kvm.errors import HostError
 from pytest_kvm.host import folder_marker, locks, mounts, watcher
+from pytest_kvm.host.private_folder import make_private
 from pytest_kvm.host.run_token import new_run_token
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -210,17 +211,8 @@ def _private_runs(parent: Path) -> Path:
             f"the run folder {parent} has a path of more than {LONGEST_RUN_DIR} bytes: sockets would not fit",
             resolution="choose a shorter one with --kvm-run-dir",
         )
-    parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (parent, parent / RUNS):
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise HostError(
-                f"the run folder {folder} is not a folder that only you may enter",
-                details=f"owner {found.st_uid}, mode {stat.filemode(found.st_mode)}",
-                resolution=f"move it away, `chmod 700 {folder}`, or choose another with --kvm-run-dir",
-            )
+        make_private(folder, what="the run folder", flag="--kvm-run-dir")
     return parent / RUNS
 
 

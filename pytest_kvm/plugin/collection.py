@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -76,6 +76,23 @@ def _definitions(item: pytest.Item, mark: str) -> Iterator[Any]:
     for definitions in getattr(info, "name2fixturedefs", {}).values():
         if hasattr(definitions[-1].func, mark):
             yield definitions[-1]
+
+
+class PlannedGuest(NamedTuple):
+    """A guest that a fixture of a test will start."""
+
+    definition: Any
+    """pytest's FixtureDef."""
+    spec: GuestSpec | None
+    """None if it is known only when the fixture runs."""
+
+
+def planned_guests(item: pytest.Item) -> tuple[PlannedGuest, ...]:
+    """Return the guests that a test's fixtures will start."""
+    return item.stash.get(_PLANNED, ())
+
+
+_PLANNED = pytest.StashKey[tuple[PlannedGuest, ...]]()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +160,15 @@ class _SpecChecker:
         overrides = {} if mistakes else overrides_of(item)
         networks = {each.argname: self._network(each, item) for each in _definitions(item, NETWORK_FUNCTION)}
         guests: dict[_Call, GuestSpec] = {}
+        planned: list[PlannedGuest] = []
         for definition in _definitions(item, SPEC_FUNCTION):
             call = _Call.of(definition, SPEC_FUNCTION, item=item, networks=networks)
             spec = None if call is None else self._guest_spec(call, item)
             if call is not None and spec is not None:
-                guests[call] = spec if definition.scope != "function" else overridden(spec, overrides)
+                spec = spec if definition.scope != "function" else overridden(spec, overrides)
+                guests[call] = spec
+            planned.append(PlannedGuest(definition, spec))
+        item.stash[_PLANNED] = tuple(planned)
         lab = frozenset(guests), repr(overrides)
         if lab not in self._labs:
             self._labs.add(lab)

@@ -49,6 +49,7 @@ class Guests:
 
         Raises:
             BootFailed: The guest did not become ready; the subclass names the cause.
+            NoCapacity: There is no room on this machine for it.
         """
         return self.boot_all(spec, names=None if name is None else [name])[0]
 
@@ -57,9 +58,12 @@ class Guests:
 
         Raises:
             BootFailed: One of them did not become ready.
+            NoCapacity: There is no room on this machine for all of them together.
         """
         chosen: list[str | None] = [None] * len(specs) if names is None else list(names)
-        guests = [self.start(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
+        wanted = [overridden(spec, self._overrides) for spec in specs]
+        with run_of(self._test.config).reserved(wanted):
+            guests = [self.start(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
         for guest in guests:
             guest.wait_ready()
         return guests

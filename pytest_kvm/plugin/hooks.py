@@ -20,6 +20,7 @@ from pytest_kvm.plugin.declare import MARKER
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_plugin_frames
+from pytest_kvm.plugin.reservation import Reservation, end_reservation
 from pytest_kvm.plugin.session import (
     begin_session,
     coordinator_of,
@@ -33,8 +34,13 @@ from pytest_kvm.settings import Settings
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Register the hooks that other plugins can implement."""
+    """Register the hooks that other plugins can implement, and the plugin that reserves room.
+
+    Hooks run in the reverse order of their registration, so those of conftest files
+    come before the reservation.
+    """
     pluginmanager.add_hookspecs(newhooks)
+    pluginmanager.register(Reservation(), "kvm-reservation")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,7 +86,10 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     note_test(item.config, item.nodeid)
     scopes_of(item.config).begin(item)
     record_segments(item)
-    yield
+    try:
+        yield
+    finally:
+        end_reservation(item.config)
     guests = guests_of(item)
     for guest in guests:
         guest.wait_ready()

@@ -240,6 +240,7 @@ def assemble_machine(
     access = Access(
         port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=request.spec.login
     )
+    request.room.note_process(domain.pid)
     _record(request, plan, access)
     shell = Shell(
         access,

@@ -17,6 +17,7 @@ from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
+from pytest_kvm.provision.admission import Room
 from pytest_kvm.provision.events import Event, EventListener
 from pytest_kvm.provision.run_resources import Lazy
 from pytest_kvm.provision.start_request import Place, StartRequest, Teardown
@@ -54,8 +55,8 @@ class GuestBoot:
         settings: The run's settings.
         starter: Starts machines; opened when the run's first guest is started.
         spec: What the guest is made of.
-        name: The guest's name.
         place: Where its files go.
+        room: What it has of this host, under its name; waited for if it is not granted yet.
         resets: Whether the guest is reset between tests.
         progress: Is told what the guest is doing.
         tell: Gets the events of its start: image built, machine started, boot failed.
@@ -67,29 +68,30 @@ class GuestBoot:
         starter: Lazy[GuestStarter],
         spec: GuestSpec,
         *,
-        name: str,
         place: Place,
+        room: Room,
         resets: bool,
         progress: BootProgress,
         tell: EventListener,
     ) -> None:
         self.started: Future[Started] = Future()
         self.machine: Future[Machine] = Future()
-        self.teardown = Teardown(name)
+        self.teardown = Teardown(room.name)
         self._settings = settings
         self._starter = starter
         self._spec = spec
-        self._name = name
+        self._name = room.name
         self._place = place
+        self._room = room
         self._resets = resets
         self._progress = progress
         self._tell = tell
         self._nics: tuple[GuestNic, ...] = ()
         self._host_lines: Callable[[], list[str]] = list
-        self._log = guest_log(name)
+        self._log = guest_log(room.name)
         # A daemon thread, so that the process can end while an image is being
         # built; the host programs that build the image are killed with it.
-        self._thread = threading.Thread(target=self._run, name=f"pytest-kvm-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"pytest-kvm-{room.name}", daemon=True)
 
     def start(self, nics: tuple[GuestNic, ...] = (), host_lines: Callable[[], list[str]] = list) -> None:
         """Start the thread.
@@ -104,10 +106,13 @@ class GuestBoot:
     def remove(self) -> None:
         """Remove the guest, also while it is being started.
 
-        A boot in progress ends because its domain is destroyed. An image that is
+        A wait for room ends, and a boot in progress, because its domain is destroyed. An image that is
         being built for the guest is finished, because other guests may wait for it.
         """
-        self.teardown.close()
+        try:
+            self.teardown.close()
+        finally:
+            self._room.release()
 
     def _run(self) -> None:
         begun = time.monotonic()
@@ -140,6 +145,7 @@ class GuestBoot:
             self._log.exception("%s: its end could not be told", self._name)
 
     def _start(self) -> Started:
+        self._room.wait(self._on_step)
         image, packages_left = self._image()
         starter = self._starter.get()
         request = StartRequest(
@@ -157,6 +163,7 @@ class GuestBoot:
             log=self._log,
             phases=Phases(self._log, listener=self._on_phase),
             on_step=self._on_step,
+            room=self._room,
             teardown=self.teardown,
         )
         started = starter.start(request)

@@ -62,8 +62,10 @@ class GuestMachines:
 
     def start_another(self) -> Tier:
         """Start a machine like the first one and remove the current one; return how it was started."""
-        with self._replacing:
+        with self._replacing, self.current.request.room.doubled() as has_room_for_both:
             former = self.current
+            if not has_room_for_both:
+                former.undo.close()
             fresh = self._starter.get().start_like(self._model or former, self.successor())
             self._model = fresh
             self._lead_to(fresh)

@@ -85,7 +85,8 @@ def replace_machines(
 ) -> None:
     """Start a machine for each guest, have all of them go on together, and remove the former ones.
 
-    If one cannot be started, all new ones are removed, and the handles lead to the former ones.
+    If one cannot be started, all new ones are removed, and the handles lead to the former ones. Where there
+    is no room on this host for both, the former ones are removed before.
 
     Args:
         members: The guests.
@@ -101,11 +102,13 @@ def replace_machines(
         attempt.callback(undo.close)
         return _Fresh(member=member, request=request, clone=clone, undo=undo)
 
-    with ExitStack() as attempt:
+    with ExitStack() as rooms, ExitStack() as attempt:
+        if not all(rooms.enter_context(member.current.request.room.doubled()) for member in members):
+            do_at_once([member.current.undo.close for member in members])
         fresh = do_at_once([partial(start_one, member) for member in members])
         do_at_once([each.attach for each in fresh])
         awake = do_at_once([partial(each.wake, known_addresses) for each in fresh])
         attempt.pop_all()
-    with ExitStack() as removals:
-        for each in awake:
-            removals.callback(each.take_over().undo.close)
+        with ExitStack() as removals:
+            for each in awake:
+                removals.callback(each.take_over().undo.close)

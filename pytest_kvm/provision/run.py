@@ -7,15 +7,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import TypeGuard
 
 from pytest_kvm.errors import CleanupFailed, GuestGone, SpecError
 from pytest_kvm.handles.callbacks import Callbacks, untold
 from pytest_kvm.handles.guest import Guest, replace_machine
+from pytest_kvm.host.limits import limits_of
+from pytest_kvm.host.register import Register
 from pytest_kvm.host.run_records import write_test
 from pytest_kvm.host.run_token import new_run_token
+from pytest_kvm.provision.admission import Admission
+from pytest_kvm.provision.admission_rules import Amount
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
@@ -34,6 +38,8 @@ from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.switch.client import Switch
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+_OVERHEAD_MIB = {"kvm": 64, "tcg": 256}
+"""What QEMU takes beside its guest's memory: under TCG that is mostly translated code."""
 _LONGEST_NAME = 32
 """Characters. With a place's number behind the name, a socket's path is still short enough for unix(7)."""
 
@@ -63,6 +69,12 @@ class Run:
         self._coordinator = coordinator
         self._tell = tell
         self._token = new_run_token()
+        self._admission = Admission(
+            Register(settings.limits_folder),
+            limits_of(settings),
+            timeout=lambda: self._resources.get().timeouts.admission,
+            overhead=self._qemu_overhead,
+        )
         self._switch = Lazy(lambda: closing(Switch(self._token)))
         self._resources = Lazy(self._open_resources)
         self._about = about or {}
@@ -136,8 +148,8 @@ class Run:
                 self._settings,
                 self._starter,
                 spec,
-                name=name,
                 place=Place(name if number == 1 else f"{name}~{number}"),
+                room=self._admission.room(name, Amount.of(spec)),
                 resets=resets and spec.reset != "never",
                 progress=self._progress,
                 tell=self._tell,
@@ -237,6 +249,49 @@ class Run:
             raise GuestGone(f"{guest.name} was removed")
         return machines
 
+    def reserve(self, specs: Sequence[GuestSpec | None], *, peak: Amount) -> None:
+        """Wait for room on this host for guests that are about to be started, for all together.
+
+        Args:
+            specs: What they are made of; None if that is not known yet.
+            peak: The most that the run's guests will take at a time, as far as it is known.
+
+        Raises:
+            NoCapacity: There is never room for all of them, or there was none in time.
+        """
+        with self._telling_of_wait() as tell:
+            self._admission.reserve(
+                [None if spec is None else Amount.of(spec) for spec in specs], peak=peak, tell=tell
+            )
+
+    def end_reservation(self) -> None:
+        """Give back the room that was reserved and that no guest has taken."""
+        self._admission.end_reservation()
+
+    @contextmanager
+    def reserved(self, specs: Sequence[GuestSpec]) -> Generator[None]:
+        """Reserve room for the guests that are started in a block; see :meth:`reserve`."""
+        with ExitStack() as stack:
+            with self._telling_of_wait() as tell:
+                stack.enter_context(self._admission.reserved([Amount.of(spec) for spec in specs], tell=tell))
+            yield
+
+    @contextmanager
+    def _telling_of_wait(self) -> Generator[Callable[[str], None]]:
+        subject, has_waited = self._test.rpartition("::")[2] or "guests", False
+        begun = time.monotonic()
+
+        def tell(why: str) -> None:
+            nonlocal has_waited
+            has_waited = True
+            self._progress.phase(subject, why)
+
+        try:
+            yield tell
+        finally:
+            if has_waited:
+                self._progress.finished(subject, f"waited {time.monotonic() - begun:.1f} s for room")
+
     def holds(self, value: object) -> TypeGuard[Guest]:
         """Say whether a value is a guest of this run that has not been removed."""
         with self._lock:
@@ -280,18 +335,29 @@ class Run:
             self._starter.close()
             self._switch.close()
             self._resources.close()
+            self._admission.close()
 
     def note_test(self, test: str) -> None:
         """Note for those who look from outside which test has begun; "" when it has ended."""
         self._test = test
+        self._admission.note_test(test)
         resources = self._resources.get_open()
         if resources is not None:
             write_test(resources.folder, test)
 
+    def _qemu_overhead(self) -> int:
+        resources = self._resources.get_open()
+        is_kvm = resources is not None and resources.accel == "kvm"
+        return _OVERHEAD_MIB["kvm" if is_kvm else "tcg"]
+
     @contextmanager
     def _open_resources(self) -> Generator[RunResources]:
         with open_run_resources(
-            self._settings, self._switch, token=self._token, about=self._about
+            self._settings,
+            self._switch,
+            admission=self._admission,
+            token=self._token,
+            about=self._about,
         ) as resources:
             write_test(resources.folder, self._test)
             yield resources

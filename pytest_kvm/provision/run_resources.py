@@ -12,11 +12,14 @@ from urllib.parse import urlsplit
 
 from pytest_kvm.errors import GuestGone
 from pytest_kvm.host.accelerator import choose_accelerator
+from pytest_kvm.host.resources import cpus_available
 from pytest_kvm.host.run_folder import held_run_folder
 from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import Hypervisor
+from pytest_kvm.provision.admission import Admission
+from pytest_kvm.provision.boot_turns import BootTurns
 from pytest_kvm.provision.leftovers import sweep_cache
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
 
@@ -41,6 +44,10 @@ class RunResources:
     """Passes frames between guests; its process is started when it is first used."""
     undo_notes: UndoNotes
     """Of what is made outside of the run folder."""
+    admission: Admission
+    """Has room on this host for guests."""
+    boot_turns: BootTurns
+    """Lets guests boot in turn."""
 
     @property
     def is_system(self) -> bool:
@@ -55,13 +62,19 @@ class RunResources:
 
 @contextmanager
 def open_run_resources(
-    settings: Settings, switch: Lazy[Switch], *, token: str, about: Mapping[str, str]
+    settings: Settings,
+    switch: Lazy[Switch],
+    *,
+    admission: Admission,
+    token: str,
+    about: Mapping[str, str],
 ) -> Generator[RunResources]:
     """Make the run's folder and connect to the hypervisor; undo both afterwards.
 
     Args:
         settings: The run's settings.
         switch: The run's switch.
+        admission: Has room for the run's guests.
         token: The run's token.
         about: What ``pytest-kvm ps`` tells of the run.
 
@@ -71,6 +84,7 @@ def open_run_resources(
     """
     chosen = choose_accelerator(settings.accel, cache_dir=settings.cache_dir)
     factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)
+    timeouts = settings.timeouts.scaled(factor)
     key = new_key_pair()
     sweep_cache(settings)
     with (
@@ -81,11 +95,13 @@ def open_run_resources(
             folder=folder,
             hypervisor=hypervisor,
             accel=chosen.kind,
-            timeouts=settings.timeouts.scaled(factor),
+            timeouts=timeouts,
             key=key,
             key_file=write_private(folder / "id_ed25519", key.private),
             switch=switch,
             undo_notes=UndoNotes(folder),
+            admission=admission,
+            boot_turns=BootTurns(settings.limits_folder, number=cpus_available(), timeout=timeouts.admission),
         )
 
 

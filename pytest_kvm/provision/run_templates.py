@@ -206,6 +206,16 @@ class RunTemplates:
     def _boot_once(
         self, request: StartRequest, building: Building, *, tier: TemplateTier, why: str
     ) -> tuple[Template, Event]:
+        with self._resources.boot_turns.turn(_of_template(request)):
+            facts, seconds = self._boot_and_freeze(request, building, tier=tier)
+        template = self._publish(request, building, facts=facts, tier=tier)
+        event = cold_boot_event(request.name, spec=request.spec, seconds=seconds, why=why, for_template=True)
+        return template, event
+
+    def _boot_and_freeze(
+        self, request: StartRequest, building: Building, *, tier: TemplateTier
+    ) -> tuple[TemplateFacts, float]:
+        """Return the template's facts, and the seconds that it has taken."""
         machine = replace(_of_template(request), phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.attempting() as undo:
@@ -224,10 +234,7 @@ class RunTemplates:
                 tier=tier,
                 boot_seconds=boot_seconds,
             )
-        template = self._publish(request, building, facts=facts, tier=tier)
-        seconds = machine.phases.elapsed()
-        event = cold_boot_event(request.name, spec=request.spec, seconds=seconds, why=why, for_template=True)
-        return template, event
+        return facts, machine.phases.elapsed()
 
     def _derive_or_boot(
         self, request: StartRequest, building: Building, *, base: Template, why: str

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pytest_kvm.boot_cache.template import Template
-from pytest_kvm.errors import GuestGone, WaitTimeout
+from pytest_kvm.errors import GuestGone, KvmError, NoCapacity, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
+from pytest_kvm.provision.admission import Admission, Room
 from pytest_kvm.provision.clone import Clone
 from pytest_kvm.provision.start_request import StartRequest, Teardown
 
@@ -25,8 +26,15 @@ _STARTS_BEFORE = 2
 """Starts of a guest after which it gets a spare clone."""
 _MOST = 4
 """Spare clones of all guests together, unless the user says how many to keep."""
+_LOOK_EVERY = 0.5
+"""Seconds after which another process that waits for room is noticed."""
 _PATIENCE = 10.0
 """Seconds to wait for a clone that is being prepared."""
+
+
+class _NoRoom(NoCapacity):
+    pass
+
 
 MakeClone = Callable[[StartRequest, Template], tuple[Clone, ExitStack]]
 
@@ -38,6 +46,8 @@ class Spare:
     clone: Clone
     undo: ExitStack
     """Removes the clone."""
+    room: Room
+    """What it has of this host until it is taken: who takes it has room of its own."""
     busy: threading.Lock = field(default_factory=threading.Lock)
     """Held while the clone is prepared."""
     taken: bool = False
@@ -67,6 +77,7 @@ class Spare:
             raise WaitTimeout(f"{self.clone.machine.name}: not prepared within {_PATIENCE:.0f} s")
         try:
             self.taken = True
+            self.room.release()
             return self.clone
         finally:
             self.busy.release()
@@ -88,11 +99,16 @@ class SparePool:
     Args:
         make_clone: Starts a clone.
         size: Spare clones to keep for each guest; None: one, while there is memory for it.
+        admission: Has room for spare clones while no guest needs it.
     """
 
-    def __init__(self, make_clone: MakeClone, *, size: int | None) -> None:
+    def __init__(self, make_clone: MakeClone, *, size: int | None, admission: Admission) -> None:
         self._make_clone = make_clone
         self._size = size
+        self._admission = admission
+        admission.on_shortage(self.give_way)
+        self._is_looking = False
+        self._end = threading.Event()
         self._lock = threading.Lock()
         self._slots: dict[_Slot, deque[Future[Spare]]] = {}
         self._starts: Counter[_Slot] = Counter()
@@ -141,21 +157,31 @@ class SparePool:
 
     def drop(self, network: str) -> None:
         """Remove the spare clones on a libvirt network, which is about to be removed."""
-        with self._lock:
-            slots = [slot for slot in self._slots if network in slot.networks]
-            futures = [future for slot in slots for future in self._slots.pop(slot)]
-        for future in futures:
-            if not future.cancel():
-                future.add_done_callback(_remove)
+        self._drop_if(lambda slot: network in slot.networks)
+
+    def give_way(self) -> bool:
+        """Remove all spare clones, as a guest needs their room; return whether there were any."""
+        return self._drop_if(lambda _slot: True)
 
     def close(self) -> None:
         """Remove all spare clones that were not taken."""
+        self._end.set()
         with self._lock:
             self._closed = True
             teardowns, self._teardowns = self._teardowns, set()
         for teardown in teardowns:
             teardown.close()  # ends preparations that are under way, too
         self._worker.shutdown(cancel_futures=True)
+
+    def _drop_if(self, is_meant: Callable[[_Slot], bool]) -> bool:
+        """Remove the spare clones of some slots; return whether there were any."""
+        with self._lock:
+            slots = [slot for slot in self._slots if is_meant(slot)]
+            futures = [future for slot in slots for future in self._slots.pop(slot)]
+        for future in futures:
+            if not future.cancel():
+                future.add_done_callback(_remove)
+        return bool(futures)
 
     def _make_room(self, slot: _Slot) -> None:
         """If the pool is full, give up a spare clone of the guest whose last start is longest ago."""
@@ -181,15 +207,55 @@ class SparePool:
                 raise GuestGone(f"{request.name}: nobody would remove its clone any more")
             self._teardowns.add(teardown)
         try:
-            clone, undo = self._make_clone(request.spare(number, teardown), template)
+            room = self._free_room(request)
+            spare = self._make(request.spare(number, room=room, teardown=teardown), template, room)
         except BaseException as failure:
             self._forget(teardown)
-            self._note(f"{request.name}: no spare clone could be started: {failure}")
+            if not isinstance(failure, _NoRoom):
+                self._note(f"{request.name}: no spare clone could be started: {failure}")
             raise
-        undo.callback(self._forget, teardown)
-        spare = Spare(clone=clone, undo=undo)
+        spare.undo.callback(self._forget, teardown)
         self._worker.submit(self._prepare, spare, request.name)
+        self._look_out()
         return spare
+
+    def _free_room(self, request: StartRequest) -> Room:
+        room = self._admission.room_if_free(request.name, request.room.amount)
+        if room is None:
+            raise _NoRoom(f"{request.name}: no room for a spare clone")
+        return room
+
+    def _make(self, request: StartRequest, template: Template, room: Room) -> Spare:
+        try:
+            clone, undo = self._make_clone(request, template)
+        except BaseException:
+            room.release()
+            raise
+        steps = undo.pop_all()
+        undo.callback(room.release)  # after the clone is gone
+        undo.callback(steps.close)
+        return Spare(clone=clone, undo=undo, room=room)
+
+    def _look_out(self) -> None:
+        """See to it that spare clones give way to guests of other processes, too."""
+        with self._lock:
+            if not self._is_looking:
+                self._is_looking = True
+                thread = threading.Thread(target=self._give_way_to_others, daemon=True)
+                thread.start()
+
+    def _give_way_to_others(self) -> None:
+        while not self._end.wait(_LOOK_EVERY):
+            with self._lock:
+                if not any(self._slots.values()):
+                    self._is_looking = False
+                    return
+            try:
+                if self._admission.others_wait():
+                    self.give_way()
+            except KvmError as failure:  # the next guest that asks for room meets it, too
+                _log.warning("spare clones do not give way to guests of other runs: %s", failure)
+                return
 
     def _prepare(self, spare: Spare, name: str) -> None:
         try:

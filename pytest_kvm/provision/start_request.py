@@ -13,6 +13,7 @@ from pytest_kvm.handles.segment import GuestNic
 from pytest_kvm.host.run_records import MachineState
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
+from pytest_kvm.provision.admission import Room
 from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.spec.guest import GuestSpec
 
@@ -84,6 +85,8 @@ class StartRequest:
     """Notes which rungs the boot has reached, and when."""
     on_step: Callable[[str], None]
     """Called before each step that is not a rung of the boot, with a phrase for people."""
+    room: Room
+    """What the machine has of this host."""
     teardown: Teardown
     """Gets the steps that remove the machine again."""
 
@@ -111,9 +114,15 @@ class StartRequest:
             self, place=self.place.of_successor(number), phases=Phases(self.log), on_step=self.log.info
         )
 
-    def spare(self, number: int, teardown: Teardown) -> StartRequest:
-        """Return the request of a machine that is started ahead of need, with a teardown of its own."""
-        return replace(self, place=self.place.of_spare(number), teardown=teardown)
+    def spare(self, number: int, *, room: Room, teardown: Teardown) -> StartRequest:
+        """Return the request of a machine that is started ahead of need.
+
+        Args:
+            number: Tells the guest's spare machines apart.
+            room: What it has of this host.
+            teardown: Gets the steps that remove it.
+        """
+        return replace(self, place=self.place.of_spare(number), room=room, teardown=teardown)
 
 
 class Teardown:
@@ -141,8 +150,7 @@ class Teardown:
             GuestGone: The guest was removed before.
         """
         with self._lock:
-            if self._is_removed:
-                raise GuestGone(f"{self._name} was removed")
+            self.check()
             yield self._stack
 
     @contextmanager
@@ -161,6 +169,15 @@ class Teardown:
             except BaseException:
                 undo.close()
                 raise
+
+    def check(self) -> None:
+        """Make sure that the guest is still wanted.
+
+        Raises:
+            GuestGone: It was removed.
+        """
+        if self._is_removed:
+            raise GuestGone(f"{self._name} was removed")
 
     def close(self) -> None:
         """Undo everything, last first; nothing can be added afterwards."""

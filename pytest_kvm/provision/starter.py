@@ -78,7 +78,7 @@ class GuestStarter:
         self._resources = resources
         self._templates = RunTemplates(settings, resources)
         self.labs = LabTemplates(resources, self._templates)
-        self._spares = SparePool(self._start_paused, size=settings.pool)
+        self._spares = SparePool(self._start_paused, size=settings.pool, admission=resources.admission)
         self._refused: dict[str, str] = {}
         """Keys of templates that could not be made or cloned in this run, each with the reason."""
 
@@ -163,6 +163,10 @@ class GuestStarter:
         return boot_with_second_try(partial(self._boot_cold_once, request), name=request.name, why=why)
 
     def _boot_cold_once(self, request: StartRequest, why: str) -> Started:
+        with self._resources.boot_turns.turn(request):
+            return self._boot_now(request, why)
+
+    def _boot_now(self, request: StartRequest, why: str) -> Started:
         request = replace(request, phases=request.phases.of_next_boot())
         request.on_step("power on")
         with request.teardown.adding() as stack:
@@ -238,6 +242,7 @@ class GuestStarter:
                 stack.callback(spare.undo.close)
             try:
                 clone = spare.take()
+                request.room.note_process(clone.machine.domain.pid)
                 # It may have been started for an earlier guest of these names, whose links are gone.
                 machine = replace(clone.machine, links=GuestLinks(request.nics))
                 return self._wake(request, replace(clone, machine=machine)), spare.undo, "pool"

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -244,40 +243,6 @@ def test_nested_guests_are_seen_in_the_modules_switch(tmp_path):
 
 
 # ---------------------------------------------------------------- resources
-
-
-def test_a_cgroups_limits_count_where_they_are_lower(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "_own_cgroups", lambda _cgroups: [tmp_path])
-    monkeypatch.setattr(
-        resources.psutil, "virtual_memory", lambda: SimpleNamespace(available=8192 * 1024 * 1024)
-    )
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
-    assert (resources.memory_available_mib(), resources.cpus_available()) == (8192, 8)
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("0\n")
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert (resources.memory_available_mib(), resources.cpus_available()) == (8192, 8)
-    (tmp_path / "memory.max").write_text(f"{512 * 1024 * 1024}\n")
-    (tmp_path / "memory.current").write_text(f"{128 * 1024 * 1024}\n")
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert (resources.memory_available_mib(), resources.cpus_available()) == (384, 2)
-    (tmp_path / "memory.stat").write_text(f"active_file 1\ninactive_file {100 * 1024 * 1024}\nanon 2\n")
-    assert resources.memory_available_mib() == 484
-
-
-@pytest.mark.parametrize(("limit", "total"), [(None, 8192), ("max\n", 8192), (f"{512 * 1024**2}\n", 512)])
-def test_a_cgroups_limit_is_all_the_memory_there_is(tmp_path, monkeypatch, limit, total):
-    monkeypatch.setattr(resources, "_own_cgroups", lambda _cgroups: [tmp_path])
-    monkeypatch.setattr(resources.psutil, "virtual_memory", lambda: SimpleNamespace(total=8192 * 1024**2))
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit)
-    assert resources.memory_total_mib() == total
-
-
-def test_every_cgroup_up_to_the_root_counts(tmp_path):
-    folders = list(resources._own_cgroups(tmp_path))
-    assert tmp_path in folders or not folders
-    assert all(folder.is_relative_to(tmp_path) for folder in folders)
 
 
 def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path):

@@ -109,6 +109,12 @@ class OneGuest:
     def note_test(self, test):
         """Nobody looks from outside."""
 
+    def reserve(self, specs, *, peak):
+        """There is room."""
+
+    def end_reservation(self):
+        """Nothing is reserved."""
+
     def close(self):
         """Nothing is open."""
 

@@ -10,6 +10,7 @@ import pytest_kvm as kvm
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.provision.start_request import Place, StartRequest, Teardown
 from pytest_kvm.render.domain_draft import draft_domain
+from tests.unit.provision.free_rooms import free_room
 
 _LOG = logging.getLogger("pytest_kvm.web")
 _IMAGE: Any = SimpleNamespace(name="made up")
@@ -29,5 +30,6 @@ START_REQUEST = StartRequest(
     log=_LOG,
     phases=Phases(_LOG),
     on_step=_LOG.info,
+    room=free_room("web"),
     teardown=Teardown("web"),
 )

@@ -15,6 +15,7 @@ from pytest_kvm.provision.guest_boot import GuestBoot
 from pytest_kvm.provision.start_request import Place
 from pytest_kvm.render.domain_draft import draft_domain
 from pytest_kvm.settings import Settings
+from tests.unit.provision.free_rooms import free_room
 
 WITHIN = 60
 MACHINE = SimpleNamespace(folder=Path("/nonexistent"))
@@ -67,8 +68,8 @@ def start(monkeypatch, tmp_path):
             Settings(cache_dir=tmp_path, run_dir=tmp_path),
             starter,
             kvm.GuestSpec(),
-            name="web",
             place=Place("web"),
+            room=free_room("web"),
             resets=True,
             progress=progress,
             tell=tell,

@@ -12,6 +12,7 @@ import pytest
 from pytest_kvm.errors import DomainFailed, GuestError
 from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.starter import Started
+from tests.unit.provision.free_rooms import FreeAdmission
 from tests.unit.provision.started_machines import future_of, started
 
 
@@ -99,6 +100,26 @@ def test_a_machine_of_another_kind_is_no_model_for_those_that_follow_a_reset(mac
     second = machines.current
     machines.start_another()
     assert starter.models == [first, second]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_where_there_is_no_room_for_both_machines_the_former_goes_first(machines, starter, has_room):
+    first, removed = machines.current, []
+    first.undo.callback(removed.append, "first")
+    room = FreeAdmission()
+    room.is_full = not has_room
+    machines._current = replace(first, request=replace(first.request, room=room.room("web")))
+    at_start = []
+    start_like = starter.start_like
+
+    def start(former, request):
+        at_start.extend(removed)
+        return start_like(former, request)
+
+    starter.start_like = start
+    machines.start_another()
+    assert at_start == ([] if has_room else ["first"])
+    assert removed == ["first"]
 
 
 def test_no_two_machines_of_a_guest_have_the_same_place(machines):

@@ -15,6 +15,7 @@ from pytest_kvm.provision import spare_pool as pool_module
 from pytest_kvm.provision.spare_pool import SparePool
 from pytest_kvm.provision.start_request import Place
 from pytest_kvm.spec.network import declare_network
+from tests.unit.provision.free_rooms import FreeAdmission
 from tests.unit.provision.start_requests import START_REQUEST
 
 TEMPLATE = SimpleNamespace(key="c0ffee")
@@ -100,11 +101,16 @@ def free(monkeypatch):
 
 
 @pytest.fixture
-def new_pool(maker, free):
+def admission():
+    return FreeAdmission()
+
+
+@pytest.fixture
+def new_pool(maker, free, admission):
     pools = []
 
     def new_pool(size=None):
-        pools.append(SparePool(maker, size=size))
+        pools.append(SparePool(maker, size=size, admission=admission))
         return pools[-1]
 
     yield new_pool
@@ -354,3 +360,57 @@ def test_a_closed_pool_has_nothing(maker, new_pool):
     pool.note_start(START_REQUEST, TEMPLATE)
     pool.close()
     assert pool.take(START_REQUEST, TEMPLATE) is None
+
+
+# ---------------------------------------------------------------- room on this machine
+
+
+def test_a_spare_clone_has_room_until_it_is_taken(maker, new_pool, admission):
+    pool = new_pool(size=1)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    maker.make()
+    spare = pool.take(START_REQUEST, TEMPLATE)
+    assert [room.amount for room in admission.rooms] == [START_REQUEST.room.amount]
+    spare.take()
+    assert admission.rooms == []
+
+
+def test_where_there_is_no_room_nothing_is_started_and_nobody_is_warned(maker, new_pool, admission, caplog):
+    admission.is_full = True
+    pool = new_pool(size=1)
+    maker.allow()
+    pool.note_start(START_REQUEST, TEMPLATE)
+    assert pool.take(START_REQUEST, TEMPLATE) is None
+    pool.close()
+    assert maker.made == []
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_spare_clones_give_way_to_guests_of_the_same_process(maker, new_pool, admission):
+    pool = new_pool(size=2)
+    assert not admission.give_way()
+    pool.note_start(START_REQUEST, TEMPLATE)
+    maker.make(2)
+    assert admission.give_way()
+    for _ in range(2):
+        assert maker.gone.acquire(timeout=WITHIN)
+    pool.close()
+    assert admission.rooms == []
+    assert maker.removed == maker.made
+
+
+def test_spare_clones_give_way_to_guests_of_other_processes(maker, new_pool, admission):
+    admission.somebody_waits = True
+    pool = new_pool(size=1)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    maker.make()
+    assert maker.gone.acquire(timeout=WITHIN)
+
+
+def test_the_room_of_a_clone_that_cannot_be_made_is_given_back(maker, new_pool, admission):
+    maker.failure = DomainFailed("no")
+    pool = new_pool(size=1)
+    pool.note_start(START_REQUEST, TEMPLATE)
+    maker.make()
+    assert pool.take(START_REQUEST, TEMPLATE) is None
+    assert admission.rooms == []

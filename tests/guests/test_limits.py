@@ -1,0 +1,292 @@
+"""Guests of several processes that share what this machine has: counted from outside, as QEMUs that run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_kvm.host.register import Register
+from pytest_kvm.host.resources import cpus_available
+from pytest_kvm.host.watcher import processes_of
+from pytest_kvm.plugin.session import settings_stashed
+from pytest_kvm.waiting import NotYet, wait_until
+from scripts.folders import own_folder
+
+WITHIN = 400
+_CHECKOUT = Path(__file__).parents[2]
+
+HEAD = f"""
+from pathlib import Path
+import pytest
+import pytest_kvm as kvm
+from pytest_kvm.waiting import NotYet, wait_until
+
+SMALL = kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+def exists(name):
+    if not Path(name).exists():
+        raise NotYet("it does not")
+
+def wait_for(name):
+    wait_until(lambda: exists(name), describe=name, timeout={WITHIN}, every=0.05)
+"""
+
+ONE_GUEST = f"""{HEAD}
+@kvm.guest
+def machine():
+    return SMALL
+
+def test_here(machine):
+    machine.run("true")
+"""
+
+UNTIL_TOLD = f"""{HEAD}
+@kvm.guest
+def machine():
+    return SMALL
+
+def test_until_told(machine):
+    machine.run("true")
+    Path("up").touch()
+    wait_for("go")
+    machine.run("true")
+"""
+
+MODULE_AND_TEST = f"""{HEAD}
+@kvm.guest(scope="module")
+def base():
+    return SMALL
+
+@kvm.guest
+def extra():
+    return SMALL
+
+def test_one(base):
+    base.run("touch /root/changed; sleep 3")
+
+def test_both(base, extra):
+    assert base.run("ls /root").stdout == "", "it was reset"
+    extra.run("true")
+"""
+
+ONE_AND_ANOTHER = f"""{HEAD}
+@kvm.guest(scope="module")
+def base():
+    return SMALL
+
+def test_one(base):
+    base.run("true")
+
+def test_two(base, kvm_guests):
+    kvm_guests.boot(SMALL)
+"""
+
+
+@pytest.fixture
+def run_dir():
+    with own_folder("kvm-") as folder:
+        yield folder
+
+
+@pytest.fixture
+def begin(pytester, tmp_path, run_dir, pytestconfig):
+    """Start pytest processes that count each other's guests, and nobody else's."""
+    cache = settings_stashed(pytestconfig).cache_dir
+    begun = []
+
+    def begin(*arguments, **options):
+        places = [
+            f"--kvm-cache-dir={cache}",
+            f"--kvm-run-dir={run_dir}",
+            f"--kvm-limits-dir={tmp_path}/limits",
+        ]
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *places, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=pytester.path,
+                env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+                **options,
+            )
+        )
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def outcome(process):
+    output, _ = process.communicate(timeout=WITHIN)
+    return process.returncode, output
+
+
+def qemus(run_dir):
+    count = 0
+    for pid in processes_of(run_dir):
+        try:
+            count += psutil.Process(pid).name().startswith("qemu-system")
+        except psutil.NoSuchProcess:
+            continue
+    return count
+
+
+class Census:
+    """Counts the QEMUs of some runs until it is stopped."""
+
+    def __init__(self, run_dir):
+        self.most = 0
+        self._run_dir = run_dir
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._count)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+    def _count(self):
+        while not self._end.wait(0.02):
+            self.most = max(self.most, qemus(self._run_dir))
+
+
+@pytest.fixture
+def census(run_dir):
+    with Census(run_dir) as census:
+        yield census
+
+
+@pytest.fixture
+def holders(tmp_path):
+    """Return what the processes have written down."""
+    register = Register(tmp_path / "limits")
+
+    def holders():
+        with register.turn():
+            return register.others()
+
+    yield holders
+    register.close()
+
+
+def spares(holders):
+    return sum(is_spare for each in holders for _name, _amount, is_spare, *_ in each["grants"])
+
+
+def wait_for_equal(look, wanted, *, describe):
+    def check():
+        seen = look()
+        if seen != wanted:
+            raise NotYet(f"{seen} instead of {wanted}")
+
+    wait_until(check, describe=describe, timeout=WITHIN, every=0.05)
+
+
+def test_two_runs_with_room_for_one_guest_take_turns(pytester, begin, census):
+    pytester.makepyfile(test_a=ONE_GUEST, test_b=ONE_GUEST)
+    first = begin("--kvm-max-guests=1", "-v", "test_a.py")
+    second = begin("--kvm-max-guests=1", "-v", "test_b.py")
+    (code, text), (other_code, other_text) = outcome(first), outcome(second)
+    assert (code, other_code) == (0, 0), text + other_text
+    assert census.most == 1
+    waited = [f"at most 1 guest (--kvm-max-guests); pid {each.pid} (test_" for each in (first, second)]
+    told = f"{text}\n{other_text}"
+    assert any(each in told for each in waited), told
+
+
+def test_four_workers_with_room_for_two_guests_never_have_three(pytester, begin, census):
+    pytester.makepyfile(**{f"test_{number}": ONE_GUEST for number in range(6)})
+    code, text = outcome(begin("-n4", "--kvm-max-guests=2"))
+    assert code == 0, text
+    assert " 6 passed" in text
+    assert census.most == 2
+
+
+def test_workers_that_have_a_guest_and_want_another_all_get_through(pytester, begin, census):
+    pytester.makepyfile(**{f"test_{number}": MODULE_AND_TEST for number in range(3)})
+    code, text = outcome(begin("-n3", "--dist=loadfile", "--kvm-max-guests=3"))
+    assert code == 0, text
+    assert " 6 passed" in text
+    assert census.most == 3
+
+
+def test_a_test_that_its_own_module_leaves_no_room_for_is_told_what_has_it(pytester, begin, run_dir):
+    pytester.makepyfile(test_a=ONE_AND_ANOTHER)
+    code, text = outcome(begin("--kvm-max-guests=1"))
+    assert code == pytest.ExitCode.TESTS_FAILED, text
+    assert " 1 passed, 1 error" in text
+    assert "NoCapacity: no room for a guest of 512 MiB beside the guests of this process" in text
+    assert "base: 512 MiB, for test_a.py::test_one" in text
+
+
+def test_a_run_that_is_killed_leaves_its_room_to_the_next(pytester, begin, run_dir, census):
+    pytester.makepyfile(test_a=UNTIL_TOLD, test_b=ONE_GUEST)
+    first = begin("--kvm-max-guests=1", "test_a.py")
+    wait_for_equal((pytester.path / "up").exists, True, describe="the first run's guest")
+    second = begin("--kvm-max-guests=1", "test_b.py")
+    shown = iter(second.stdout.readline, "")
+    assert any(f"pid {first.pid} (test_a.py::test_until_told) has a guest" in line for line in shown)
+    first.send_signal(signal.SIGKILL)
+    code, text = outcome(second)
+    assert code == 0, text
+    assert qemus(run_dir) == 0
+
+
+def test_a_spare_clone_gives_way_to_a_guest_of_another_run(pytester, begin, run_dir, holders):
+    pytester.makepyfile(test_a=UNTIL_TOLD, test_b=ONE_GUEST)
+    first = begin("--kvm-max-guests=2", "--kvm-pool=1", "test_a.py")
+    wait_for_equal((pytester.path / "up").exists, True, describe="the first run's guest")
+    wait_for_equal(lambda: spares(holders()), 1, describe="its spare clone")
+    code, text = outcome(begin("--kvm-max-guests=2", "test_b.py"))
+    assert code == 0, text
+    assert spares(holders()) == 0
+    assert qemus(run_dir) == 1, "the guest in use stays"
+    (pytester.path / "go").touch()
+    code, text = outcome(first)
+    assert code == 0, text
+
+
+@pytest.fixture
+def all_turns(tmp_path):
+    """Have a process boot on each processor until this is closed."""
+    folder = tmp_path / "limits"
+    folder.mkdir(mode=0o700)
+    with ExitStack() as stack:
+        for number in range(1, cpus_available() + 1):
+            slot = folder / f"boot-{number}"
+            slot.write_text(f"guest-{number} of pid 4711")
+            stack.enter_context(_locked(slot))
+        yield stack
+
+
+def _locked(path):
+    descriptor = path.open("r+")
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def test_a_cold_boot_waits_for_its_turn_and_a_clone_does_not(pytester, begin, all_turns):
+    pytester.makepyfile(test_a=ONE_GUEST)
+    code, text = outcome(begin("test_a.py"))
+    assert code == 0, text
+    cold = begin("--kvm-cache=off", "test_a.py")
+    shown = iter(cold.stdout.readline, "")
+    assert any("machine: waiting for its turn to boot: guest-1 of pid 4711" in line for line in shown)
+    assert cold.poll() is None
+    all_turns.close()
+    assert any(line == "kvm: machine: power on\n" for line in shown)

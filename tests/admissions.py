@@ -43,7 +43,10 @@ def new_admission(folder: Path, *, test: str = "test_x", timeout: float = 20, **
 def take(admission: Admission, *amounts: Amount, tell=print) -> list[Room]:
     """Take room for guests that are started together."""
     with admission.reserved(amounts, tell=tell):
-        return [admission.room(f"guest{number}", amount) for number, amount in enumerate(amounts, start=1)]
+        rooms = [admission.room(f"guest{number}", amount) for number, amount in enumerate(amounts, start=1)]
+        for room in rooms:
+            room.take_reserved()
+        return rooms
 
 
 class OtherProcess:

@@ -63,6 +63,10 @@ class Room:
     """The guest's QEMU processes, also those that have ended."""
     is_released: bool = False
 
+    def take_reserved(self) -> None:
+        """Have as much of it granted as is reserved."""
+        self.admission.take_reserved(self)
+
     def wait(self, tell: Tell) -> None:
         """Wait until all of it is granted.
 
@@ -197,14 +201,16 @@ class Admission:
             self.end_reservation(keep=before)
 
     def room(self, name: str, amount: Amount) -> Room:
-        """Return a guest's room: what is reserved is granted at once, the rest has to be waited for."""
-        room = Room(admission=self, name=name, amount=amount, test=self._test)
-        granted = self._reserved.at_most(amount)
-        if granted != NOTHING:
+        """Return a guest's room, of which nothing is granted yet."""
+        return Room(admission=self, name=name, amount=amount, test=self._test)
+
+    def take_reserved(self, room: Room) -> None:
+        """See :meth:`Room.take_reserved`."""
+        if self._reserved != NOTHING:
             with self._register.turn():
+                granted = self._reserved.at_most(room.amount)
                 self._reserved = self._reserved.minus(granted)
                 self._grant(room, granted)
-        return room
 
     # ------------------------------------------------------------ rooms
 

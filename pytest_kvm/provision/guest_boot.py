@@ -101,6 +101,7 @@ class GuestBoot:
             host_lines: Returns the lines of hosts(5) that name the guests on the same segments.
         """
         self._nics, self._host_lines = nics, host_lines
+        self._room.take_reserved()
         self._thread.start()
 
     def remove(self) -> None:

@@ -18,13 +18,17 @@ def settings_of(**given: str) -> Settings:
 def test_the_boot_cache_as_it_is_without_a_word():
     unsaid = settings_of()
     assert unsaid == Settings(
-        cache_dir=unsaid.cache_dir, run_dir=unsaid.run_dir, artifacts=Path.cwd() / "kvm-artifacts"
+        cache_dir=unsaid.cache_dir,
+        run_dir=unsaid.run_dir,
+        artifacts=Path.cwd() / "kvm-artifacts",
+        limits_dir=unsaid.run_dir / "limits",
     )
 
 
 def test_the_stated_default_is_the_default():
     """Each default that is a value, said aloud, changes nothing."""
     values = {"cache", "cache_size", "cache_ram", "clone", "pool", "accel", "image", "uri", "boot_timeout"}
+    values |= {"max_memory", "max_vcpus", "max_guests", "admission_timeout"}
     said = {option.name: option.default for option in OPTIONS if option.name in values}
     assert said.keys() == values
     assert settings_of(**said) == settings_of()
@@ -43,6 +47,12 @@ def test_the_stated_default_is_the_default():
         ("pool", "0", 0),
         ("pool", "12", 12),
         ("cache_dir", "/somewhere", Path("/somewhere")),
+        ("max_memory", "1.5GiB", 1536),
+        ("max_memory", "none", "none"),
+        ("max_vcpus", "auto", "auto"),
+        ("max_vcpus", "3", 3),
+        ("max_guests", "1", 1),
+        ("limits_dir", "/somewhere", Path("/somewhere")),
     ],
 )
 def test_values(name, text, value):
@@ -61,6 +71,12 @@ def test_values(name, text, value):
         ("pool", "-1"),
         ("pool", "1.5"),
         ("pool", "all"),
+        ("max_memory", "8"),
+        ("max_memory", "0GiB"),
+        ("max_vcpus", "0"),
+        ("max_guests", "-1"),
+        ("max_guests", "many"),
+        ("admission_timeout", "0"),
     ],
 )
 def test_what_cannot_be_meant_is_told_with_its_source(name, text):

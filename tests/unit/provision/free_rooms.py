@@ -28,6 +28,9 @@ class FreeAdmission:
     def room_if_free(self, name: str, amount: Amount) -> Room | None:
         return None if self.is_full else self.room(name, amount)
 
+    def take_reserved(self, room: Room) -> None:
+        pass
+
     def wait_for(self, room: Room, tell: object) -> None:
         pass
 

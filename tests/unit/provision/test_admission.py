@@ -234,6 +234,7 @@ def test_what_was_reserved_is_used_and_the_rest_given_back(admission):
     mine = admission(guests=3)
     mine.reserve([ONE, ONE], tell=str)
     room = mine.room("web", ONE)
+    room.take_reserved()
     assert room.granted == ONE
     mine.end_reservation()
     assert [grant.name for grant in mine._me().grants] == ["web"]
@@ -244,6 +245,7 @@ def test_a_guest_that_needs_something_else_than_was_reserved_gets_it(admission, 
     mine = admission(memory=1024)
     mine.reserve([ONE], tell=str)
     room = mine.room("web", amount)
+    room.take_reserved()
     room.wait(str)
     mine.end_reservation()
     assert mine._me().has == amount
@@ -398,5 +400,7 @@ def test_a_small_machine_keeps_an_eighth(tmp_path, machine):
     assert failure.value.resolution == "ask for less, or raise the limit with --kvm-max-memory"
 
 
-def test_a_guest_that_is_not_granted_anything_has_nothing(admission):
-    assert admission().room("web", ONE).granted == NOTHING
+def test_where_nothing_is_reserved_there_is_nothing_to_take(admission):
+    room = admission().room("web", ONE)
+    room.take_reserved()
+    assert room.granted == NOTHING

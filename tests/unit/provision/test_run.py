@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytest_kvm.errors import GuestGone, SpecError, SwitchFailed
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.options import settings_from
+from pytest_kvm.provision.admission_rules import NOTHING
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
 from pytest_kvm.provision.run_resources import Lazy
@@ -34,6 +36,22 @@ def test_a_guest_whose_neighbours_are_out_of_reach_is_not_left_on_its_segment(mo
             with pytest.raises(SwitchFailed, match="the switch of this run has ended"):
                 run.start(kvm.GuestSpec(nics=[kvm.Nic(lan)]), name="web")
             assert lan.guests == []
+
+
+def test_a_guest_that_its_segment_refuses_takes_nothing_of_what_is_reserved(tmp_path, monkeypatch):
+    def refuse(*_arguments, **_named):
+        raise SpecError("another guest has this address")
+
+    progress: Any = SimpleNamespace()
+    settings = replace(settings_from([]), limits_dir=tmp_path / "limits")
+    with closing(Run(settings, progress=progress, coordinator=ResetCoordinator())) as run:
+        monkeypatch.setattr(run.segments, "join", refuse)
+        run.reserve([kvm.GuestSpec()], peak=NOTHING)
+        with pytest.raises(SpecError):
+            run.start(kvm.GuestSpec(), name="web")
+        assert [grant.name for grant in run._admission._me().grants] == ["reserved"]
+        run.end_reservation()
+        assert run._admission._me().grants == ()
 
 
 class Progress:

@@ -46,7 +46,12 @@ _WORDS: dict[str, Limit] = {"auto": "auto", "none": "none"}
 
 
 def _memory_limit(text: str) -> Limit:
-    return _WORDS[text] if text in _WORDS else _bytes(text) // 1024**2
+    if text in _WORDS:
+        return _WORDS[text]
+    mib = _bytes(text) // 1024**2
+    if mib < 1:
+        raise ValueError(text)
+    return mib
 
 
 def _number_limit(text: str) -> Limit:

@@ -89,7 +89,7 @@ class Settings:
     max_guests: Limit = "none"
     """How many guests there may be."""
     limits_dir: Path | None = None
-    """Folder in which runs note what their guests have; None: ``limits`` in the run folder's parent."""
+    """Folder in which runs note what their guests have; None: ``limits`` in ``run_dir``."""
     capture: Keep = "never"
     """Of which tests the frames on segments are captured and kept."""
     artifacts: Path = Path("kvm-artifacts")

@@ -13,8 +13,9 @@ from typing import Literal
 from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host.limits import Ceiling, Limits
 from pytest_kvm.host.register import Register
-from pytest_kvm.provision.admission import Admission, Room
+from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.admission_rules import Amount, total
+from pytest_kvm.provision.room import Room
 
 ROOT = Path(__file__).parent.parent
 

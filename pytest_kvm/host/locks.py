@@ -67,6 +67,7 @@ class HeldLock:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        _held.add(self)
 
     def is_at(self, path: Path) -> bool:
         """Say whether ``path`` still leads to the locked file."""
@@ -98,8 +99,13 @@ class HeldLock:
             return
         # Closing is not enough: a fork of this process may have the descriptor open, too.
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor, which ends the lock only if no other process has it."""
+        if not self.released:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def try_shared(path: Path) -> HeldLock | None:
@@ -159,15 +165,18 @@ def locked_names(prefix: str) -> list[str]:
 
 
 _named: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_held: weakref.WeakSet[HeldLock] = weakref.WeakSet()
 
 
-def _close_named() -> None:
-    """Have a forked child keep no name locked that its parent releases."""
-    for each in list(_named):
-        each.close()
+def _forget_all() -> None:
+    """Have a forked child keep nothing locked that its parent releases, or leaves when it dies."""
+    for name in list(_named):
+        name.close()
+    for lock in list(_held):
+        lock.forget()
 
 
-os.register_at_fork(after_in_child=_close_named)
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def holder(path: Path) -> str:

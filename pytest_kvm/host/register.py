@@ -40,7 +40,8 @@ class Register:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held during a turn; it keeps other threads of this process away."""
         self._guard = -1
         self._own = -1
         self._written = b""
@@ -55,7 +56,9 @@ class Register:
             HostError: The folder cannot be made, or is open to others.
             NoCapacity: A process that does not go on keeps us away.
         """
-        with self._lock:
+        with self.lock:
+            if self._guard >= 0:
+                raise RuntimeError("a turn within a turn")
             make_private(self._folder, what="the limits folder", flag="--kvm-limits-dir")
             self._guard = _open(self._folder / _GUARD)
             try:
@@ -104,7 +107,7 @@ class Register:
                 os.close(descriptor)
         self._own = self._guard = -1
         self._is_closed = True
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

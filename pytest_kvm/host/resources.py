@@ -32,16 +32,15 @@ def memory_total_mib() -> int:
 def memory_touched_mib(pid: int) -> int:
     """Return how much memory (MiB) a process has taken that nobody else can have; 0 if it has ended.
 
-    Pages of files do not count, as the kernel can drop them: most of a clone's memory is the
-    RAM file of its template (``RssAnon`` and ``RssShmem`` of proc_pid_status(5)).
+    Pages of files do not count: most of a clone's memory is the RAM file of its template, which all
+    clones share (``RssAnon`` of proc_pid_status(5)).
     """
-    taken = 0
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             name, _, value = line.partition(":")
-            if name in {"RssAnon", "RssShmem"}:
-                taken += int(value.split()[0])
-    return taken // 1024
+            if name == "RssAnon":
+                return int(value.split()[0]) // 1024
+    return 0
 
 
 def cpus_available() -> int:

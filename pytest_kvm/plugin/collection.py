@@ -73,9 +73,12 @@ def _definitions(item: pytest.Item, mark: str) -> Iterator[Any]:
     # The closure of a test's fixtures has no public name; pytest-asyncio and
     # pytest-django read the same attribute.
     info = getattr(item, "_fixtureinfo", None)
-    for definitions in getattr(info, "name2fixturedefs", {}).values():
-        if hasattr(definitions[-1].func, mark):
-            yield definitions[-1]
+    for name, definitions in getattr(info, "name2fixturedefs", {}).items():
+        for definition in reversed(definitions):
+            if hasattr(definition.func, mark):
+                yield definition
+            if name not in definition.argnames:
+                break  # it is not made of the fixture that it overrides
 
 
 class PlannedGuest(NamedTuple):
@@ -158,7 +161,9 @@ class _SpecChecker:
         mistakes = _marker_mistakes(item)
         self.mistakes += mistakes
         overrides = {} if mistakes else overrides_of(item)
-        networks = {each.argname: self._network(each, item) for each in _definitions(item, NETWORK_FUNCTION)}
+        networks: dict[str, Network | None] = {}
+        for definition in _definitions(item, NETWORK_FUNCTION):
+            networks.setdefault(definition.argname, self._network(definition, item))
         guests: dict[_Call, GuestSpec] = {}
         planned: list[PlannedGuest] = []
         for definition in _definitions(item, SPEC_FUNCTION):

@@ -61,9 +61,9 @@ class Guests:
             NoCapacity: There is no room on this machine for all of them together.
         """
         chosen: list[str | None] = [None] * len(specs) if names is None else list(names)
-        wanted = [overridden(spec, self._overrides) for spec in specs]
-        with run_of(self._test.config).reserved(wanted):
-            guests = [self.start(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
+        pairs = list(zip(specs, chosen, strict=True))
+        with run_of(self._test.config).reserved([overridden(spec, self._overrides) for spec in specs]):
+            guests = [self.start(spec, name=name) for spec, name in pairs]
         for guest in guests:
             guest.wait_ready()
         return guests

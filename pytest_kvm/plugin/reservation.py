@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvm.plugin.collection import planned_guests, uses_guests
-from pytest_kvm.plugin.session import existing_run, run_of
+from pytest_kvm.plugin.session import existing_run, run_of, scopes_of
 
 if TYPE_CHECKING:
     from pytest_kvm.provision.admission_rules import Amount
@@ -22,7 +22,7 @@ class Reservation:
     """A plugin that lets a test's set-up begin once there is room for all guests that it will start.
 
     It is apart from the plugin's other hooks, because these run before the hooks that skip
-    a test: nobody waits for room for a test that is skipped.
+    a test: nobody waits for room for a test that a marker or a ``conftest.py`` skips.
     """
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -33,9 +33,14 @@ class Reservation:
         """
         if not uses_guests(item) or item.config.getoption("setupplan", default=False):
             return
+        scopes_of(item.config).finish_outdated(item)
         # Guests of wider scopes that live already have theirs.
-        missing = [each.spec for each in planned_guests(item) if each.definition.cached_result is None]
-        run_of(item.config).reserve(missing, peak=_peak_of(item.session))
+        missing = [each for each in planned_guests(item) if each.definition.cached_result is None]
+        run_of(item.config).reserve(
+            [each.spec for each in missing],
+            peak=_peak_of(item.session),
+            is_wide=any(each.definition.scope != "function" for each in missing),
+        )
 
 
 def end_reservation(config: pytest.Config) -> None:
@@ -99,9 +104,7 @@ def _place(definition: Any, item: pytest.Item) -> object:  # noqa: ANN401 - pyte
             return item.getparent(pytest.Class) or item
         case "module":
             return item.getparent(pytest.Module) or item
-        case "package":
-            return definition.baseid
-        case "session":
+        case "package" | "session":  # a package's ends with the session at the latest
             return item.session
         case _:
             return item

@@ -69,7 +69,7 @@ class Scopes:
         self._test = Owner(item.name, reset=_reset_of(item))
         self._test_is_over = False
         self._coordinator.enter(self._test)
-        self._finish_outdated(item)
+        self.finish_outdated(item, only_changed=True)
 
     @contextmanager
     def tearing_down(self) -> Generator[None]:
@@ -91,12 +91,16 @@ class Scopes:
         if test is not None:
             self._end(test)
 
-    def _finish_outdated(self, item: pytest.Item) -> None:
-        """Finish fixtures that this test needs with other parameters, if guests were changed since.
+    def finish_outdated(self, item: pytest.Item, *, only_changed: bool = False) -> None:
+        """Finish fixtures that this test needs with other parameters.
 
         pytest finishes them too, with all that depends on them, but only when it
         sets them up anew. By then the test may already have a fixture that has to
-        be finished together with them.
+        be finished together with them, or have asked for the room that their guests have.
+
+        Args:
+            item: The test.
+            only_changed: Whether only those count after which guests were changed.
         """
         wanted = getattr(item, "fixturenames", ())
         params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
@@ -104,7 +108,8 @@ class Scopes:
         for index, (owner, fixture) in reversed(list(enumerate(fixtures))):
             name = fixture.definition.argname
             is_outdated = name in wanted and not _is_same(params.get(name), fixture.param)
-            if is_outdated and any(self._coordinator.has_changes_of(each) for each, _ in fixtures[index:]):
+            later = [each for each, _ in fixtures[index:]]
+            if is_outdated and (not only_changed or any(map(self._coordinator.has_changes_of, later))):
                 self._finish(owner)
 
     # ------------------------------------------------------------ fixtures

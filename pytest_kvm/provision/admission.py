@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from pytest_kvm.errors import GuestGone, NoCapacity
+from pytest_kvm.errors import GuestGone, HostError, NoCapacity
 from pytest_kvm.host.limits import Limits
 from pytest_kvm.host.register import Register
 from pytest_kvm.host.resources import memory_available_mib, memory_touched_mib
@@ -36,6 +36,7 @@ from pytest_kvm.provision.admission_words import (
     too_late,
     why_later,
 )
+from pytest_kvm.provision.room import Room, Tell
 from pytest_kvm.waiting import NotYet, wait_until
 
 _log = logging.getLogger("pytest_kvm.admission")
@@ -43,76 +44,26 @@ _EVERY = 0.2
 _FOR_OTHER_PROGRAMS = 60.0
 """Seconds to wait for memory that only other programs could give back."""
 
-Tell = Callable[[str], None]
-"""Is told what is waited for."""
-
-
-@dataclass(eq=False, kw_only=True)
-class Room:
-    """What one guest has of this machine; see :meth:`Admission.room`."""
-
-    admission: Admission
-    name: str
-    amount: Amount
-    test: str
-    """The test that asked for it."""
-    is_spare: bool = False
-    """Whether it is given back as soon as a guest needs it."""
-    granted: Amount = NOTHING
-    pids: tuple[int, ...] = ()
-    """The guest's QEMU processes, also those that have ended."""
-    is_released: bool = False
-
-    def take_reserved(self) -> None:
-        """Have as much of it granted as is reserved."""
-        self.admission.take_reserved(self)
-
-    def wait(self, tell: Tell) -> None:
-        """Wait until all of it is granted.
-
-        Raises:
-            GuestGone: It was released meanwhile.
-            NoCapacity: There is never room for it, or there was none in time.
-        """
-        self.admission.wait_for(self, tell)
-
-    def release(self) -> None:
-        """Give it back; a second call does nothing."""
-        self.admission.release(self)
-
-    def note_process(self, pid: int | None) -> None:
-        """Note a QEMU that it is for: what this has taken of its memory is no longer counted as free."""
-        if pid is not None:
-            self.pids = (*self.pids, pid)
-            self.admission.note()
-
-    @contextmanager
-    def doubled(self) -> Generator[bool]:
-        """Have room for another machine of the guest during a block, if there is any now.
-
-        Yields:
-            Whether there is: if not, the guest's machine has to go before the other is started.
-        """
-        second = self.admission.room_if_free(self.name, self.amount)
-        try:
-            yield second is not None
-        finally:
-            if second is not None:
-                second.release()
-
 
 @dataclass(eq=False, kw_only=True)
 class _Wish:
     """Room that is asked for."""
 
     amount: Amount
+    is_wide: bool
     grant: Callable[[], None]
+    words: str
+    """What it is for, from :func:`guests_in_words`."""
     is_wanted: Callable[[], bool] = lambda: True
     begun: float = field(default_factory=time.monotonic)
 
 
 class _TookTooLong(NoCapacity):
     pass
+
+
+class _NotWanted(Exception):  # noqa: N818 - it is no error: its caller knows what to say
+    """Nobody wants the room any longer."""
 
 
 class Admission:
@@ -133,18 +84,21 @@ class Admission:
         timeout: Callable[[], float],
         overhead: Callable[[], int] = int,
     ) -> None:
-        self._overhead = overhead
         self._register = register
         self._limits = limits
         self._own_limits = Amount(*(ceiling.most for ceiling in limits.ceilings))
         self._timeout = timeout
+        self._overhead = overhead
         self._test = ""
         self._peak = NOTHING
         self._reserved = NOTHING
         """Granted for guests that will be started soon."""
+        self._reserved_is_wide = False
         self._rooms: list[Room] = []
         """Those of which something is granted."""
         self._waiting: dict[_Wish, Wait] = {}
+        self._is_unwritten = False
+        """Whether something has changed that could not be written down."""
         self._give_way: Callable[[], bool] = lambda: False
 
     # ------------------------------------------------------------ what tests need
@@ -152,16 +106,24 @@ class Admission:
     def note_test(self, test: str) -> None:
         """Note what the process is doing, for those who wait for it."""
         self._test = test
-        if self._rooms:
+        if self._rooms or self._is_unwritten:
             self.note()
 
-    def reserve(self, amounts: Sequence[Amount | None], *, peak: Amount = NOTHING, tell: Tell) -> None:
+    def reserve(
+        self,
+        amounts: Sequence[Amount | None],
+        *,
+        peak: Amount = NOTHING,
+        is_wide: bool = False,
+        tell: Tell,
+    ) -> None:
         """Wait for room for guests that will be started soon, all together.
 
         Args:
             amounts: What each needs; None if that is not known yet. Each guest that is started takes its
                 part, and :meth:`end_reservation` gives back what is left.
             peak: The most that the guests of this process will have at a time, as far as it is known.
+            is_wide: Whether one of the guests outlives the test.
             tell: Is told what is waited for.
 
         Raises:
@@ -173,11 +135,12 @@ class Admission:
 
         def grant() -> None:
             self._reserved = self._reserved.plus(amount)
+            self._reserved_is_wide = is_wide
 
-        self._ask(_Wish(amount=amount, grant=grant), tell)
+        self._ask(_Wish(amount=amount, is_wide=is_wide, grant=grant, words=guests_in_words(amount)), tell)
 
     def _estimate(self, amounts: Sequence[Amount | None]) -> Amount:
-        """Return what guests need together; those of unknown needs count only if usual guests fit at all."""
+        """Return what guests need together; those of unknown needs count only where a usual guest can fit."""
         estimate = total(USUAL if amount is None else amount for amount in amounts)
         if estimate.fits_beside(NOTHING, self._own_limits):
             return estimate
@@ -186,9 +149,8 @@ class Admission:
     def end_reservation(self, *, keep: Amount = NOTHING) -> None:
         """Give back what was reserved and not used, but for a part."""
         if self._reserved != self._reserved.at_most(keep):
-            with self._register.turn():
-                self._reserved = self._reserved.at_most(keep)
-                self._write()
+            self._reserved = self._reserved.at_most(keep)
+            self.note()
 
     @contextmanager
     def reserved(self, amounts: Sequence[Amount], *, tell: Tell) -> Generator[None]:
@@ -200,26 +162,36 @@ class Admission:
         finally:
             self.end_reservation(keep=before)
 
-    def room(self, name: str, amount: Amount) -> Room:
-        """Return a guest's room, of which nothing is granted yet."""
-        return Room(admission=self, name=name, amount=amount, test=self._test)
+    # ------------------------------------------------------------ rooms
+
+    def room(self, name: str, amount: Amount, *, is_wide: bool = False) -> Room:
+        """Return a guest's room, of which nothing is granted yet.
+
+        Args:
+            name: The guest's name.
+            amount: What the guest needs.
+            is_wide: Whether the guest outlives the test.
+        """
+        return Room(admission=self, name=name, amount=amount, test=self._test, is_wide=is_wide)
 
     def take_reserved(self, room: Room) -> None:
         """See :meth:`Room.take_reserved`."""
-        if self._reserved != NOTHING:
-            with self._register.turn():
+        if self._reserved == NOTHING:
+            return
+        with self._register.turn():
+            if not room.is_released:
                 granted = self._reserved.at_most(room.amount)
                 self._reserved = self._reserved.minus(granted)
                 self._grant(room, granted)
-
-    # ------------------------------------------------------------ rooms
 
     def wait_for(self, room: Room, tell: Tell) -> None:
         """See :meth:`Room.wait`."""
         self._limits.check(room.amount, whose=room.name)
         wish = _Wish(
             amount=room.amount.minus(room.granted),
+            is_wide=room.is_wide,
             grant=lambda: self._grant(room, room.amount),
+            words=guests_in_words(room.amount),
             is_wanted=lambda: not room.is_released,
         )
         try:
@@ -229,9 +201,10 @@ class Admission:
 
     def room_if_free(self, name: str, amount: Amount) -> Room | None:
         """Take room that can be done without, if there is some and no process waits for any."""
-        room = Room(admission=self, name=name, amount=amount, test=self._test, is_spare=True)
+        room = self.room(name, amount)
+        room.is_leaving = True
         with self._register.turn():
-            case = self._case(_Wish(amount=amount, grant=lambda: None))
+            case = self._case(_Wish(amount=amount, is_wide=False, grant=lambda: None, words=""))
             is_free = not any(holder.waits for holder in (case.me, *case.others))
             if not is_free or case.decide().answer != "yes":
                 return None
@@ -240,18 +213,22 @@ class Admission:
 
     def release(self, room: Room) -> None:
         """See :meth:`Room.release`."""
-        if room.is_released:
-            return
-        with self._register.turn():
+        with self._register.lock:
+            is_granted = room in self._rooms
             room.is_released = True
-            if room in self._rooms:
+            if is_granted:
                 self._rooms.remove(room)
-                self._write()
+        if is_granted:
+            self.note()
 
     def note(self) -> None:
-        """Write down what has changed."""
-        with self._register.turn():
-            self._write()
+        """Write down what has changed; if that cannot be done now, the next test does it at the latest."""
+        try:
+            with self._register.turn():
+                self._write()
+        except (HostError, OSError) as failure:
+            self._is_unwritten = True
+            _log.warning("what the guests of this process have could not be written down: %s", failure)
 
     def on_shortage(self, give_way: Callable[[], bool]) -> None:
         """Have something asked, from any thread, to give up what tests can do without.
@@ -282,9 +259,10 @@ class Admission:
             if decision.answer == "later":
                 decision, case = self._wait(wish, tell)
         finally:
-            self._withdraw(wish)
+            if self._waiting.pop(wish, None) is not None:
+                self.note()
         if decision.answer == "never":
-            raise refusal(decision, case, limits=self._limits)
+            raise refusal(wish.words, decision, case, limits=self._limits)
 
     def _try(self, wish: _Wish) -> tuple[Decision, Case]:
         with self._register.turn():
@@ -302,7 +280,7 @@ class Admission:
         return decision, case
 
     def _wait(self, wish: _Wish, tell: Tell) -> tuple[Decision, Case]:
-        wanted, told = guests_in_words(wish.amount), ""
+        told = ""
 
         def look() -> tuple[Decision, Case]:
             nonlocal told
@@ -314,27 +292,23 @@ class Admission:
             what = f"{decision.reason} {[holder.pid for holder in case.others]}"
             if what != told:  # not for each test that others begin
                 told = what
-                _log.info("%s waits for room for %s: %s", self._test, wanted, why)
-                tell(f"waiting for room for {wanted}: {why}")
-            _check_hope(decision, case, waited=time.monotonic() - wish.begun)
+                _log.info("%s waits for room for %s: %s", self._test, wish.words, why)
+                tell(f"waiting for room for {wish.words}: {why}")
+            has_waited = time.monotonic() - wish.begun > _FOR_OTHER_PROGRAMS
+            if decision.reason == "memory" and has_waited and case.only_other_programs_can_help():
+                raise not_enough_memory(wish.words, case)
             raise NotYet(why)
 
         try:
             return wait_until(
                 look,
-                describe=f"room for {wanted}",
+                describe=f"room for {wish.words}",
                 timeout=self._timeout(),
                 every=_EVERY,
                 error=_TookTooLong,
             )
         except _TookTooLong as late:
             raise too_late(late.brief) from None
-
-    def _withdraw(self, wish: _Wish) -> None:
-        if wish in self._waiting:
-            with self._register.turn():
-                del self._waiting[wish]
-                self._write()
 
     def _has_given_way(self, decision: Decision) -> bool:
         return decision.reason in {"limit", "memory"} and self._give_way()
@@ -350,12 +324,24 @@ class Admission:
             wait = Wait(max(tickets, default=0) + 1, wish.amount)
         grants = [grant for holder in (me, *others) for grant in holder.grants]
         left = self._memory_left(grants) - self._overhead() * wish.amount.guests
-        return Case(me=me, wish=wait, others=others, memory_left=left)
+        return Case(me=me, wish=wait, is_wide=wish.is_wide, others=others, memory_left=left)
 
     def _me(self, *, without: _Wish | None = None) -> Holder:
-        grants = [Grant(room.name, room.granted, room.is_spare, room.test, room.pids) for room in self._rooms]
+        grants = [
+            Grant(room.name, room.granted, room.is_leaving, room.is_wide, room.test, room.pids)
+            for room in self._rooms
+        ]
         if self._reserved != NOTHING:
-            grants.append(Grant("reserved", self._reserved, is_spare=False, test=self._test, pids=()))
+            grants.append(
+                Grant(
+                    "reserved",
+                    self._reserved,
+                    is_leaving=False,
+                    is_wide=self._reserved_is_wide,
+                    test=self._test,
+                    pids=(),
+                )
+            )
         return Holder(
             pid=os.getpid(),
             test=self._test,
@@ -392,14 +378,4 @@ class Admission:
 
     def _write(self) -> None:
         self._register.write(self._me().to_json())
-
-
-class _NotWanted(Exception):  # noqa: N818 - it is no error: its caller knows what to say
-    """Nobody wants the room any longer."""
-
-
-def _check_hope(decision: Decision, case: Case, *, waited: float) -> None:
-    """Raise if only other programs could give back what is waited for, and have not done so for a while."""
-    may_come = any(holder.grants for holder in case.others)
-    if decision.reason == "memory" and not may_come and waited > _FOR_OTHER_PROGRAMS:
-        raise not_enough_memory(case)
+        self._is_unwritten = False

@@ -69,8 +69,10 @@ class Grant(NamedTuple):
     name: str
     """The guest's name."""
     amount: Amount
-    is_spare: bool
-    """Whether it is given back as soon as a guest needs it."""
+    is_leaving: bool
+    """Whether it is given back soon whatever happens: a spare clone, or a guest that is being removed."""
+    is_wide: bool
+    """Whether its guest outlives the test."""
     test: str
     """Who asked for it."""
     pids: tuple[int, ...]
@@ -102,7 +104,7 @@ class Holder:
     @property
     def has(self) -> Amount:
         """What it gives back only when it no longer needs it."""
-        return total(grant.amount for grant in self.grants if not grant.is_spare)
+        return total(grant.amount for grant in self.grants if not grant.is_leaving)
 
     @property
     def has_in_all(self) -> Amount:
@@ -114,9 +116,14 @@ class Holder:
         """All that it waits for."""
         return total(wait.amount for wait in self.waits)
 
-    def with_less_memory(self, most: float) -> Holder:
-        """Return the holder with a limit of memory that is not higher than this."""
-        return replace(self, limits=self.limits.at_most(Amount(most, math.inf, math.inf)))
+    def with_grant(self, amount: Amount, *, is_wide: bool) -> Holder:
+        """Return the holder with one grant more."""
+        grant = Grant("", amount, is_leaving=False, is_wide=is_wide, test="", pids=())
+        return replace(self, grants=(*self.grants, grant))
+
+    def is_stricter_than(self, other: Holder) -> bool:
+        """Say whether a limit of it is lower than another's."""
+        return any(own < its for own, its in zip(self.limits, other.limits, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the register stores it."""
@@ -143,8 +150,8 @@ class Holder:
             limits=Amount(*(math.inf if most is None else most for most in stored["limits"])),
             peak=Amount(*stored["peak"]),
             grants=tuple(
-                Grant(name, Amount(*amount), is_spare, test, tuple(pids))
-                for name, amount, is_spare, test, pids in stored["grants"]
+                Grant(name, Amount(*amount), is_leaving, is_wide, test, tuple(pids))
+                for name, amount, is_leaving, is_wide, test, pids in stored["grants"]
             ),
             waits=tuple(Wait(ticket, Amount(*amount)) for ticket, amount in stored["waits"]),
         )
@@ -170,6 +177,8 @@ class Case:
     me: Holder
     """Without the wish."""
     wish: Wait
+    is_wide: bool = False
+    """Whether one of the guests outlives the test."""
     others: Sequence[Holder] = ()
     memory_left: float = math.inf
     """MiB that guests can have beside what they have been granted, as other programs have the rest."""
@@ -191,52 +200,122 @@ class Case:
             return Decision("later", "limit")
         if amount.memory > self.memory_left:
             return Decision("later", "memory")
-        # A process that has nothing keeps to the order. One that has something may go
-        # first, as others may be waiting for just that.
-        if me.has == NOTHING and any(map(self._is_before_me, self.others)):
+        if self.who_goes_first() is not None:
             return Decision("later", "turn")
-        granted = Grant("", amount, is_spare=False, test="", pids=())
-        after = [replace(me, grants=(*me.grants, granted)), *self.others]
-        # All memory that guests can have now: what other programs have may never be given back.
-        memory = taken.memory + self.memory_left
-        if unable_to_finish([each.with_less_memory(memory) for each in after], need=_will_want):
+        after = [me.with_grant(amount, is_wide=self.is_wide), *self.others]
+        if not is_safe(self._with_less_memory(after)):
             return Decision("later", "others' need")
         return None
 
-    def _is_before_me(self, other: Holder) -> bool:
-        """Say whether another has waited for longer; one with lower limits than ours does not hold us up."""
-        is_stricter = any(its < own for its, own in zip(other.limits, self.me.limits, strict=True))
-        return not is_stricter and any(wait.ticket < self.wish.ticket for wait in other.waits)
+    def who_goes_first(self) -> Holder | None:
+        """Return the process that waits for longest, if this one has to stand back for it.
+
+        A process that has something goes first where another waits for just that.
+        One with lower limits than ours does not hold us up.
+        """
+        before = [
+            (wait.ticket, wait, holder)
+            for holder in self.others
+            for wait in holder.waits
+            if wait.ticket < self.wish.ticket and not holder.is_stricter_than(self.me)
+        ]
+        if not before:
+            return None
+        _, wait, first = min(before, key=operator.itemgetter(0))
+        return first if self.me.has == NOTHING or self._would_help(first, wait) else None
+
+    def _would_help(self, first: Holder, wait: Wait) -> bool:
+        """Say whether another gets what it waits for in the end if all that wait stand back for it.
+
+        All that are at work then finish, or come to wait, too.
+        """
+        waiting = [holder for holder in self.others if holder.waits and holder is not first]
+        others = [each for each in waiting if not each.is_stricter_than(first)]
+        if any(each.ticket < wait.ticket for holder in others for each in holder.waits):
+            return False  # it waits for yet another one
+        if not wait.amount.fits_beside(total(each.has for each in (self.me, *waiting, first)), first.limits):
+            return False
+        after = [self.me, *waiting, first.with_grant(wait.amount, is_wide=True)]
+        return is_safe(after)
 
     def _is_deadlock(self) -> bool:
         """Say whether some processes wait for each other for ever, and this wish is the latest of theirs."""
-        me = replace(self.me, waits=(*self.me.waits, self.wish))
-        stuck = unable_to_finish([me, *self.others], need=lambda holder: holder.waits_for)
-        latest = max((wait.ticket for each in stuck for wait in each.waits), default=-1)
-        return any(each is me for each in stuck) and latest == self.wish.ticket
+        return self._is_latest_of(self._stuck([self._me_waiting, *self.others]))
+
+    @property
+    def _me_waiting(self) -> Holder:
+        return replace(self.me, waits=(*self.me.waits, self.wish))
+
+    def _stuck(self, holders: Sequence[Holder]) -> list[Holder]:
+        return _unable_to_finish(
+            holders, keeps=lambda holder: holder.has, needs=lambda holder: holder.waits_for
+        )
+
+    def _is_latest_of(self, stuck: Sequence[Holder]) -> bool:
+        tickets = [wait.ticket for holder in stuck for wait in holder.waits]
+        return self.wish.ticket in tickets and max(tickets) == self.wish.ticket
+
+    def _with_less_memory(self, holders: Sequence[Holder]) -> list[Holder]:
+        """Return holders that can have no more memory than there is: other programs may keep the rest."""
+        most = total(each.has_in_all for each in (self.me, *self.others)).memory + self.memory_left
+        return [
+            replace(each, limits=each.limits.at_most(Amount(most, math.inf, math.inf))) for each in holders
+        ]
+
+    def only_other_programs_can_help(self) -> bool:
+        """Say whether the memory that this wish lacks could not be there even if others gave all back."""
+        holders = self._with_less_memory([self._me_waiting, *self.others])
+        stuck = self._stuck(holders)
+        others = [each for each in holders[1:] if not any(each is one for one in stuck)]
+        may_come = sum(each.has_in_all.memory for each in others)
+        if self.wish.amount.memory <= self.memory_left + may_come:
+            return False
+        return len(stuck) < 2 or self._is_latest_of(stuck)
 
 
-def unable_to_finish(holders: Sequence[Holder], *, need: Callable[[Holder], Amount]) -> list[Holder]:
-    """Return those that could not get what they need, even if all that can get it finish and give all back.
+def is_safe(holders: Sequence[Holder]) -> bool:
+    """Say whether all of them can get what they will want, in some order, if no others come.
 
     This is the banker's algorithm (Dijkstra, EWD 623). But each holder has limits of
     its own, which it looks at only when it takes more.
+    """
+    return not _unable_to_finish(holders, keeps=_keeps, needs=_will_want)
+
+
+def _unable_to_finish(
+    holders: Sequence[Holder],
+    *,
+    keeps: Callable[[Holder], Amount],
+    needs: Callable[[Holder], Amount],
+) -> list[Holder]:
+    """Return those that could not get what they need, even if all that can get it finish and give all back.
 
     Args:
-        holders: Those that have nothing keep nobody waiting, and are not looked at.
-        need: Returns what a holder needs beside what it has.
+        holders: Those that keep nothing hold nobody up, and are not looked at.
+        keeps: Returns what a holder keeps until it has got what it needs.
+        needs: Returns what a holder needs beside that.
     """
-    left = [holder for holder in holders if holder.has != NOTHING]
+    left: list[Holder] = [holder for holder in holders if keeps(holder) != NOTHING]
     while left:
-        taken = total(holder.has for holder in left)
-        stuck = [holder for holder in left if not need(holder).fits_beside(taken, holder.limits)]
+        taken = total(keeps(holder) for holder in left)
+        stuck = [holder for holder in left if not needs(holder).fits_beside(taken, holder.limits)]
         if len(stuck) == len(left):
             break
         left = stuck
     return left
 
 
+def _keeps(holder: Holder) -> Amount:
+    """Return what it will have when it asks for more the next time.
+
+    One that is at work gives back the guests of its test before that.
+    """
+    if holder.waits:
+        return holder.has
+    return total(grant.amount for grant in holder.grants if grant.is_wide and not grant.is_leaving)
+
+
 def _will_want(holder: Holder) -> Amount:
-    """Return what it will want beside what it has, but not more than its limits."""
-    wants = holder.peak.minus(holder.has).or_more(holder.waits_for)
-    return wants.at_most(holder.limits.minus(holder.has))
+    """Return what it will want at a time beside what it keeps, but not more than its limits."""
+    kept = _keeps(holder)
+    return holder.peak.minus(kept).or_more(holder.waits_for).at_most(holder.limits.minus(kept))

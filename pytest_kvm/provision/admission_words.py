@@ -23,40 +23,49 @@ def guests_in_words(amount: Amount) -> str:
 
 def why_later(decision: Decision, case: Case, *, limits: Limits) -> str:
     """Return what a wish waits for: how much there is, and who has it."""
-    held = "; ".join(filter(None, [_others_in_words(case.others), _own_in_words(case.me)]))
-    held = held or "no guest has any"
+    held = _all_in_words(case) or "no guest has any"
     match decision.reason:
         case "memory":
-            left = mib_in_words(max(case.memory_left, 0))
-            return f"{left} of this machine's memory are left for guests; {held}"
+            return f"{_left(case)}; {held}"
         case "turn":
-            return f"{_name(_first_waiting(case.others))} has waited for longer; {held}"
+            first = case.who_goes_first()
+            return f"{'another process' if first is None else _name(first)} has waited for longer; {held}"
         case "others' need":
             return f"what is left is kept for those who will want more; {held}"
         case "limit":
-            return f"at most {_reached_limit(case, limits)}; {held}"
+            taken = total(each.has_in_all for each in (case.me, *case.others))
+            return f"at most {_first_exceeded(case.wish.amount, taken, limits)}; {held}"
         case "" | "own" | "deadlock":
             raise ValueError(f"{decision} is no reason to wait")
         case _:
             assert_never(decision.reason)
 
 
-def refusal(decision: Decision, case: Case, *, limits: Limits) -> NoCapacity:
-    """Return the error of a wish that no waiting would fulfil."""
-    wanted = guests_in_words(case.wish.amount)
+def refusal(wanted: str, decision: Decision, case: Case, *, limits: Limits) -> NoCapacity:
+    """Return the error of a wish that no waiting would fulfil.
+
+    Args:
+        wanted: What is wanted, from :func:`guests_in_words`.
+        decision: Why it is refused.
+        case: The wish.
+        limits: Those of this process.
+    """
     if decision.reason == "deadlock":
         return NoCapacity(
             f"no room for {wanted}: this process and others have guests, and wait for each other's",
-            details="\n".join(filter(None, [_own_in_words(case.me), _others_in_words(case.others)])),
+            details=_all_in_words(case).replace("; ", "\n"),
             resolution="have a test ask for all its guests together, by fixtures or with boot_all(); "
             f"or {_RAISE}",
         )
-    has = case.me.has.plus(case.me.waits_for)
-    ceiling = _first_exceeded(case.wish.amount, has, limits)
+    me = case.me
+    ceiling = _first_exceeded(case.wish.amount, me.has.plus(me.waits_for), limits)
+    others = [f"has {guests_in_words(me.has)}"] if me.grants else []
+    if me.waits:
+        others.append(f"waits for {guests_in_words(me.waits_for)}")
     return NoCapacity(
-        f"no room for {wanted} beside the guests of this process: it has "
-        f"{guests_in_words(has).removeprefix('a guest of ')}, and at most {ceiling} can be had",
-        details=_list(case.me.grants),
+        f"no room for {wanted} beside the other guests of this process: it {' and '.join(others)}, "
+        f"and at most {ceiling} can be had",
+        details=_list(me.grants),
         resolution=f"give guests of wider scopes a narrower one, or raise the limit with {ceiling.flag}",
     )
 
@@ -69,27 +78,34 @@ def too_late(seen: str) -> NoCapacity:
     )
 
 
-def not_enough_memory(case: Case) -> NoCapacity:
-    """Return the error of a wish for memory that no other process's guest has, so that none gives it back."""
+def not_enough_memory(wanted: str, case: Case) -> NoCapacity:
+    """Return the error of a wish for memory that the guests of other processes cannot give back.
+
+    Args:
+        wanted: What is wanted, from :func:`guests_in_words`.
+        case: The wish.
+    """
     return NoCapacity(
-        f"no room for {guests_in_words(case.wish.amount)}: {mib_in_words(max(case.memory_left, 0))} of this "
-        "machine's memory are left for guests, and no guest of another process has any",
+        f"no room for {wanted}: {_left(case)}, and the guests of other processes do not have so much",
+        details=_list(case.me.grants),
         resolution="end other programs, give the guests less memory, or say with --kvm-max-memory how much "
         "they may have whatever is left",
     )
 
 
-def _others_in_words(holders: Sequence[Holder]) -> str:
-    busy = [holder for holder in holders if holder.grants]
+def _left(case: Case) -> str:
+    return f"{mib_in_words(max(case.memory_left, 0))} of this machine's memory are left for guests"
+
+
+def _all_in_words(case: Case) -> str:
+    busy = [holder for holder in case.others if holder.grants]
     told = [_held(holder, _name(holder)) for holder in busy[:_NAMED]]
     if rest := busy[_NAMED:]:
         amount = total(holder.has_in_all for holder in rest)
         told.append(f"{len(rest)} more processes have {guests_in_words(amount)}")
+    if case.me.grants:
+        told.append(_held(case.me, "this process"))
     return "; ".join(told)
-
-
-def _own_in_words(me: Holder) -> str:
-    return _held(me, "this process") if me.grants else ""
 
 
 def _held(holder: Holder, name: str) -> str:
@@ -101,16 +117,11 @@ def _name(holder: Holder) -> str:
 
 
 def _list(grants: Sequence[Grant]) -> str:
-    return "\n".join(f"{each.name}: {mib_in_words(each.amount.memory)}, for {each.test}" for each in grants)
-
-
-def _first_waiting(holders: Sequence[Holder]) -> Holder:
-    return min((each for each in holders if each.waits), key=lambda each: each.waits[0].ticket)
-
-
-def _reached_limit(case: Case, limits: Limits) -> Ceiling:
-    taken = total(each.has_in_all for each in (case.me, *case.others))
-    return _first_exceeded(case.wish.amount, taken, limits)
+    return "\n".join(
+        f"{each.name}: {mib_in_words(each.amount.memory)}, for {each.test}"
+        for each in grants
+        if not each.is_leaving
+    )
 
 
 def _first_exceeded(amount: Amount, taken: Amount, limits: Limits) -> Ceiling:

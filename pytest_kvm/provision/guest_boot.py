@@ -17,8 +17,8 @@ from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import guest_log
-from pytest_kvm.provision.admission import Room
 from pytest_kvm.provision.events import Event, EventListener
+from pytest_kvm.provision.room import Room
 from pytest_kvm.provision.run_resources import Lazy
 from pytest_kvm.provision.start_request import Place, StartRequest, Teardown
 from pytest_kvm.provision.starter import GuestStarter, Started
@@ -122,6 +122,7 @@ class GuestBoot:
         except BaseException as error:  # noqa: BLE001 - raised where a caller waits for the machine
             with self._telling():
                 self._tell_of_failure(error, seconds=time.monotonic() - begun)
+            self._room.leave()
             self.started.set_exception(error)
             self.machine.set_exception(error)
             self.remove()

@@ -121,13 +121,13 @@ class Run:
         try:
             if guest.nics:  # its boot needs its neighbours, and may change them
                 self._coordinator.before_use(guest)
+            if resets:
+                links = GuestLinks(guest.nics)
+                self._coordinator.watch(guest, GuestState(machines, links=links), reset=spec.reset)
+            boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         except BaseException:
             self.remove(guest)
             raise
-        if resets:
-            links = GuestLinks(guest.nics)
-            self._coordinator.watch(guest, GuestState(machines, links=links), reset=spec.reset)
-        boot.start(guest.nics, host_lines=partial(self.segments.host_lines, guest.nics))
         return guest
 
     def _join(
@@ -149,7 +149,7 @@ class Run:
                 self._starter,
                 spec,
                 place=Place(name if number == 1 else f"{name}~{number}"),
-                room=self._admission.room(name, Amount.of(spec)),
+                room=self._admission.room(name, Amount.of(spec), is_wide=resets),
                 resets=resets and spec.reset != "never",
                 progress=self._progress,
                 tell=self._tell,
@@ -249,19 +249,23 @@ class Run:
             raise GuestGone(f"{guest.name} was removed")
         return machines
 
-    def reserve(self, specs: Sequence[GuestSpec | None], *, peak: Amount) -> None:
+    def reserve(self, specs: Sequence[GuestSpec | None], *, peak: Amount, is_wide: bool) -> None:
         """Wait for room on this host for guests that are about to be started, for all together.
 
         Args:
             specs: What they are made of; None if that is not known yet.
             peak: The most that the run's guests will take at a time, as far as it is known.
+            is_wide: Whether one of them outlives the test.
 
         Raises:
             NoCapacity: There is never room for all of them, or there was none in time.
         """
         with self._telling_of_wait() as tell:
             self._admission.reserve(
-                [None if spec is None else Amount.of(spec) for spec in specs], peak=peak, tell=tell
+                [None if spec is None else Amount.of(spec) for spec in specs],
+                peak=peak,
+                is_wide=is_wide,
+                tell=tell,
             )
 
     def end_reservation(self) -> None:

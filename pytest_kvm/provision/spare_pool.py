@@ -10,13 +10,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from pytest_kvm.boot_cache.template import Template
-from pytest_kvm.errors import GuestGone, KvmError, NoCapacity, WaitTimeout
+from pytest_kvm.errors import GuestGone, NoCapacity, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
-from pytest_kvm.provision.admission import Admission, Room
+from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.clone import Clone
+from pytest_kvm.provision.room import Room
 from pytest_kvm.provision.start_request import StartRequest, Teardown
 
 _log = logging.getLogger("pytest_kvm.pool")
@@ -48,6 +50,8 @@ class Spare:
     """Removes the clone."""
     room: Room
     """What it has of this host until it is taken: who takes it has room of its own."""
+    on_taken: Callable[[], None]
+    """Has the pool forget it."""
     busy: threading.Lock = field(default_factory=threading.Lock)
     """Held while the clone is prepared."""
     taken: bool = False
@@ -78,6 +82,7 @@ class Spare:
         try:
             self.taken = True
             self.room.release()
+            self.on_taken()
             return self.clone
         finally:
             self.busy.release()
@@ -206,35 +211,35 @@ class SparePool:
             if self._closed:
                 raise GuestGone(f"{request.name}: nobody would remove its clone any more")
             self._teardowns.add(teardown)
+        undo = ExitStack()
+        undo.callback(self._forget, teardown)
+        undo.callback(teardown.close)  # however many threads remove the clone, its steps are undone in order
         try:
-            room = self._free_room(request)
-            spare = self._make(request.spare(number, room=room, teardown=teardown), template, room)
+            room = self._free_room(request, teardown)
+            clone, _ = self._make_clone(request.spare(number, room=room, teardown=teardown), template)
         except BaseException as failure:
-            self._forget(teardown)
+            undo.close()
             if not isinstance(failure, _NoRoom):
                 self._note(f"{request.name}: no spare clone could be started: {failure}")
             raise
-        spare.undo.callback(self._forget, teardown)
+        on_taken = partial(self._forget, teardown)
+        spare = Spare(clone=clone, undo=undo, room=room, on_taken=on_taken)
         self._worker.submit(self._prepare, spare, request.name)
         self._look_out()
         return spare
 
-    def _free_room(self, request: StartRequest) -> Room:
+    def _free_room(self, request: StartRequest, teardown: Teardown) -> Room:
+        """Take room for a spare clone, which is given back after all else of the teardown."""
         room = self._admission.room_if_free(request.name, request.room.amount)
         if room is None:
             raise _NoRoom(f"{request.name}: no room for a spare clone")
-        return room
-
-    def _make(self, request: StartRequest, template: Template, room: Room) -> Spare:
         try:
-            clone, undo = self._make_clone(request, template)
-        except BaseException:
+            with teardown.adding() as stack:
+                stack.callback(room.release)
+        except GuestGone:
             room.release()
             raise
-        steps = undo.pop_all()
-        undo.callback(room.release)  # after the clone is gone
-        undo.callback(steps.close)
-        return Spare(clone=clone, undo=undo, room=room)
+        return room
 
     def _look_out(self) -> None:
         """See to it that spare clones give way to guests of other processes, too."""
@@ -253,9 +258,8 @@ class SparePool:
             try:
                 if self._admission.others_wait():
                     self.give_way()
-            except KvmError as failure:  # the next guest that asks for room meets it, too
-                _log.warning("spare clones do not give way to guests of other runs: %s", failure)
-                return
+            except Exception as failure:  # noqa: BLE001 - tried again; a guest that asks for room meets it, too
+                _log.warning("it could not be seen whether others wait for room: %s", failure)
 
     def _prepare(self, spare: Spare, name: str) -> None:
         try:

@@ -13,7 +13,7 @@ from pytest_kvm.handles.segment import GuestNic
 from pytest_kvm.host.run_records import MachineState
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine.boot import Phases
-from pytest_kvm.provision.admission import Room
+from pytest_kvm.provision.room import Room
 from pytest_kvm.render.domain_draft import DomainDraft
 from pytest_kvm.spec.guest import GuestSpec
 

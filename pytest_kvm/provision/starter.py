@@ -238,8 +238,12 @@ class GuestStarter:
     def _wake_clone(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack, Tier]:
         spare = self._spares.take(request, template)
         if spare is not None:
-            with request.teardown.adding() as stack:
-                stack.callback(spare.undo.close)
+            try:
+                with request.teardown.adding() as stack:
+                    stack.callback(spare.undo.close)
+            except GuestGone:
+                spare.undo.close()
+                raise
             try:
                 clone = spare.take()
                 request.room.note_process(clone.machine.domain.pid)

@@ -14,7 +14,7 @@ def test_a_guest_has_room_for_its_qemu(guest, pytestconfig):
     register = Register(settings_stashed(pytestconfig).limits_folder)
     with register.turn():
         grants = [grant for each in register.others() for grant in each["grants"]]
-    (amount,) = (amount for _, amount, _, _, pids in grants if guest.machine.domain.pid in pids)
+    (amount,) = (amount for _, amount, *_, pids in grants if guest.machine.domain.pid in pids)
     assert amount == [512, 1, 1]
 
 

@@ -185,7 +185,7 @@ def holders(tmp_path):
 
 
 def spares(holders):
-    return sum(is_spare for each in holders for _name, _amount, is_spare, *_ in each["grants"])
+    return sum(is_leaving for each in holders for _name, _amount, is_leaving, *_ in each["grants"])
 
 
 def wait_for_equal(look, wanted, *, describe):
@@ -230,7 +230,7 @@ def test_a_test_that_its_own_module_leaves_no_room_for_is_told_what_has_it(pytes
     code, text = outcome(begin("--kvm-max-guests=1"))
     assert code == pytest.ExitCode.TESTS_FAILED, text
     assert " 1 passed, 1 error" in text
-    assert "NoCapacity: no room for a guest of 512 MiB beside the guests of this process" in text
+    assert "NoCapacity: no room for a guest of 512 MiB beside the other guests of this process" in text
     assert "base: 512 MiB, for test_a.py::test_one" in text
 
 

@@ -73,6 +73,7 @@ def test_values(name, text, value):
         ("pool", "all"),
         ("max_memory", "8"),
         ("max_memory", "0GiB"),
+        ("max_memory", "512KiB"),
         ("max_vcpus", "0"),
         ("max_guests", "-1"),
         ("max_guests", "many"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 HEAD = "import pytest\nimport pytest_kvm as kvm\n"
@@ -107,6 +109,12 @@ def test_a_plan_asks_for_nothing(run, tmp_path, option):
     assert not (tmp_path / "limits").exists()
 
 
+SHOWS_PEAK = """
+from pytest_kvm.plugin.reservation import _peak_of
+
+def pytest_collection_finish(session):
+    print("peak:", *_peak_of(session))
+"""
 SCOPES = """
 @kvm.guest(scope="session")
 def everywhere():
@@ -151,11 +159,101 @@ def test_alone(each):
 )
 def test_the_most_that_a_session_will_have_is_known_before_it_begins(pytester, more, peak):
     pytester.makepyfile(HEAD + SCOPES + more)
-    pytester.makeconftest("""
-        from pytest_kvm.plugin.reservation import _peak_of
-
-        def pytest_collection_finish(session):
-            print("peak:", *_peak_of(session))
-    """)
+    pytester.makeconftest(SHOWS_PEAK)
     result = pytester.runpytest("--collect-only", "-s")
     result.stdout.fnmatch_lines([f"peak: {' '.join(map(str, peak))}"])
+
+
+OVERRIDING = """
+@kvm.guest
+def web():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+class TestWithMore:
+    @pytest.fixture
+    def web(self, web):
+        return web
+
+    def test_it(self, web):
+        pass
+"""
+PACKAGE = """
+@kvm.guest(scope="package")
+def shared():
+    return kvm.GuestSpec(memory="300MiB", vcpus=1)
+
+@kvm.guest
+def own():
+    return kvm.GuestSpec(memory="500MiB", vcpus=1)
+
+def test_shared(shared):
+    pass
+
+def test_own(own):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "peak"),
+    [
+        (OVERRIDING, (512, 1, 1)),
+        # A package's guest may live until the session ends.
+        (PACKAGE, (800, 2, 2)),
+    ],
+)
+def test_guests_that_are_easily_overlooked_count(pytester, source, peak):
+    pytester.makepyfile(HEAD + source)
+    pytester.makeconftest(SHOWS_PEAK)
+    result = pytester.runpytest("--collect-only", "-s")
+    result.stdout.fnmatch_lines([f"peak: {' '.join(map(str, peak))}"])
+
+
+WITHOUT_GUESTS = """
+import pytest
+from pytest_kvm.provision.run import Run
+
+@pytest.fixture(autouse=True, scope="session")
+def no_guests():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "start", start)
+        patch.setattr(Run, "remove", lambda run, *guests: print("removed", *guests))
+        yield
+
+def start(run, spec, *, name, **rest):
+    room = run._admission.room(name, Amount.of(spec))
+    room.take_reserved()
+    print("start", name, *room.granted)
+    return name
+
+from pytest_kvm.provision.admission_rules import Amount
+"""
+OTHER_PARAMETERS = """
+@kvm.guest(scope="session", params=["3GiB", "1GiB"])
+def box(request):
+    return kvm.GuestSpec(memory=request.param, vcpus=1)
+
+@kvm.guest
+def web():
+    return kvm.GuestSpec(memory="2GiB", vcpus=1)
+
+def test_here(box, web):
+    pass
+"""
+
+
+def test_a_guest_of_other_parameters_is_removed_before_there_is_asked_for_room(run, pytester):
+    """Else it would take the room that is asked for, and the new one would not be asked for."""
+    pytester.makeconftest(WITHOUT_GUESTS)
+    result = run(OTHER_PARAMETERS, "-s", "--kvm-max-memory=8GiB")
+    result.assert_outcomes(passed=2)
+    assert re.findall(r"(?:start|removed) (?:box|web).*", result.stdout.str()) == [
+        "start box 3072 1 1",
+        "start web 2048 1 1",
+        "removed web",
+        "removed box",
+        "start box 1024 1 1",
+        "start web 2048 1 1",
+        "removed web",
+        "removed box",
+    ]

@@ -109,7 +109,7 @@ class OneGuest:
     def note_test(self, test):
         """Nobody looks from outside."""
 
-    def reserve(self, specs, *, peak):
+    def reserve(self, specs, *, peak, is_wide):
         """There is room."""
 
     def end_reservation(self):

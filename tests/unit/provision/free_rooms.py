@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_kvm.provision.admission import Room
 from pytest_kvm.provision.admission_rules import Amount
+from pytest_kvm.provision.room import Room
 
 ONE = Amount(memory=512, vcpus=2, guests=1)
 
@@ -21,7 +21,9 @@ class FreeAdmission:
 
     def room(self, name: str, amount: Amount = ONE) -> Room:
         admission: Any = self
-        room = Room(admission=admission, name=name, amount=amount, test="test_x", granted=amount)
+        room = Room(
+            admission=admission, name=name, amount=amount, test="test_x", is_wide=True, granted=amount
+        )
         self.rooms.append(room)
         return room
 

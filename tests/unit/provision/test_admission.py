@@ -10,6 +10,7 @@ import pytest
 
 from pytest_kvm.errors import GuestGone, NoCapacity
 from pytest_kvm.host import limits as limits_module
+from pytest_kvm.host import register as register_module
 from pytest_kvm.host.limits import limits_of
 from pytest_kvm.host.register import Register
 from pytest_kvm.provision import admission as admission_module
@@ -215,8 +216,8 @@ def test_a_process_that_has_too_much_itself_is_told_so_at_once(admission):
     with pytest.raises(NoCapacity) as failure:
         take(mine, ONE, ONE)
     assert failure.value.brief == (
-        "no room for 2 guests of 1 GiB together beside the guests of this process: it has "
-        "512 MiB, and at most 2 guests (said by a test) can be had"
+        "no room for 2 guests of 1 GiB together beside the other guests of this process: it has "
+        "a guest of 512 MiB, and at most 2 guests (said by a test) can be had"
     )
     assert "database: 512 MiB, for test_x" in failure.value.details
     assert "--kvm-max-guests" in failure.value.resolution
@@ -225,6 +226,30 @@ def test_a_process_that_has_too_much_itself_is_told_so_at_once(admission):
 def test_more_than_there_can_ever_be_is_told_at_once(admission):
     with pytest.raises(NoCapacity, match="web: there is never room for 2 GiB of memory"):
         admission(memory=1024).room("web", Amount(2048, 1, 1)).wait(str)
+
+
+def test_a_guest_that_is_being_removed_is_waited_for(admission, background):
+    """It is in the way, but not for long."""
+    mine = admission(guests=1)
+    (failed,) = take(mine, ONE)
+    failed.leave()
+    asked = background(take, mine, ONE)
+    wait_until(lambda: mine._waiting or _not_yet(), describe="the wish", timeout=20, every=0.02)
+    failed.release()
+    assert asked.result(20)[0].granted == ONE
+
+
+def test_nothing_is_lost_while_another_process_is_stopped_in_its_turn(admission, other, monkeypatch, caplog):
+    monkeypatch.setattr(register_module, "_GUARD_WITHIN", 0.05)
+    mine, in_its_way = admission(guests=1), admission()
+    (room,) = take(mine, ONE)
+    with in_its_way._register.turn():
+        room.release()
+        with pytest.raises(NoCapacity, match="another process has its turn"):
+            take(mine, ONE)
+    assert "could not be written down" in caplog.text
+    mine.note_test("the next")
+    assert other(guests=1).take() == "done", "neither the room nor a wish is left"
 
 
 # ---------------------------------------------------------------- reservations
@@ -335,9 +360,12 @@ def test_what_is_granted_and_not_yet_taken_is_not_free(tmp_path, machine, monkey
     with pytest.raises(NoCapacity, match="1 GiB of this machine's memory are left for guests"):
         take(mine, Amount(2048, 1, 1))
     # A part of it is taken: it is missing from what is available, and no longer promised.
-    monkeypatch.setattr(admission_module, "memory_touched_mib", {4711: 1024, 4712: 100}.get)
-    room.note_process(4711)
-    room.note_process(4712)
+    touched = {os.getpid(): 1024, os.getppid(): 100}
+    monkeypatch.setattr(admission_module, "memory_touched_mib", touched.get)
+    room.note_process(2**22 + 1)  # it has ended
+    room.note_process(os.getpid())
+    room.note_process(os.getppid())
+    assert room.pids == (os.getpid(), os.getppid())
     assert take(mine, Amount(2048, 1, 1))[0].granted.memory == 2048
     mine.close()
 
@@ -365,7 +393,7 @@ def test_memory_that_only_other_programs_have_is_not_waited_for_to_the_end(tmp_p
         take(mine, ONE)
     assert failure.value.brief == (
         "no room for a guest of 512 MiB: 300 MiB of this machine's memory are left for guests, "
-        "and no guest of another process has any"
+        "and the guests of other processes do not have so much"
     )
     assert "--kvm-max-memory" in failure.value.resolution
     mine.close()
@@ -404,3 +432,7 @@ def test_where_nothing_is_reserved_there_is_nothing_to_take(admission):
     room = admission().room("web", ONE)
     room.take_reserved()
     assert room.granted == NOTHING
+
+
+def _not_yet():
+    raise NotYet("nothing")

@@ -17,6 +17,7 @@ from pytest_kvm.handles.guest import Guest
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.options import settings_from
 from pytest_kvm.provision.admission_rules import NOTHING
+from pytest_kvm.provision.guest_boot import GuestBoot
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
 from pytest_kvm.provision.run import Run
 from pytest_kvm.provision.run_resources import Lazy
@@ -46,12 +47,26 @@ def test_a_guest_that_its_segment_refuses_takes_nothing_of_what_is_reserved(tmp_
     settings = replace(settings_from([]), limits_dir=tmp_path / "limits")
     with closing(Run(settings, progress=progress, coordinator=ResetCoordinator())) as run:
         monkeypatch.setattr(run.segments, "join", refuse)
-        run.reserve([kvm.GuestSpec()], peak=NOTHING)
+        run.reserve([kvm.GuestSpec()], peak=NOTHING, is_wide=False)
         with pytest.raises(SpecError):
             run.start(kvm.GuestSpec(), name="web")
         assert [grant.name for grant in run._admission._me().grants] == ["reserved"]
         run.end_reservation()
         assert run._admission._me().grants == ()
+
+
+def test_a_guest_whose_start_fails_is_not_left_in_the_run(monkeypatch, tmp_path):
+    def fail(_boot, *_arguments, **_named):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(GuestBoot, "start", fail)
+    progress: Any = SimpleNamespace()
+    coordinator = ResetCoordinator()
+    settings = replace(settings_from([]), limits_dir=tmp_path / "limits")
+    with closing(Run(settings, progress=progress, coordinator=coordinator)) as run:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run.start(kvm.GuestSpec(), name="web")
+        assert not run._boots
 
 
 class Progress:

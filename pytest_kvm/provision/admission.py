@@ -262,7 +262,7 @@ class Admission:
             if self._waiting.pop(wish, None) is not None:
                 self.note()
         if decision.answer == "never":
-            raise refusal(wish.words, decision, case, limits=self._limits)
+            raise refusal(decision, case, wanted=wish.words, limits=self._limits)
 
     def _try(self, wish: _Wish) -> tuple[Decision, Case]:
         with self._register.turn():

@@ -41,13 +41,13 @@ def why_later(decision: Decision, case: Case, *, limits: Limits) -> str:
             assert_never(decision.reason)
 
 
-def refusal(wanted: str, decision: Decision, case: Case, *, limits: Limits) -> NoCapacity:
+def refusal(decision: Decision, case: Case, *, wanted: str, limits: Limits) -> NoCapacity:
     """Return the error of a wish that no waiting would fulfil.
 
     Args:
-        wanted: What is wanted, from :func:`guests_in_words`.
         decision: Why it is refused.
         case: The wish.
+        wanted: What is wanted, from :func:`guests_in_words`.
         limits: Those of this process.
     """
     if decision.reason == "deadlock":

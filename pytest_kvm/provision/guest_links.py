@@ -123,6 +123,7 @@ class GuestLinks:
             timeout=_TAKEN_WITHIN,
             every=_LOOK_EVERY,
             error=SnapshotFailed,
+            clock=machine.domain.clock,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ class FakeDomain:
         self.done: list[str] = []
         self.fails = ""
         """The step at which the monitor fails."""
+        self.clock = time.monotonic
         self._card = card
         self._has_link = True
 

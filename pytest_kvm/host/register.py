@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pytest_kvm.errors import NoCapacity
+from pytest_kvm.errors import HostError, NoCapacity
 from pytest_kvm.host.private_folder import make_private
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -60,7 +60,8 @@ class Register:
             if self._guard >= 0:
                 raise RuntimeError("a turn within a turn")
             make_private(self._folder, what="the limits folder", flag="--kvm-limits-dir")
-            self._guard = _open(self._folder / _GUARD)
+            with self._failing_in_words():
+                self._guard = _open(self._folder / _GUARD)
             try:
                 _lock_in_time(self._guard, self._folder)
                 yield
@@ -76,18 +77,36 @@ class Register:
         return [written for path in files if (written := _read(path)) is not None]
 
     def write(self, content: dict[str, Any]) -> None:
-        """Replace what this process has written; only in a turn. After :meth:`close` nothing is written."""
+        """Replace what this process has written; only in a turn. After :meth:`close` nothing is written.
+
+        Raises:
+            HostError: The disk is full, or the folder is gone.
+        """
         if self._is_closed:
             return
-        if self._own < 0:
-            self._own = _open(self._path)
-            fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         data = json.dumps({"format": _FORMAT, **content}).encode()
-        if data != self._written:
-            # In place, as the lock is on this file. Nobody reads it meanwhile.
-            os.pwrite(self._own, data, 0)
-            os.ftruncate(self._own, len(data))
-            self._written = data
+        with self._failing_in_words():
+            if self._own >= 0 and os.fstat(self._own).st_nlink == 0:  # somebody has removed the file
+                os.close(self._own)
+                self._own, self._written = -1, b""
+            if self._own < 0:
+                self._own = _open(self._path)
+                fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if data != self._written:
+                # In place, as the lock is on this file. Nobody reads it meanwhile.
+                os.pwrite(self._own, data, 0)
+                os.ftruncate(self._own, len(data))
+                self._written = data
+
+    @contextmanager
+    def _failing_in_words(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as failure:
+            raise HostError(
+                f"the limits folder {self._folder} cannot be written to: {failure.strerror}",
+                resolution="make room there, or choose another with --kvm-limits-dir",
+            ) from None
 
     def close(self) -> None:
         """Remove this process's file."""

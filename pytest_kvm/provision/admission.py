@@ -226,7 +226,7 @@ class Admission:
         try:
             with self._register.turn():
                 self._write()
-        except (HostError, OSError) as failure:
+        except HostError as failure:
             self._is_unwritten = True
             _log.warning("what the guests of this process have could not be written down: %s", failure)
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pytest_kvm.boot_cache.template import Template
-from pytest_kvm.errors import GuestGone, NoCapacity, WaitTimeout
+from pytest_kvm.errors import GuestGone, KvmError, NoCapacity, WaitTimeout
 from pytest_kvm.host.resources import memory_available_mib
 from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.clone import Clone
@@ -258,8 +258,11 @@ class SparePool:
             try:
                 if self._admission.others_wait():
                     self.give_way()
-            except Exception as failure:  # noqa: BLE001 - tried again; a guest that asks for room meets it, too
+            except KvmError as failure:
                 _log.warning("it could not be seen whether others wait for room: %s", failure)
+                with self._lock:
+                    self._is_looking = False  # until there is the next spare clone
+                return
 
     def _prepare(self, spare: Spare, name: str) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -88,6 +89,29 @@ def test_what_lies_in_the_way_leads_nowhere(new_register, tmp_path):
         os.mkfifo(tmp_path / "limits/pipe.json")
         assert mine.others() == []
     assert target.exists()
+
+
+def test_a_folder_that_was_removed_is_made_again(new_register, tmp_path):
+    """Else nobody would see what this process has."""
+    mine, other = new_register(), new_register()
+    with mine.turn():
+        mine.write({"taken": 1})
+    shutil.rmtree(tmp_path / "limits")
+    with mine.turn():
+        mine.write({"taken": 1})
+    with other.turn():
+        assert other.others() == [{"format": 1, "taken": 1}]
+
+
+def test_a_full_disk_is_told_in_words(new_register, monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    mine = new_register()
+    monkeypatch.setattr(os, "pwrite", full)
+    with mine.turn(), pytest.raises(HostError, match="No space left on device") as failure:
+        mine.write({})
+    assert "--kvm-limits-dir" in failure.value.resolution
 
 
 def test_a_folder_that_others_may_enter_is_refused(tmp_path):

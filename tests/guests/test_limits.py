@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -10,16 +11,19 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from pytest_kvm.host.pressure import memory_pressure
 from pytest_kvm.host.register import Register
 from pytest_kvm.host.resources import cpus_available
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.waiting import NotYet, wait_until
 from scripts.folders import own_folder
+from tests.memory_group import MemoryGroup
 
 WITHIN = 400
 _CHECKOUT = Path(__file__).parents[2]
@@ -207,6 +211,7 @@ def test_two_runs_with_room_for_one_guest_take_turns(pytester, begin, census):
     waited = [f"at most 1 guest (--kvm-max-guests); pid {each.pid} (test_" for each in (first, second)]
     told = f"{text}\n{other_text}"
     assert any(each in told for each in waited), told
+    assert ", 1 room wait " in told
 
 
 def test_four_workers_with_room_for_two_guests_never_have_three(pytester, begin, census):
@@ -234,13 +239,27 @@ def test_a_test_that_its_own_module_leaves_no_room_for_is_told_what_has_it(pytes
     assert "base: 512 MiB, for test_a.py::test_one" in text
 
 
-def test_a_run_that_is_killed_leaves_its_room_to_the_next(pytester, begin, run_dir, census):
+@pytest.fixture
+def runs(run_dir):
+    def runs():
+        """Return what is seen of the runs from outside."""
+        argv = [sys.executable, "-m", "pytest_kvm", f"--kvm-run-dir={run_dir}", "ps", "--json"]
+        env = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
+        told = subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
+        return [each for each in json.loads(told)["runs"] if each["folder"].startswith(str(run_dir))]
+
+    return runs
+
+
+def test_a_run_that_is_killed_leaves_its_room_to_the_next(pytester, begin, run_dir, runs):
     pytester.makepyfile(test_a=UNTIL_TOLD, test_b=ONE_GUEST)
     first = begin("--kvm-max-guests=1", "test_a.py")
     wait_for_equal((pytester.path / "up").exists, True, describe="the first run's guest")
     second = begin("--kvm-max-guests=1", "test_b.py")
     shown = iter(second.stdout.readline, "")
-    assert any(f"pid {first.pid} (test_a.py::test_until_told) has a guest" in line for line in shown)
+    has_it = f"pid {first.pid} (test_a.py::test_until_told) has a guest"
+    assert any(has_it in line for line in shown)
+    assert [each["test"] for each in runs() if has_it in each["waits_for"]] == ["test_b.py::test_here"]
     first.send_signal(signal.SIGKILL)
     code, text = outcome(second)
     assert code == 0, text
@@ -289,4 +308,57 @@ def test_a_cold_boot_waits_for_its_turn_and_a_clone_does_not(pytester, begin, al
     assert any("machine: waiting for its turn to boot: guest-1 of pid 4711" in line for line in shown)
     assert cold.poll() is None
     all_turns.close()
+    assert any(line == "kvm: machine: power on\n" for line in shown)
+
+
+READS_A_FILE = """
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+content = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+while True:
+    for page in range(0, len(content), 4096):
+        content[page]
+"""
+WRITES_A_FILE = """
+import os, sys
+with open(sys.argv[1], "wb") as file:
+    for _ in range(200):
+        file.write(os.urandom(1 << 20))
+        os.fsync(file.fileno())
+"""
+"""Its pages are those of the group in which it was written."""
+
+
+@pytest.fixture
+def shortage(tmp_path):
+    """Have processes wait for memory, in a control group that is too small for what they read."""
+    group = MemoryGroup("short", 40 << 20)
+    group.run("-c", WRITES_A_FILE, tmp_path / "large")
+    command = group.python("-c", READS_A_FILE, tmp_path / "large")
+    readers = [subprocess.Popen(command) for _ in range(3)]
+
+    def end():
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+
+    yield SimpleNamespace(end=end)
+    end()
+    group.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes control groups")
+def test_a_cold_boot_waits_while_this_machine_is_short_of_memory(pytester, begin, shortage):
+    def look():
+        if memory_pressure() < 20:
+            raise NotYet(f"processes wait {memory_pressure()} % of the time")
+
+    pytester.makepyfile(test_a=ONE_GUEST)
+    wait_until(look, describe="a shortage", timeout=WITHIN)
+    cold = begin("--kvm-cache=off", "test_a.py")
+    shown = iter(cold.stdout.readline, "")
+    assert any(
+        "machine: waiting, 60 s at most, as this machine is short: processes" in line for line in shown
+    )
+    shortage.end()
     assert any(line == "kvm: machine: power on\n" for line in shown)

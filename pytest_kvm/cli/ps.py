@@ -181,7 +181,8 @@ def _run_lines(run: SeenRun, view: _View) -> Iterator[str]:
     elif not run.is_live:
         yield f"  left in {run.folder.parent.parent}: the run has ended, and the next one there removes it"
     elif run.current is not None and run.current.test:
-        yield f"  {run.current.test} for {duration(seconds_since(run.current.since))}"
+        waits = f" is {run.current.waits_for}," if run.current.waits_for else ""
+        yield f"  {run.current.test}{waits} for {duration(seconds_since(run.current.since))}"
     for machine in run.machines:
         yield from _machine_lines(machine, view.usage[machine])
 
@@ -245,6 +246,7 @@ def _run_to_json(run: SeenRun, view: _View) -> dict[str, Any]:
         "is_visible": run.is_visible,
         "seconds": run.seconds,
         "test": current.test if current else "",
+        "waits_for": current.waits_for if current else "",
         "test_seconds": seconds_since(current.since) if current and current.test else None,
         "guests": [_machine_to_json(machine, view.usage[machine]) for machine in run.machines],
     }

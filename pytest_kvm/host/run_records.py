@@ -22,7 +22,7 @@ TEST = "test.json"
 MACHINE = "machine.json"
 """In the folder of each machine."""
 _LONGEST = 1000
-"""Characters of a test's id."""
+"""Characters of a test's id, and of what it waits for."""
 _log = logging.getLogger("pytest_kvm.run")
 
 MachineState = Literal["starting", "running", "spare", "template"]
@@ -60,6 +60,8 @@ class CurrentTest:
     """The test's id; empty between tests."""
     since: float
     """When that began, by the same clock."""
+    waits_for: str
+    """The room that the test waits for; empty if it waits for none."""
 
 
 def now() -> float:
@@ -84,9 +86,15 @@ def write_state(folder: Path, state: MachineState) -> None:
         write_machine(folder, replace(record, state=state, since=now()))
 
 
-def write_test(folder: Path, test: str) -> None:
-    """Note in a run's folder which test has begun; "" when it has ended."""
-    _write(folder / TEST, CurrentTest(test=test[:_LONGEST], since=now()))
+def write_test(folder: Path, test: str, *, waits_for: str = "") -> None:
+    """Note in a run's folder which test has begun, or what it waits for.
+
+    Args:
+        folder: The run's folder.
+        test: The test's id; empty when it has ended.
+        waits_for: The room that it waits for, if it does.
+    """
+    _write(folder / TEST, CurrentTest(test=test[:_LONGEST], since=now(), waits_for=waits_for[:_LONGEST]))
 
 
 def read_machine(folder: Path, *, owner: int) -> MachineRecord | None:

@@ -157,7 +157,7 @@ class Holder:
         )
 
 
-Reason = Literal["", "limit", "memory", "turn", "others' need", "own", "deadlock"]
+Reason = Literal["", "limit", "memory", "turn", "need", "own", "deadlock"]
 
 
 class Decision(NamedTuple):
@@ -166,7 +166,7 @@ class Decision(NamedTuple):
     answer: Literal["yes", "later", "never"]
     reason: Reason = ""
     """Why not: ``limit``, it is reached; ``memory``, other programs have it; ``turn``, another process
-    was earlier; ``others' need``, others could not get what they will want; ``own``, this process
+    was earlier; ``need``, others could not get what they will want; ``own``, this process
     itself has too much; ``deadlock``, it and others wait for each other."""
 
 
@@ -204,7 +204,7 @@ class Case:
             return Decision("later", "turn")
         after = [me.with_grant(amount, is_wide=self.is_wide), *self.others]
         if not is_safe(self._with_less_memory(after)):
-            return Decision("later", "others' need")
+            return Decision("later", "need")
         return None
 
     def who_goes_first(self) -> Holder | None:

@@ -30,7 +30,7 @@ def why_later(decision: Decision, case: Case, *, limits: Limits) -> str:
         case "turn":
             first = case.who_goes_first()
             return f"{'another process' if first is None else _name(first)} has waited for longer; {held}"
-        case "others' need":
+        case "need":
             return f"what is left is kept for those who will want more; {held}"
         case "limit":
             taken = total(each.has_in_all for each in (case.me, *case.others))

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from pytest_kvm.spec.guest import GuestSpec
 
 Kind = Literal[
-    "boot", "template", "clone", "forming", "lab", "savepoint", "reset", "reboot", "failure", "image"
+    "wait", "boot", "template", "clone", "forming", "lab", "savepoint", "reset", "reboot", "failure", "image"
 ]
 WORDS: dict[Kind, str] = {
+    "wait": "room wait",
     "image": "image build",
     "boot": "cold boot",
     "failure": "failed boot",
@@ -46,15 +47,15 @@ class Event:
     """One thing that was done to a guest and took time."""
 
     guest: str
-    """The guest's name, or that of a lab template; empty for an image that was built without a guest
-    (``pytest-kvm images build``)."""
+    """The guest's name, or that of a lab template, or of a test that has waited; empty for an image that
+    was built without a guest (``pytest-kvm images build``)."""
     kind: Kind
     """``boot``: the guest was booted from power on; ``template``: its template was derived from
     another, by plugging its cards in; ``clone``: it was started from a template; ``forming``: the
     function of a lab template was called; ``lab``: the guests of a lab were started as they were when
     it was formed; ``savepoint``: a savepoint was taken; ``reset``: changes were undone; ``reboot``: a
     test restarted the guest, or switched it on again; ``failure``: the guest never became ready;
-    ``image``: an image was built for the guest."""
+    ``image``: an image was built for the guest; ``wait``: a test has waited for room for its guests."""
     tier: Tier | None = None
     """How a boot, clone or reset was done: ``cold`` boot; ``cow``: a clone that maps
     the template's memory; ``snapshot``: a new domain from a snapshot in the disks;

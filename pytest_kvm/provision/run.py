@@ -282,19 +282,24 @@ class Run:
 
     @contextmanager
     def _telling_of_wait(self) -> Generator[Callable[[str], None]]:
-        subject, has_waited = self._test.rpartition("::")[2] or "guests", False
-        begun = time.monotonic()
+        """Yield what is told of a wait for room, and tell of its end."""
+        subject = self._test.rpartition("::")[2] or "guests"
+        begun, told = time.monotonic(), ""
 
-        def tell(why: str) -> None:
-            nonlocal has_waited
-            has_waited = True
-            self._progress.phase(subject, why)
+        def tell(what: str) -> None:
+            nonlocal told
+            told = what
+            self._progress.phase(subject, what)
+            self._write_test(waits_for=what)
 
         try:
             yield tell
         finally:
-            if has_waited:
-                self._progress.finished(subject, f"waited {time.monotonic() - begun:.1f} s for room")
+            if told:
+                seconds = time.monotonic() - begun
+                self._tell(Event(guest=subject, kind="wait", seconds=seconds, why=told))
+                self._progress.finished(subject, f"waited {seconds:.1f} s for room")
+                self._write_test()
 
     def holds(self, value: object) -> TypeGuard[Guest]:
         """Say whether a value is a guest of this run that has not been removed."""
@@ -345,9 +350,12 @@ class Run:
         """Note for those who look from outside which test has begun; "" when it has ended."""
         self._test = test
         self._admission.note_test(test)
+        self._write_test()
+
+    def _write_test(self, *, waits_for: str = "") -> None:
         resources = self._resources.get_open()
         if resources is not None:
-            write_test(resources.folder, test)
+            write_test(resources.folder, self._test, waits_for=waits_for)
 
     def _qemu_overhead(self) -> int:
         resources = self._resources.get_open()

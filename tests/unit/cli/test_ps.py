@@ -72,6 +72,14 @@ def test_a_run_with_its_test_and_its_guest(run, look, ps):
     assert guest["ssh_command"].startswith("ssh -F none -i /run/key -p 2222 ")
 
 
+def test_a_test_that_waits_for_room(run, look, ps):
+    run_records.write_test(
+        run, "tests/test_x.py::test_a", waits_for="waiting for room for a guest of 1 GiB: …"
+    )
+    assert look()["waits_for"] == "waiting for room for a guest of 1 GiB: …"
+    assert "\n  tests/test_x.py::test_a is waiting for room for a guest of 1 GiB: …, for " in ps()
+
+
 @pytest.mark.parametrize("state", ["starting", "spare", "template"])
 def test_what_is_no_guest_of_a_test_yet_has_no_way_to_log_in(run, look, ps, state):
     with machine(run, record=replace(RECORD, state=state)):

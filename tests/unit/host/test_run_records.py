@@ -43,7 +43,7 @@ def test_the_current_test_and_that_it_is_over(tmp_path):
         run_records.write_test(tmp_path, test)
         found = run_records.read_test(tmp_path, owner=os.geteuid())
         assert found is not None
-        assert found.test == test
+        assert (found.test, found.waits_for) == (test, "")
 
 
 def test_a_very_long_id_is_cut(tmp_path):

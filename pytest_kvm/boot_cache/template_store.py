@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from pytest_kvm.boot_cache import ram_file, template_files
@@ -17,8 +16,8 @@ from pytest_kvm.boot_cache.inventory import Inventory
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.boot_cache.template_files import Damage, TemplateManifest
-from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks
+from pytest_kvm.host.disk_space import check_space, full_disk_in_words
 from pytest_kvm.host.resources import disk_free_mib
 from pytest_kvm.settings import RamPlace, Settings
 
@@ -30,6 +29,8 @@ BUILD_TIMEOUT = 3600.0
 
 _KEY = re.compile(r"[0-9a-f]{8,128}")
 _MIB = 1024 * 1024
+_NO_ROOM = "no room for a template"
+_RESOLUTION = "remove some with `pytest-kvm cache gc`, or choose another disk with --kvm-cache-dir"
 _log = logging.getLogger("pytest_kvm.boot_cache")
 
 
@@ -83,7 +84,7 @@ class TemplateStore:
 
     @contextmanager
     def building(
-        self, key: str, *, ram_mib: int = 0, on_wait: locks.OnWait | None = None
+        self, key: str, *, ram_mib: int = 0, disk_mib: int = 0, on_wait: locks.OnWait | None = None
     ) -> Iterator[Building]:
         """Hold the right to make the template of a key, and give a folder to make it in.
 
@@ -97,10 +98,11 @@ class TemplateStore:
             ram_mib: Size that the RAM file may have, in MiB. Room is made for
                 it, because QEMU dies if the disk has no room for a file that
                 it has mapped.
+            disk_mib: What the other files take at least, in MiB.
             on_wait: Called with who holds the right, if another process does.
 
         Raises:
-            NoCapacity: The other process did not finish in time, or there is no room for the RAM file.
+            NoCapacity: The other process did not finish in time, or there is no room for the files.
             OSError: The disk is full; :meth:`disk_full_as_no_capacity` says so in words.
         """
         lock = self._layout.build_lock(_check_key(key))
@@ -112,7 +114,7 @@ class TemplateStore:
                 building = Building(
                     key,
                     folder=folder,
-                    ram=self._place_ram_file(folder, ram_mib),
+                    ram=self._place_ram_file(folder, ram_mib, disk_mib=disk_mib),
                     enter=lambda manifest: self._enter(manifest, folder, held),
                 )
                 yield building
@@ -133,13 +135,12 @@ class TemplateStore:
         if folder is not None:
             self._drop(key, folder, reason=reason)
 
-    def _place_ram_file(self, folder: Path, ram_mib: int) -> ram_file.RamFilePlace:
+    def _place_ram_file(self, folder: Path, ram_mib: int, *, disk_mib: int) -> ram_file.RamFilePlace:
         placed = ram_file.choose_place(folder, self._ram_place, mib=ram_mib)
-        missing = ram_mib - disk_free_mib(folder)
-        if not placed.path.is_symlink() and missing > 0:
+        needed = disk_mib if placed.path.is_symlink() else disk_mib + ram_mib
+        if (missing := needed - disk_free_mib(folder)) > 0:
             self._inventory.free(missing * _MIB)
-            if ram_mib > disk_free_mib(folder):
-                raise self._no_room(f"{ram_mib} MiB of memory are to be written")
+        check_space(self._layout.folder, mib=needed, what=_NO_ROOM, resolution=_RESOLUTION)
         return placed
 
     def _enter(self, manifest: TemplateManifest, folder: Path, held: locks.HeldLock) -> Template:
@@ -165,27 +166,13 @@ class TemplateStore:
             self._layout.unlink(key, only=folder)  # a new template may have replaced it meanwhile
             self._layout.sweep()
 
-    @contextmanager
-    def disk_full_as_no_capacity(self) -> Iterator[None]:
+    def disk_full_as_no_capacity(self) -> AbstractContextManager[None]:
         """Have a block that makes a template fail in words if the disk is full.
 
         Raises:
             NoCapacity: The block has met a full disk.
         """
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            raise self._no_room(str(error.strerror)) from None
-
-    def _no_room(self, why: str) -> NoCapacity:
-        folder = self._layout.folder
-        return NoCapacity(
-            f"no room for a template in {folder}: {why}",
-            details=f"{disk_free_mib(folder)} MiB are free",
-            resolution="remove some with `pytest-kvm cache gc`, or choose another disk with --kvm-cache-dir",
-        )
+        return full_disk_in_words(self._layout.folder, what=_NO_ROOM, resolution=_RESOLUTION)
 
 
 def _check_key(key: str) -> str:

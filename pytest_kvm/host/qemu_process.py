@@ -35,6 +35,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _SCAN_EVERY = 0.02
 _LONGEST_START = 3600.0
+_MEANINGS: dict[int, str] = {signal.SIGBUS: ": the disk that holds its memory is full, perhaps"}
+"""What a signal of the kernel's tells of a QEMU, which maps the file that holds its guest's memory."""
 
 
 def is_subreaper() -> bool:
@@ -125,7 +127,8 @@ class HostProcess:
         if self._code is None:
             return "ended"
         if self._code < 0:
-            return f"was killed by signal {-self._code} ({signal.strsignal(-self._code)})"
+            killed = f"was killed by signal {-self._code} ({signal.strsignal(-self._code)})"
+            return f"{killed}{_MEANINGS.get(-self._code, '')}"
         return f"exited with status {self._code}"
 
     def _collect(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import xml.etree.ElementTree as ET
@@ -33,6 +34,7 @@ _LOOK_EVERY = 0.01
 _NAME_IS_TAKEN = (libvirt.VIR_FROM_DOMAIN, libvirt.VIR_ERR_OPERATION_FAILED)
 """Raised by ``virDomainObjListAdd`` in ``src/conf/virdomainobjlist.c``. The error is recognised
 by its codes, because libvirt translates its text."""
+_log = logging.getLogger("pytest_kvm.hypervisor")
 _SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
 
 
@@ -79,9 +81,13 @@ class LibvirtHypervisor:
         self._facts: HostFacts | None = None
         with translated("listen for domain events"):
             # libvirt.py leaves the callback's type open.
-            self._callback = connection.get().domainEventRegisterAny(  # pyright: ignore[reportUnknownMemberType]
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None
-            )
+            self._callbacks = [
+                connection.get().domainEventRegisterAny(None, event, callback, None)  # pyright: ignore[reportUnknownMemberType]
+                for event, callback in (
+                    (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event),
+                    (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error),
+                )
+            ]
         libvirt_connection.on_lost(connection.get(), self._on_lost)
 
     def facts(self) -> HostFacts:
@@ -164,7 +170,8 @@ class LibvirtHypervisor:
         self._closed = True
         connection = self._connection.get()
         with translated("close the connection"):
-            connection.domainEventDeregisterAny(self._callback)
+            for callback in self._callbacks:
+                connection.domainEventDeregisterAny(callback)
             connection.close()
 
     def _find_ours(self, raw: libvirt.virDomain) -> LibvirtDomain | None:
@@ -258,11 +265,39 @@ class LibvirtHypervisor:
         if life.settled:
             self._forget(life)
 
+    def _on_io_error(
+        self,
+        _connection: object,
+        raw: libvirt.virDomain,
+        path: str,
+        device: str,
+        action: int,
+        reason: str,
+        _mine: object,
+    ) -> None:
+        """Process that QEMU could not read from or write to a disk's file."""
+        name = raw.name()
+        with self._lock:
+            life, domain = self._lives.get(name), self._domains.get(name)
+        if life is None or action != libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE:
+            return
+        life.disk_failed(Path(path), device=device, reason=reason)
+        if domain is not None:  # else its start fails now, and that removes it
+            # In a thread, because libvirt calls this one back in the midst of it.
+            threading.Thread(target=_destroy, args=[domain], name=f"kvm-destroy-{name}", daemon=True).start()
+
     def _on_lost(self, reason: str) -> None:
         with self._lock:
             lives = list(self._lives.values())
         for life in lives:
             life.note_end(f"the connection to libvirt was lost: {reason}")
+
+
+def _destroy(domain: LibvirtDomain) -> None:
+    try:
+        domain.destroy()
+    except DomainFailed:  # whoever removes the guest tries again
+        _log.warning("%s has ended, and its QEMU could not be removed", domain.name, exc_info=True)
 
 
 _Start = Callable[[libvirt.virConnect], libvirt.virDomain]

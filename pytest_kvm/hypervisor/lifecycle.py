@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import libvirt
+
+from pytest_kvm.host.resources import disk_free_mib
 
 _log = logging.getLogger("pytest_kvm.hypervisor")
 
@@ -94,6 +97,24 @@ class Lifecycle:
                 self.note_end(_STOPPED_BECAUSE.get(detail, f"stopped (libvirt's detail {detail})"))
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._settled.set()
+
+    def disk_failed(self, file: Path, *, device: str, reason: str) -> None:
+        """Note that QEMU has paused the domain because it could not use the file of a disk.
+
+        QEMU does so when a write finds no room (``werror=enospc`` is its default), and would go on
+        once somebody resumes the domain. Nobody would, and those who wait for the guest would wait until
+        their time is up. So it is the domain's end, and QEMU's, too.
+
+        Args:
+            file: The disk's file.
+            device: The disk's name in QEMU.
+            reason: libvirt's reason (``virConnectDomainEventIOErrorReasonCallback``).
+        """
+        if "enospc" in reason:
+            what = f"the host's disk is full, {disk_free_mib(file)} MiB are free for {file}"
+        else:
+            what = f"the host could not read or write {file}{reason and f': {reason}'}"
+        self.note_end(f"QEMU has stopped it at its {device}: {what}")
 
     def note_end(self, reason: str) -> None:
         """Note the end; only the first call counts."""

@@ -63,10 +63,11 @@ class GuestMachines:
     def start_another(self) -> Tier:
         """Start a machine like the first one and remove the current one; return how it was started."""
         with self._replacing, self.current.request.room.doubled() as has_room_for_both:
-            former = self.current
-            if not has_room_for_both:
+            former, starter = self.current, self._starter.get()
+            model = self._model or former
+            if not (has_room_for_both and starter.has_room_like(model)):
                 former.undo.close()
-            fresh = self._starter.get().start_like(self._model or former, self.successor())
+            fresh = starter.start_like(model, self.successor())
             self._model = fresh
             self._lead_to(fresh)
             former.undo.close()
@@ -91,6 +92,7 @@ class GuestMachines:
             GuestError: It runs.
             GuestGone: The guest was removed.
             HypervisorError: libvirt refused the domain; the machine stays off.
+            NoCapacity: The run folder's disk is full.
             SwitchFailed: The switch has ended.
         """
         with self._replacing:

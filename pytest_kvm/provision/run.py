@@ -20,6 +20,7 @@ from pytest_kvm.host.run_records import write_test
 from pytest_kvm.host.run_token import new_run_token
 from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.admission_rules import Amount
+from pytest_kvm.provision.disk_room import run_disk_full_in_words
 from pytest_kvm.provision.events import Event, EventListener, ignore
 from pytest_kvm.provision.guest_boot import BootProgress, GuestBoot
 from pytest_kvm.provision.guest_links import GuestLinks
@@ -364,13 +365,12 @@ class Run:
 
     @contextmanager
     def _open_resources(self) -> Generator[RunResources]:
-        with open_run_resources(
-            self._settings,
-            self._switch,
-            admission=self._admission,
-            token=self._token,
-            about=self._about,
-        ) as resources:
+        opened = open_run_resources(
+            self._settings, self._switch, admission=self._admission, token=self._token, about=self._about
+        )
+        with ExitStack() as stack:
+            with run_disk_full_in_words(self._settings.run_dir, "no room for a run"):
+                resources = stack.enter_context(opened)
             write_test(resources.folder, self._test)
             yield resources
 

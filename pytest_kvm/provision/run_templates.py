@@ -31,6 +31,7 @@ from pytest_kvm.provision.derived_template import (
     start_copy,
     without_segments,
 )
+from pytest_kvm.provision.disk_room import COLD_BOOT_MIB
 from pytest_kvm.provision.events import Event, cold_boot_event
 from pytest_kvm.provision.prepare import PatchingRaceLost, boot_with_second_try, make_ready
 from pytest_kvm.provision.run_resources import RunResources
@@ -111,7 +112,9 @@ class RunTemplates:
 
     def building(self, request: StartRequest, *, key: str, ram_mib: int) -> AbstractContextManager[Building]:
         """Hold the right to make the template of a key; see :meth:`TemplateStore.building`."""
-        return self._store.building(key, ram_mib=ram_mib, on_wait=partial(_tell_wait, request))
+        return self._store.building(
+            key, ram_mib=ram_mib, disk_mib=COLD_BOOT_MIB, on_wait=partial(_tell_wait, request)
+        )
 
     def disk_full_as_no_capacity(self) -> AbstractContextManager[None]:
         """See :meth:`TemplateStore.disk_full_as_no_capacity`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,13 @@ from pytest_kvm.machine.boot import Phases
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.provision.clone import Clone, start_paused, why_no_clone
 from pytest_kvm.provision.cold_boot import power_on, start_again
+from pytest_kvm.provision.disk_room import (
+    CLONE_MIB,
+    check_disk_room,
+    has_disk_room,
+    needed_mib,
+    run_disk_full_in_words,
+)
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.lab_template import LabTemplates
@@ -97,7 +104,13 @@ class GuestStarter:
             BootFailed: The machine did not become ready.
             GuestGone: Its guest was removed meanwhile.
             NetworkFailed: A card cannot be on its network of the host.
+            NoCapacity: The run folder's disk has no room for it.
         """
+        self._check_disk(request)
+        with self._full_disk_in_words(request):
+            return self._start(request)
+
+    def _start(self, request: StartRequest) -> Started:
         if self._settings.cache == "off":
             return self._boot_cold(request, why="the boot cache is off")
         if tied := [nic.model for nic in request.spec.nics if nic.prevents_clones]:
@@ -113,6 +126,7 @@ class GuestStarter:
                 if problem is None:
                     return self._start_from_template(request, tier, key=key, why="; ".join(problems))
             except (DomainFailed, NoCapacity, SnapshotFailed) as failure:
+                self._check_disk(request)  # if that is full, no other way works
                 _log.warning("%s: no template (%s): %s", request.name, tier, failure)
                 problem = self._refused[key] = f"{tier}: {failure.brief}"
             problems.append(problem)
@@ -126,14 +140,20 @@ class GuestStarter:
             DomainFailed: The template could not be cloned, in two attempts.
             GuestGone: Its guest was removed meanwhile.
             NetworkFailed: A card cannot be on its network of the host.
+            NoCapacity: The run folder's disk has no room for it.
         """
-        if former.template is None:
-            return self._boot_cold(request, why="its first boot was a cold one")
-        try:
-            return self._start_clone(request, former.template)
-        except StateDamaged as failure:
-            self._templates.discard(request, former.template, reason=failure.brief)
-            return self.start(request)
+        with self._full_disk_in_words(request):
+            if former.template is None:
+                return self._boot_cold(request, why="its first boot was a cold one")
+            try:
+                return self._start_clone(request, former.template)
+            except StateDamaged as failure:
+                self._templates.discard(request, former.template, reason=failure.brief)
+                return self._start(request)
+
+    def has_room_like(self, former: Started) -> bool:
+        """Say whether the disk has room for another machine like a former one, as long as that is there."""
+        return has_disk_room(self._resources.folder, mib=needed_mib(former.template))
 
     def start_again(self, former: Started) -> Started:
         """Start a machine that has ended in a new QEMU, with its own disks, and leave it paused.
@@ -141,10 +161,11 @@ class GuestStarter:
         Raises:
             GuestGone: Its guest was removed meanwhile.
             HypervisorError: libvirt refused the domain; the machine stays off.
+            NoCapacity: The run folder's disk is full.
             SwitchFailed: The switch has ended.
         """
         request = former.request
-        with request.teardown.adding():
+        with self._full_disk_in_words(request), request.teardown.adding():
             machine = start_again(
                 self._resources, request, plan=former.plan, former=former.machine, stack=former.undo
             )
@@ -168,6 +189,7 @@ class GuestStarter:
 
     def _boot_now(self, request: StartRequest, why: str) -> Started:
         request = replace(request, phases=request.phases.of_next_boot())
+        check_disk_room(self._resources.folder, request.name, mib=needed_mib(None))
         request.on_step("power on")
         with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
@@ -190,6 +212,12 @@ class GuestStarter:
                 cold_boot_event(request.name, spec=request.spec, seconds=request.phases.elapsed(), why=why),
             ),
         )
+
+    def _check_disk(self, request: StartRequest) -> None:
+        check_disk_room(self._resources.folder, request.name, mib=CLONE_MIB)
+
+    def _full_disk_in_words(self, request: StartRequest) -> AbstractContextManager[None]:
+        return run_disk_full_in_words(self._resources.folder, f"{request.name}: no room on the disk")
 
     def _start_from_template(
         self, request: StartRequest, tier: TemplateTier, *, key: str, why: str
@@ -222,6 +250,7 @@ class GuestStarter:
             return self._start_clone_once(request, template, why=why)
 
     def _start_clone_once(self, request: StartRequest, template: Template, *, why: str) -> Started:
+        check_disk_room(self._resources.folder, request.name, mib=needed_mib(template))
         phases = Phases(request.log)
         clone, undo, tier = self._wake_clone(request, template)
         phases.reached("ready")

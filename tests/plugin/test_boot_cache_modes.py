@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
 
 import pytest
+
+from tests.small_disk import on_small_disk
 
 FULL_WHEN_FREEZING = """
 import os, shutil
@@ -21,6 +23,23 @@ def full(domain, target):
 
 
 device_state.save = full
+"""
+
+
+FULL_WHEN_BOOTING = """
+import os, shutil
+from pytest_kvm.provision import run_templates
+
+make_ready = run_templates.make_ready
+
+
+def full(machine, request, **more):
+    with open({folder!r} + "/filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage({folder!r}).free)
+    make_ready(machine, request, **more)
+
+
+run_templates.make_ready = full
 """
 
 
@@ -49,12 +68,10 @@ def test_without_templates_resets_work_as_well(suite, by_snapshots):
 
 def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):
     suite = new_suite()
-    own = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-    mounted = f"mount -t tmpfs -o size=1g tmpfs {shlex.quote(str(suite.templates))} && "
-    show = f"; code=$?; find {shlex.quote(str(suite.templates))}; exit $code"
+    show = f'"$@"; code=$?; find {shlex.quote(str(suite.templates))}; exit $code'
     result = suite.run(
         sabotage=FULL_WHEN_FREEZING.format(folder=str(suite.templates)),
-        within=["unshare", "--mount", *own, "sh", "-c", f'{mounted} "$@" {show}', "sh"],
+        within=[*on_small_disk(suite.templates, "size=1g"), "sh", "-c", show, "sh"],
     )
     assert result.is_fine(), result.output
     assert result.ways[0]["kvm_guest_vm"].startswith("boot cold ")
@@ -62,4 +79,17 @@ def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):
     assert "/filler" in result.output
     assert f"{suite.templates}/entries/" not in result.output
     assert f"{suite.templates}/current/" not in result.output
+    suite.check_nothing_runs()
+
+
+def test_a_disk_that_is_full_when_booting_is_named(new_suite):
+    suite = new_suite()
+    result = suite.run(
+        "--kvm-cache-ram=disk",
+        sabotage=FULL_WHEN_BOOTING.format(folder=str(suite.templates)),
+        within=on_small_disk(suite.templates, "size=700m"),
+    )
+    assert " 2 errors in " in result.output, result.output
+    # QEMU meets it in the file of a disk or in that of the memory, whichever it needs first.
+    assert re.search(r": the (host's disk|disk that holds its memory) is full", result.output), result.output
     suite.check_nothing_runs()

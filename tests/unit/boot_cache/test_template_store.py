@@ -165,18 +165,24 @@ def test_other_errors_stay_what_they_are(store):
         (building.folder / "nothing").read_bytes()
 
 
+def say_free(monkeypatch, disk_free_mib):
+    for module in ("boot_cache.template_store", "host.disk_space"):
+        monkeypatch.setattr(f"pytest_kvm.{module}.disk_free_mib", disk_free_mib)
+
+
 def test_room_is_made_for_a_ram_file(store, inventory, make, monkeypatch):
     make(OTHER, used=1)
     free = [10, 600]
-    monkeypatch.setattr("pytest_kvm.boot_cache.template_store.disk_free_mib", lambda _: free.pop(0))
-    with store.building(KEY, ram_mib=512):
+    say_free(monkeypatch, lambda _: free.pop(0))
+    with store.building(KEY, ram_mib=512, disk_mib=64):
         assert inventory.list() == ()
 
 
 def test_no_guest_is_frozen_where_its_ram_has_no_room(store, make, monkeypatch):
     make(OTHER)
-    monkeypatch.setattr("pytest_kvm.boot_cache.template_store.disk_free_mib", lambda _: 10)
-    with store.claim(OTHER), pytest.raises(NoCapacity, match="512 MiB"), store.building(KEY, ram_mib=512):
+    say_free(monkeypatch, lambda _: 550)
+    failing = pytest.raises(NoCapacity, match="576 MiB are needed .* 550 MiB are free")
+    with store.claim(OTHER), failing, store.building(KEY, ram_mib=512, disk_mib=64):
         pytest.fail("there is no room")
     with store.claim(OTHER) as template:
         assert template.key == OTHER

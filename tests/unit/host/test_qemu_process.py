@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,12 @@ def test_a_killed_child_is_collected_at_once(child):
     assert child.how_it_ended() == "was killed by signal 9 (Killed)"
     assert is_gone(child.pid)
     child.kill()
+
+
+def test_a_bus_error_says_what_it_means(child):
+    os.kill(child.pid, signal.SIGBUS)
+    assert child.wait(10)
+    assert child.how_it_ended().endswith(" (Bus error): the disk that holds its memory is full, perhaps")
 
 
 def test_a_start_that_fails_is_collected_while_it_is_watched(tmp_path):

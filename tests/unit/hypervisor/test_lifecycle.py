@@ -43,6 +43,19 @@ def test_a_panic_is_the_end_before_libvirt_stops_the_domain(life):
     assert (life.reason, life.settled) == ("crashed: the guest's kernel panicked", True)
 
 
+def test_a_full_disk_is_the_end_though_libvirt_only_pauses_the_domain(life, tmp_path):
+    life.disk_failed(tmp_path / "root.qcow2", device="virtio-disk0", reason="enospc")
+    assert life.reason.startswith("QEMU has stopped it at its virtio-disk0: the host's disk is full, ")
+    assert life.reason.endswith(f" MiB are free for {tmp_path}/root.qcow2")
+    assert not life.settled
+
+
+@pytest.mark.parametrize(("reason", "said"), [("", ""), ("Stale file handle", ": Stale file handle")])
+def test_a_disk_that_fails_is_the_end(life, tmp_path, reason, said):
+    life.disk_failed(tmp_path / "root.qcow2", device="virtio-disk0", reason=reason)
+    assert life.reason.endswith(f": the host could not read or write {tmp_path}/root.qcow2{said}")
+
+
 def test_an_expected_end_is_no_death(life):
     life.expect("destroyed")
     life.event(STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)

@@ -21,6 +21,7 @@ from pytest_kvm.errors import (
     StateDamaged,
     WaitTimeout,
 )
+from pytest_kvm.host import disk_space
 from pytest_kvm.provision import derived_template, run_templates
 from pytest_kvm.provision.cache_key import fingerprint
 from pytest_kvm.provision.derived_template import can_derive, without_segments
@@ -119,7 +120,8 @@ def attempts(tmp_path, monkeypatch):
     monkeypatch.setattr(RunTemplates, "_derive", derive)
     monkeypatch.setattr(RunTemplates, "_publish", publish)
     monkeypatch.setattr(run_templates, "machine_facts", lambda *_arguments, **_more: MACHINE)
-    monkeypatch.setattr(template_store, "disk_free_mib", lambda _folder: attempts.free)
+    for module in (template_store, disk_space):
+        monkeypatch.setattr(module, "disk_free_mib", lambda _folder: attempts.free)
     resources: Any = SimpleNamespace(hypervisor=SimpleNamespace(facts=lambda: None), accel="tcg")
     settings = Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path, cache_ram="disk")
     attempts.templates = RunTemplates(settings, resources)

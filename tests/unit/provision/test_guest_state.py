@@ -45,7 +45,8 @@ def test_a_guest_that_cannot_be_put_back_is_begun_anew(monkeypatch, caplog, fail
     removed: list[str] = []
     fresh = started(removed)
     first = future_of(started(removed))
-    starter: Any = SimpleNamespace(get=lambda: SimpleNamespace(start_like=lambda former, request: fresh))
+    starts = SimpleNamespace(start_like=lambda former, request: fresh, has_room_like=lambda former: True)
+    starter: Any = SimpleNamespace(get=lambda: starts)
     refusal = failure("web: a device is in the way")
     monkeypatch.setattr(savepoints, "restore_possible", lambda points: [refusal])
     guest = Guest("web", Future())

@@ -1,0 +1,73 @@
+"""Asks for disk space before it is used, and says in words where it is missing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_kvm.errors import NoCapacity
+from pytest_kvm.host.resources import disk_free_mib
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Error numbers of a disk, or a quota, that has no room left."""
+_FILES = 16
+"""Files that have to be possible: a guest has about ten."""
+
+
+def why_no_space(folder: Path, *, mib: int) -> str:
+    """Return what is missing on a folder's disk, "" if it has room.
+
+    Args:
+        folder: It need not exist yet.
+        mib: The space that is needed, in MiB.
+    """
+    free = disk_free_mib(folder)
+    if free < mib:
+        return f"{mib} MiB are needed in {folder}, and {free} MiB are free"
+    there = os.statvfs(next(parent for parent in (folder, *folder.parents) if parent.exists()))
+    if there.f_files and there.f_favail < _FILES:  # a file system without a limit says 0 of 0
+        return f"the file system of {folder} has room for {there.f_favail} more files, whatever their size"
+    return ""
+
+
+def check_space(folder: Path, *, mib: int, what: str, resolution: str) -> None:
+    """Check that a folder's disk has room for what is about to be written.
+
+    Args:
+        folder: It need not exist yet.
+        mib: The space that is needed, in MiB.
+        what: What has no room, for the message ("vm has no room on the disk").
+        resolution: What the reader can do about it.
+
+    Raises:
+        NoCapacity: It has no room.
+    """
+    if missing := why_no_space(folder, mib=mib):
+        raise NoCapacity(f"{what}: {missing}", resolution=resolution)
+
+
+@contextmanager
+def full_disk_in_words(folder: Path, *, what: str, resolution: str) -> Generator[None]:
+    """Have a block that meets a full disk fail with what was to be done, and how much is free.
+
+    Args:
+        folder: On the disk that the block writes to.
+        what: What has no room, for the message.
+        resolution: What the reader can do about it.
+
+    Raises:
+        NoCapacity: The block has met a full disk.
+    """
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno not in FULL:
+            raise
+        raise NoCapacity(
+            f"{what}: {failure.strerror}",
+            details=f"{disk_free_mib(folder)} MiB are free in {folder}",
+            resolution=resolution,
+        ) from failure

@@ -1,0 +1,160 @@
+"""Runs whose folder is on a disk that is too small, or becomes full while guests run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_kvm.host.watcher import processes_of
+from pytest_kvm.plugin.session import settings_stashed
+from scripts.folders import own_folder
+from tests.small_disk import on_small_disk
+
+WITHIN = 400
+_CHECKOUT = Path(__file__).parents[2]
+
+HEAD = """
+import os, shutil
+from contextlib import contextmanager
+from pathlib import Path
+import pytest
+import pytest_kvm as kvm
+
+@kvm.guest(scope="module")
+def machine():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+@contextmanager
+def filled(run_dir, *, leaving=1024 * 1024):
+    filler = Path(run_dir, "filler")
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(run_dir).free - leaving)
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+@pytest.fixture
+def run_dir(pytestconfig):
+    return pytestconfig.getoption("--kvm-run-dir")
+
+# More than the disks have room for.
+FILL = "head -c 40M /dev/urandom >/root/big; sync"
+"""
+
+FILLS_UP = f"""{HEAD}
+def test_a_savepoint_has_no_room_and_the_guest_goes_on(machine, run_dir):
+    machine.run("head -c 4M /dev/urandom >/dev/shm/much; touch /root/changed")
+    with filled(run_dir), pytest.raises(kvm.errors.SnapshotFailed, match="MiB are free for .*/root.qcow2"):
+        machine.savepoint()
+    assert machine.run("ls /root /dev/shm").stdout.split() == ["/dev/shm:", "much", "/root:", "changed"]
+    point = machine.savepoint()
+    machine.run("rm /dev/shm/much /root/changed")
+    point.restore()
+    assert machine.run("ls /root /dev/shm").stdout.split() == ["/dev/shm:", "much", "/root:", "changed"]
+
+def test_a_guest_that_finds_no_room_ends(machine, run_dir):
+    machine.run("echo is here >/root/word; sync")
+    with filled(run_dir):
+        with pytest.raises(kvm.errors.GuestGone, match="the host's disk is full, . MiB are free for .*qcow2"):
+            machine.run(FILL)
+        with pytest.raises(kvm.errors.GuestGone):
+            machine.run("true")
+    machine.power_on()
+    assert machine.read_text("/root/word") == "is here\\n"
+
+def test_whoever_waits_for_it_is_told(machine, run_dir):
+    assert machine.run("ls /root").stdout == "", "it was reset"
+    with filled(run_dir), machine.start(FILL), pytest.raises(kvm.errors.GuestGone, match="disk is full"):
+        machine.wait_for_file("/never")
+"""
+
+NEVER_EMPTY = f"""{HEAD}
+def test_fill(machine):
+    with pytest.raises(kvm.errors.GuestGone, match="the host's disk is full"):
+        machine.run(FILL)
+
+def test_its_files_went_before_another_was_started(machine):
+    assert machine.run("ls /root").stdout == ""
+"""
+
+ONE_GUEST = f"""{HEAD}
+def test_here(machine):
+    machine.run("true")
+"""
+
+
+@pytest.fixture
+def run_dir():
+    with own_folder("kvm-") as folder:
+        yield folder
+
+
+@pytest.fixture
+def run(pytester, tmp_path, run_dir, pytestconfig):
+    """Run a suite on a disk of its own and return its output."""
+    cache = settings_stashed(pytestconfig).cache_dir
+
+    def run(source, disk, *arguments):
+        pytester.makepyfile(source)
+        places = [
+            f"--kvm-cache-dir={cache}",
+            f"--kvm-run-dir={run_dir}",
+            f"--kvm-limits-dir={tmp_path}/limits",
+        ]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *places, *arguments]
+        done = subprocess.run(
+            [*on_small_disk(run_dir, disk), *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=pytester.path,
+            env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+            timeout=WITHIN,
+            check=False,
+        )
+        assert processes_of(run_dir) == []
+        return done.stdout
+
+    return run
+
+
+def test_a_disk_that_is_full_while_guests_run(run):
+    output = run(FILLS_UP, "size=500m")
+    assert " 3 passed in " in output, output
+
+
+def test_a_guest_that_has_filled_the_disk_makes_room_for_its_successor(run):
+    output = run(NEVER_EMPTY, "size=30m")
+    assert " 2 passed in " in output, output
+    assert "1 reset" in output
+
+
+@pytest.mark.parametrize(
+    ("disk", "arguments", "said"),
+    [
+        ("size=4k", [], "no room for a run: No space left on device\n0 MiB are free in {run_dir}"),
+        ("size=12m", [], "machine: no room on the disk: 16 MiB are needed in {run_dir}/kvm-runs/"),
+        ("size=40m", ["--kvm-cache=off"], "machine: no room on the disk: 64 MiB are needed in {run_dir}/"),
+        ("nr_inodes=40", [], "machine: no room on the disk: the file system of {run_dir}/kvm-runs/"),
+    ],
+)
+def test_what_has_no_room_is_not_begun(run, run_dir, disk, arguments, said):
+    output = run(ONE_GUEST, disk, *arguments)
+    assert said.format(run_dir=run_dir) in output, output
+    assert "or choose another disk with --kvm-run-dir" in output
+    assert "Traceback" not in output
+    assert "/pytest_kvm/" not in output, "no frames of the plugin"
+    assert "power on" not in output
+    assert " 1 error in " in output
+
+
+def test_a_clone_that_would_be_copied_is_booted_where_only_that_has_room(run):
+    output = run(ONE_GUEST, "size=100m", "--kvm-clone=snapshot", "-v")
+    assert " 1 passed in " in output, output
+    assert "1 cold boot" in output
+    assert "(snapshot: machine: no room on the disk: " in output

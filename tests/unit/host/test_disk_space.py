@@ -1,0 +1,50 @@
+"""Asking a disk for room."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_kvm.errors import NoCapacity
+from pytest_kvm.host.disk_space import check_space, full_disk_in_words, why_no_space
+from pytest_kvm.host.resources import disk_free_mib
+
+RESOLUTION = "make room"
+
+
+def test_a_disk_that_has_room(tmp_path):
+    missing = tmp_path / "not" / "made"
+    assert why_no_space(missing, mib=1) == ""
+    check_space(missing, mib=1, what="web: no room", resolution=RESOLUTION)
+
+
+def test_a_disk_without_room_says_how_much_there_is_and_how_much_is_needed(tmp_path):
+    needed = 2 * disk_free_mib(tmp_path)
+    with pytest.raises(NoCapacity) as refused:
+        check_space(tmp_path, mib=needed, what="web: no room", resolution=RESOLUTION)
+    assert refused.value.brief.startswith(f"web: no room: {needed} MiB are needed in {tmp_path}, and ")
+    assert refused.value.resolution == RESOLUTION
+
+
+@pytest.mark.parametrize(("files", "left", "is_full"), [(100, 3, True), (100, 90, False), (0, 0, False)])
+def test_a_file_system_may_run_out_of_files_first(tmp_path, monkeypatch, files, left, is_full):
+    monkeypatch.setattr("pytest_kvm.host.disk_space.disk_free_mib", lambda _: 1)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=files, f_favail=left))
+    said = why_no_space(tmp_path, mib=1)
+    assert ("has room for 3 more files" in said) == is_full
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_to_a_full_disk_says_what_was_to_be_done(tmp_path, code):
+    failing = pytest.raises(NoCapacity, match=f"web: no room: {os.strerror(code)}")
+    with failing as refused, full_disk_in_words(tmp_path, what="web: no room", resolution=RESOLUTION):
+        raise OSError(code, os.strerror(code))
+    assert refused.value.details.endswith(f" MiB are free in {tmp_path}")
+
+
+def test_other_errors_are_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError), full_disk_in_words(tmp_path, what="", resolution=RESOLUTION):
+        (tmp_path / "missing").read_bytes()

@@ -1,0 +1,64 @@
+"""How much room on the disk a machine is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_kvm.errors import NoCapacity
+from pytest_kvm.provision.disk_room import (
+    CLONE_MIB,
+    COLD_BOOT_MIB,
+    check_disk_room,
+    has_disk_room,
+    needed_mib,
+    run_disk_full_in_words,
+)
+from pytest_kvm.provision.template_build import TemplateFacts
+
+FACTS = TemplateFacts(
+    tier="cow",
+    control_mac="52:54:00:00:00:01",
+    macs=(),
+    hostname="guest",
+    host_key="ssh-ed25519 AAAA",
+    disks=(("root.qcow2", "qcow2"),),
+    prestarted=(),
+    boot_seconds=30.0,
+    network_service=None,
+)
+
+
+def template_in(folder, facts):
+    made: Any = SimpleNamespace(path=folder.joinpath, manifest=SimpleNamespace(facts=facts.to_json()))
+    return made
+
+
+def test_a_machine_that_boots_needs_more_than_a_clone(tmp_path):
+    assert needed_mib(None) == COLD_BOOT_MIB > CLONE_MIB
+    assert needed_mib(template_in(tmp_path, FACTS)) == CLONE_MIB
+
+
+def test_a_clone_whose_disks_are_copied_needs_their_space(tmp_path):
+    (tmp_path / "root.qcow2").write_bytes(b"x" * 3 * 1024 * 1024)
+    copied = template_in(tmp_path, replace(FACTS, tier="snapshot"))
+    assert needed_mib(copied) >= CLONE_MIB + 3
+
+
+def test_the_refusal_names_the_guest_and_what_helps(tmp_path):
+    assert has_disk_room(tmp_path, mib=1)
+    assert not has_disk_room(tmp_path, mib=10**9)
+    with pytest.raises(NoCapacity, match="web: no room on the disk: 1000000000 MiB are needed") as refused:
+        check_disk_room(tmp_path, "web", mib=10**9)
+    assert "pytest-kvm gc" in refused.value.resolution
+    assert "--kvm-run-dir" in refused.value.resolution
+
+
+def test_a_full_disk_met_later_says_the_same(tmp_path):
+    failing = pytest.raises(NoCapacity, match="no room for a run")
+    with failing as refused, run_disk_full_in_words(tmp_path, "no room for a run"):
+        raise OSError(28, "No space left on device")
+    assert "--kvm-run-dir" in refused.value.resolution

@@ -54,7 +54,7 @@ def full_disk_in_words(folder: Path, *, what: str, resolution: str) -> Generator
     """Have a block that meets a full disk fail with what was to be done, and how much is free.
 
     Args:
-        folder: On the disk that the block writes to.
+        folder: On the disk that the block writes to, unless the error names a file.
         what: What has no room, for the message.
         resolution: What the reader can do about it.
 
@@ -66,8 +66,10 @@ def full_disk_in_words(folder: Path, *, what: str, resolution: str) -> Generator
     except OSError as failure:
         if failure.errno not in FULL:
             raise
+        named = failure.filename2 or failure.filename
+        place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else folder
         raise NoCapacity(
             f"{what}: {failure.strerror}",
-            details=f"{disk_free_mib(folder)} MiB are free in {folder}",
+            details=f"{disk_free_mib(place)} MiB are free for {place}",
             resolution=resolution,
         ) from failure

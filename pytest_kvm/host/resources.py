@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import psutil
 from pytest_kvm.host.cgroups import cpu_quotas, memory_groups
 
 _MIB = 1024 * 1024
+_BLOCK = 512
+"""Bytes of the unit of ``st_blocks``; see stat(2)."""
 
 
 def memory_available_mib() -> int:
@@ -43,13 +46,39 @@ def memory_touched_mib(pid: int) -> int:
     return 0
 
 
+def memory_saved_mib(pid: int) -> int:
+    """Return how much (MiB) a snapshot of a QEMU's memory takes at most; 0 if it has ended.
+
+    It is what the process has touched, and what the file holds that it maps as its guest's memory: a
+    snapshot has all pages that are not zero, also those that a clone has not touched yet. It is not more
+    than that memory, which is the largest mapping.
+    """
+    with suppress(OSError):
+        mappings = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+        guest = max(mappings, key=lambda mapping: _length(mapping[0]))
+        file = Path(guest[5]) if len(guest) > 5 else None
+        held = file.stat().st_blocks * _BLOCK if file is not None and file.is_file() else 0
+        return min(memory_touched_mib(pid) + held // _MIB, _length(guest[0]) // _MIB)
+    return 0
+
+
+def _length(addresses: str) -> int:
+    begin, _, end = addresses.partition("-")
+    return int(end, 16) - int(begin, 16)
+
+
 def cpus_available() -> int:
     """Return how many processors this process may keep busy, at least 1."""
     cpus = min([float(len(os.sched_getaffinity(0))), *cpu_quotas()])
     return max(1, math.ceil(cpus))
 
 
-def disk_free_mib(folder: Path) -> int:
-    """Return the free space (MiB) where ``folder`` is, or will be once it is made."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+def disk_free_mib(path: Path) -> int:
+    """Return the free space (MiB) where a file or folder is, or will be once it is made."""
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - it raises nothing
     return shutil.disk_usage(there).free // _MIB
+
+
+def disk_taken_mib(files: Iterable[Path]) -> int:
+    """Return how much (MiB) of their disk files take, which may be less than their size."""
+    return sum(file.stat().st_blocks for file in files) * _BLOCK // _MIB

@@ -14,7 +14,7 @@ from pathlib import Path
 import libvirt
 import psutil
 
-from pytest_kvm.errors import DomainFailed
+from pytest_kvm.errors import DomainFailed, KvmError
 from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import libvirt_connection, libvirt_networks, qemu_log
 from pytest_kvm.hypervisor.capabilities import host_facts
@@ -281,8 +281,8 @@ class LibvirtHypervisor:
             life, domain = self._lives.get(name), self._domains.get(name)
         if life is None or action != libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE:
             return
-        life.disk_failed(Path(path), device=device, reason=reason)
-        if domain is not None:  # else its start fails now, and that removes it
+        has_ended = life.disk_failed(path, device=device, reason=reason)
+        if has_ended and domain is not None:  # else its start fails now, and that removes it
             # In a thread, because libvirt calls this one back in the midst of it.
             threading.Thread(target=_destroy, args=[domain], name=f"kvm-destroy-{name}", daemon=True).start()
 
@@ -296,7 +296,7 @@ class LibvirtHypervisor:
 def _destroy(domain: LibvirtDomain) -> None:
     try:
         domain.destroy()
-    except DomainFailed:  # whoever removes the guest tries again
+    except KvmError:  # whoever removes the guest tries again
         _log.warning("%s has ended, and its QEMU could not be removed", domain.name, exc_info=True)
 
 

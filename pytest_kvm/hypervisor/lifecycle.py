@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import libvirt
@@ -98,7 +99,7 @@ class Lifecycle:
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._settled.set()
 
-    def disk_failed(self, file: Path, *, device: str, reason: str) -> None:
+    def disk_failed(self, file: str, *, device: str, reason: str) -> bool:
         """Note that QEMU has paused the domain because it could not use the file of a disk.
 
         QEMU does so when a write finds no room (``werror=enospc`` is its default), and would go on
@@ -106,21 +107,26 @@ class Lifecycle:
         their time is up. So it is the domain's end, and QEMU's, too.
 
         Args:
-            file: The disk's file.
+            file: Path of the disk's file; empty if libvirt does not know it.
             device: The disk's name in QEMU.
             reason: libvirt's reason (``virConnectDomainEventIOErrorReasonCallback``).
+
+        Returns:
+            Whether this was the end: each request that fails is told, and the first one counts.
         """
         if "enospc" in reason:
-            what = f"the host's disk is full, {disk_free_mib(file)} MiB are free for {file}"
+            what = "the host's disk is full"
+            with suppress(OSError):  # it is in a folder that we may not enter, perhaps
+                what += f", {disk_free_mib(Path(file))} MiB are free for {file}" if file else ""
         else:
-            what = f"the host could not read or write {file}{reason and f': {reason}'}"
-        self.note_end(f"QEMU has stopped it at its {device}: {what}")
+            what = f"the host could not read or write {file or 'its file'}{reason and f': {reason}'}"
+        return self.note_end(f"QEMU has stopped it at its {device}: {what}")
 
-    def note_end(self, reason: str) -> None:
-        """Note the end; only the first call counts."""
+    def note_end(self, reason: str) -> bool:
+        """Note the end, and say whether it was noted: only the first call counts."""
         with self._lock:
             if not self.alive:
-                return
+                return False
             self._reason = reason
             self._ended.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -130,3 +136,4 @@ class Lifecycle:
                 callback(reason)
             except Exception:  # noqa: BLE001 - a foreign callback; the other ones have to be called, too
                 _log.exception("a callback for the end of %s failed", self.name)
+        return True

@@ -14,13 +14,11 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import libvirt
 
 from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
-from pytest_kvm.host.resources import disk_free_mib
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.waiting import NotYet, wait_until
 
@@ -170,15 +168,8 @@ class Snapshots:
             ) from failure
         if problem:
             raise SnapshotFailed(
-                f"QEMU of {self._domain.name} failed at {command} {arguments['tag']}: {problem}",
-                details=self._free_space(),
+                f"QEMU of {self._domain.name} failed at {command} {arguments['tag']}: {problem}"
             )
-
-    def _free_space(self) -> str:
-        """Say how much room the disks' files have: of a full disk QEMU says only "Input/output error"."""
-        nodes = self._domain.qmp("query-named-block-nodes")
-        files = [Path(node["file"]) for node in nodes if node["drv"] == "file" and not node["ro"]]
-        return "\n".join(f"{disk_free_mib(file)} MiB are free for {file}" for file in files)
 
     def _job_error(self, command: str) -> str:
         """Return the job's error, empty if it has none."""

@@ -23,6 +23,8 @@ from pytest_kvm.errors import (
     SnapshotFailed,
     SwitchFailed,
 )
+from pytest_kvm.host.disk_space import why_no_space
+from pytest_kvm.host.resources import memory_saved_mib
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.joint_steps import JointSteps
 from pytest_kvm.machine.renewal import prestart, renew
@@ -30,6 +32,11 @@ from pytest_kvm.machine.renewal import prestart, renew
 if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.renewal import Prestarted
+
+
+_LEFT_MIB = 16
+"""Room on the disk that a savepoint leaves for what the guests write."""
+_MAKE_ROOM = "make room, or choose another disk with --kvm-run-dir"
 
 
 class Taken(NamedTuple):
@@ -57,8 +64,8 @@ def take(machines: Sequence[Machine], name: str, *, by_hand: bool = False) -> No
     Raises:
         GuestGone: A guest has ended; nothing is done.
         SavepointRefused: The test has something at work in a guest (nothing is
-            done), or a disk cannot take part; the message names it.
-        SnapshotFailed: QEMU failed, for instance because the disk is full.
+            done), a disk cannot take part, or the host's has no room; the message names it.
+        SnapshotFailed: QEMU failed.
         DomainFailed: QEMU has ended meanwhile.
         GuestError: A guest's clock could not be set.
         SwitchFailed: There are several guests, and the switch of their segments has ended.
@@ -93,6 +100,7 @@ def take_possible(machines: Sequence[Machine], name: str, *, by_hand: bool = Fal
     """
     taking = _Taking(machines, name, by_hand=by_hand)
     taking.each(check_can_be_saved)
+    taking.check_room()
     taking.prestart()
     try:
         if len(taking.left) > 1:
@@ -138,6 +146,19 @@ class _Taking(JointSteps):
         self._prestarted: dict[str, Prestarted | None] = {}
         self._detached: list[Machine] = []
         self._paused: list[Machine] = []
+
+    def check_room(self) -> None:
+        """Leave out those whose memory the disk has no room for.
+
+        QEMU would find out when the disk is full, and keep what it has written until then.
+        """
+        needed = _LEFT_MIB
+        for machine in tuple(self.left):
+            pid = machine.domain.pid
+            needed += memory_saved_mib(pid) if pid is not None else 0
+            if missing := why_no_space(machine.folder, mib=needed):
+                refusal = f"{machine.name}: no savepoint, for the disk has no room for its memory: {missing}"
+                self._fail(machine, SavepointRefused(refusal, resolution=_MAKE_ROOM))
 
     def prestart(self) -> None:
         """Have a renewal script wait in each guest that runs: it makes each restore faster."""

@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvm.host.disk_space import check_space, full_disk_in_words, why_no_space
+from pytest_kvm.errors import NoCapacity
+from pytest_kvm.host.disk_space import full_disk_in_words
+from pytest_kvm.host.resources import disk_taken_mib
 from pytest_kvm.provision.template_build import TemplateFacts
 
 if TYPE_CHECKING:
@@ -21,11 +23,11 @@ CLONE_MIB = 16
 """Clones of the lean image have written 4 MiB when they are ready."""
 COLD_BOOT_MIB = 64
 """A cold boot of the lean image writes 9 MiB; systems with more services write a few times that."""
-_BLOCK = 512
-"""Bytes of the unit of ``st_blocks``; see stat(2)."""
+LEFT_BY_SPARES_MIB = 256
+"""What a spare clone leaves for guests that are in use."""
 _RESOLUTION = (
     "free some disk space (`pytest-kvm gc` lists what killed runs have left), "
-    "or choose another disk with --kvm-run-dir"
+    "or choose another disk with --kvm-run-dir, for the boot cache with --kvm-cache-dir"
 )
 
 
@@ -33,25 +35,19 @@ def needed_mib(template: Template | None) -> int:
     """Return the MiB that a clone of a template needs, or a machine that boots (None)."""
     if template is None:
         return COLD_BOOT_MIB
+    is_copied = TemplateFacts.from_json(template.manifest.facts).tier == "snapshot"
+    return CLONE_MIB + (disks_mib(template) if is_copied else 0)
+
+
+def disks_mib(template: Template) -> int:
+    """Return how much (MiB) copies of a template's disks take."""
     facts = TemplateFacts.from_json(template.manifest.facts)
-    if facts.tier == "cow":
-        return CLONE_MIB
-    copied = sum(template.path(name).stat().st_blocks * _BLOCK for name, _ in facts.disks)
-    return CLONE_MIB + copied // (1024 * 1024)
+    return disk_taken_mib(template.path(name) for name, _ in facts.disks)
 
 
-def has_disk_room(folder: Path, *, mib: int) -> bool:
-    """Say whether a run folder's disk has room for a machine that needs this much."""
-    return not why_no_space(folder, mib=mib)
-
-
-def check_disk_room(folder: Path, guest: str, *, mib: int) -> None:
-    """Check that a run folder's disk has room for a machine of a guest.
-
-    Raises:
-        NoCapacity: It has not.
-    """
-    check_space(folder, mib=mib, what=f"{guest}: no room on the disk", resolution=_RESOLUTION)
+def no_disk_room(guest: str, why: str) -> NoCapacity:
+    """Return the error of a guest that a run folder's disk has no room for."""
+    return NoCapacity(f"{guest}: no room on the disk: {why}", resolution=_RESOLUTION)
 
 
 def run_disk_full_in_words(folder: Path, what: str) -> AbstractContextManager[None]:

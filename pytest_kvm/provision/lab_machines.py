@@ -9,6 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_kvm.at_once import do_at_once
+from pytest_kvm.host.disk_space import why_no_space
+from pytest_kvm.provision.disk_room import CLONE_MIB
 
 if TYPE_CHECKING:
     from pytest_kvm.boot_cache.template import Template
@@ -103,7 +105,9 @@ def replace_machines(
         return _Fresh(member=member, request=request, clone=clone, undo=undo)
 
     with ExitStack() as rooms, ExitStack() as attempt:
-        if not all(rooms.enter_context(member.current.request.room.doubled()) for member in members):
+        folder, needed = members[0].current.machine.folder, len(members) * CLONE_MIB
+        has_room = all(rooms.enter_context(member.current.request.room.doubled()) for member in members)
+        if not has_room or why_no_space(folder, mib=needed):
             do_at_once([member.current.undo.close for member in members])
         fresh = do_at_once([partial(start_one, member) for member in members])
         do_at_once([each.attach for each in fresh])

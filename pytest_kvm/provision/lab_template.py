@@ -8,7 +8,6 @@ templates' memory and disks, so that these can become templates too.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import secrets
@@ -32,6 +31,7 @@ from pytest_kvm.machine.renewal import prestart
 from pytest_kvm.machine.savepoints import drop_former
 from pytest_kvm.provision.clone import Clone, start_paused
 from pytest_kvm.provision.derived_template import copy_files
+from pytest_kvm.provision.disk_room import COLD_BOOT_MIB, disks_mib
 from pytest_kvm.provision.lab_machines import Member, replace_machines
 from pytest_kvm.provision.template_build import TemplateFacts, log_out, save
 
@@ -167,13 +167,17 @@ class LabTemplates:
         """Hold the right to make all the templates.
 
         It is taken in one order, so that no two processes wait for each other.
-        Each asks for room for the RAM files before it as well, which are still empty.
+        Each asks for room for the files of those before it as well, which are still empty.
         """
         in_order = sorted(members, key=lambda member: member.key)
-        rooms = itertools.accumulate(member.current.request.spec.memory_kib // 1024 for member in in_order)
         buildings: dict[str, Building] = {}
-        for member, ram_mib in zip(in_order, rooms, strict=True):
-            building = self._templates.building(_telling(member, forming), key=member.key, ram_mib=ram_mib)
+        ram_mib = disk_mib = 0
+        for member in in_order:
+            ram_mib += member.current.request.spec.memory_kib // 1024
+            disk_mib += COLD_BOOT_MIB + disks_mib(member.template)
+            building = self._templates.building(
+                _telling(member, forming), key=member.key, ram_mib=ram_mib, disk_mib=disk_mib
+            )
             buildings[member.key] = stack.enter_context(building)
         return [buildings[member.key] for member in members]
 

@@ -31,7 +31,7 @@ from pytest_kvm.provision.derived_template import (
     start_copy,
     without_segments,
 )
-from pytest_kvm.provision.disk_room import COLD_BOOT_MIB
+from pytest_kvm.provision.disk_room import COLD_BOOT_MIB, disks_mib
 from pytest_kvm.provision.events import Event, cold_boot_event
 from pytest_kvm.provision.prepare import PatchingRaceLost, boot_with_second_try, make_ready
 from pytest_kvm.provision.run_resources import RunResources
@@ -92,8 +92,13 @@ class RunTemplates:
             return template, ()
         # Before there is room reserved for this one, and before its lock is held.
         base, made = self._get_base(request, tier, key=key)
-        ram_mib = request.spec.memory_kib // 1024
-        with self.disk_full_as_no_capacity(), self.building(request, key=key, ram_mib=ram_mib) as building:
+        ram_mib, disk_mib = request.spec.memory_kib // 1024, COLD_BOOT_MIB
+        if base is not None:
+            disk_mib += disks_mib(base)
+        if tier == "snapshot":  # its memory is written to its root disk
+            ram_mib, disk_mib = 0, disk_mib + ram_mib
+        room = self.building(request, key=key, ram_mib=ram_mib, disk_mib=disk_mib)
+        with self.disk_full_as_no_capacity(), room as building:
             template = self._claim(key, request)
             if template is not None:
                 return template, made
@@ -110,10 +115,12 @@ class RunTemplates:
         """Return the template of a key, which the run keeps until its end; None: there is none."""
         return self._claim(key, request)
 
-    def building(self, request: StartRequest, *, key: str, ram_mib: int) -> AbstractContextManager[Building]:
+    def building(
+        self, request: StartRequest, *, key: str, ram_mib: int, disk_mib: int
+    ) -> AbstractContextManager[Building]:
         """Hold the right to make the template of a key; see :meth:`TemplateStore.building`."""
         return self._store.building(
-            key, ram_mib=ram_mib, disk_mib=COLD_BOOT_MIB, on_wait=partial(_tell_wait, request)
+            key, ram_mib=ram_mib, disk_mib=disk_mib, on_wait=partial(_tell_wait, request)
         )
 
     def disk_full_as_no_capacity(self) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from functools import partial
 
 from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import DomainFailed, GuestGone, KvmError, NoCapacity, SnapshotFailed, StateDamaged
+from pytest_kvm.host.disk_space import why_no_space
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine import savepoints
 from pytest_kvm.machine.boot import Phases
@@ -17,9 +18,10 @@ from pytest_kvm.provision.clone import Clone, start_paused, why_no_clone
 from pytest_kvm.provision.cold_boot import power_on, start_again
 from pytest_kvm.provision.disk_room import (
     CLONE_MIB,
-    check_disk_room,
-    has_disk_room,
+    COLD_BOOT_MIB,
+    LEFT_BY_SPARES_MIB,
     needed_mib,
+    no_disk_room,
     run_disk_full_in_words,
 )
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
@@ -85,7 +87,7 @@ class GuestStarter:
         self._resources = resources
         self._templates = RunTemplates(settings, resources)
         self.labs = LabTemplates(resources, self._templates)
-        self._spares = SparePool(self._start_paused, size=settings.pool, admission=resources.admission)
+        self._spares = SparePool(self._start_spare, size=settings.pool, admission=resources.admission)
         self._refused: dict[str, str] = {}
         """Keys of templates that could not be made or cloned in this run, each with the reason."""
 
@@ -106,7 +108,7 @@ class GuestStarter:
             NetworkFailed: A card cannot be on its network of the host.
             NoCapacity: The run folder's disk has no room for it.
         """
-        self._check_disk(request)
+        self._check_disk(request, mib=CLONE_MIB)
         with self._full_disk_in_words(request):
             return self._start(request)
 
@@ -126,7 +128,7 @@ class GuestStarter:
                 if problem is None:
                     return self._start_from_template(request, tier, key=key, why="; ".join(problems))
             except (DomainFailed, NoCapacity, SnapshotFailed) as failure:
-                self._check_disk(request)  # if that is full, no other way works
+                self._check_disk(request, mib=CLONE_MIB)  # if that is full, no other way works
                 _log.warning("%s: no template (%s): %s", request.name, tier, failure)
                 problem = self._refused[key] = f"{tier}: {failure.brief}"
             problems.append(problem)
@@ -142,6 +144,7 @@ class GuestStarter:
             NetworkFailed: A card cannot be on its network of the host.
             NoCapacity: The run folder's disk has no room for it.
         """
+        self._check_disk(request, mib=needed_mib(former.template))
         with self._full_disk_in_words(request):
             if former.template is None:
                 return self._boot_cold(request, why="its first boot was a cold one")
@@ -153,7 +156,7 @@ class GuestStarter:
 
     def has_room_like(self, former: Started) -> bool:
         """Say whether the disk has room for another machine like a former one, as long as that is there."""
-        return has_disk_room(self._resources.folder, mib=needed_mib(former.template))
+        return not self._why_no_space(needed_mib(former.template))
 
     def start_again(self, former: Started) -> Started:
         """Start a machine that has ended in a new QEMU, with its own disks, and leave it paused.
@@ -161,10 +164,11 @@ class GuestStarter:
         Raises:
             GuestGone: Its guest was removed meanwhile.
             HypervisorError: libvirt refused the domain; the machine stays off.
-            NoCapacity: The run folder's disk is full.
+            NoCapacity: The run folder's disk has no room for its boot; the machine stays off.
             SwitchFailed: The switch has ended.
         """
         request = former.request
+        self._check_disk(request, mib=COLD_BOOT_MIB)
         with self._full_disk_in_words(request), request.teardown.adding():
             machine = start_again(
                 self._resources, request, plan=former.plan, former=former.machine, stack=former.undo
@@ -189,7 +193,7 @@ class GuestStarter:
 
     def _boot_now(self, request: StartRequest, why: str) -> Started:
         request = replace(request, phases=request.phases.of_next_boot())
-        check_disk_room(self._resources.folder, request.name, mib=needed_mib(None))
+        self._check_disk(request, mib=COLD_BOOT_MIB)
         request.on_step("power on")
         with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
@@ -213,8 +217,20 @@ class GuestStarter:
             ),
         )
 
-    def _check_disk(self, request: StartRequest) -> None:
-        check_disk_room(self._resources.folder, request.name, mib=CLONE_MIB)
+    def _why_no_space(self, mib: int) -> str:
+        """Return what is missing on the run folder's disk, if spare clones cannot give way; "" if nothing."""
+        why = why_no_space(self._resources.folder, mib=mib)
+        if why and self._spares.give_way():
+            why = why_no_space(self._resources.folder, mib=mib)
+        return why
+
+    def _why_no_room(self, template: Template) -> str:
+        why = self._why_no_space(needed_mib(template))
+        return f"its clone has no room on the disk: {why}" if why else ""
+
+    def _check_disk(self, request: StartRequest, *, mib: int) -> None:
+        if why := self._why_no_space(mib):
+            raise no_disk_room(request.name, why)
 
     def _full_disk_in_words(self, request: StartRequest) -> AbstractContextManager[None]:
         return run_disk_full_in_words(self._resources.folder, f"{request.name}: no room on the disk")
@@ -223,7 +239,7 @@ class GuestStarter:
         self, request: StartRequest, tier: TemplateTier, *, key: str, why: str
     ) -> Started:
         template, made = self._templates.get(request, tier, key=key)
-        if refused := why_no_clone(request, template):
+        if refused := why_no_clone(request, template) or self._why_no_room(template):
             started = self._boot_cold(request, why="; ".join(filter(None, (why, refused))))
             return replace(started, events=(*made, *started.events))
         try:
@@ -250,7 +266,6 @@ class GuestStarter:
             return self._start_clone_once(request, template, why=why)
 
     def _start_clone_once(self, request: StartRequest, template: Template, *, why: str) -> Started:
-        check_disk_room(self._resources.folder, request.name, mib=needed_mib(template))
         phases = Phases(request.log)
         clone, undo, tier = self._wake_clone(request, template)
         phases.reached("ready")
@@ -295,6 +310,12 @@ class GuestStarter:
         with request.teardown.adding():  # once the guest is removed, its links and its ports are gone
             clone.machine.links.attach(clone.machine)
         return clone.wake(host_lines=request.host_lines())
+
+    def _start_spare(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:
+        needed = needed_mib(template) + LEFT_BY_SPARES_MIB
+        if why := why_no_space(self._resources.folder, mib=needed):
+            raise no_disk_room(request.name, why)
+        return self._start_paused(request, template)
 
     def _start_paused(self, request: StartRequest, template: Template) -> tuple[Clone, ExitStack]:
         with request.teardown.attempting() as undo:

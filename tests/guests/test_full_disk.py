@@ -49,7 +49,8 @@ FILL = "head -c 40M /dev/urandom >/root/big; sync"
 FILLS_UP = f"""{HEAD}
 def test_a_savepoint_has_no_room_and_the_guest_goes_on(machine, run_dir):
     machine.run("head -c 4M /dev/urandom >/dev/shm/much; touch /root/changed")
-    with filled(run_dir), pytest.raises(kvm.errors.SnapshotFailed, match="MiB are free for .*/root.qcow2"):
+    refused = pytest.raises(kvm.errors.SavepointRefused, match="the disk has no room for its memory: ")
+    with filled(run_dir, leaving=100 * 1024 * 1024), refused:
         machine.savepoint()
     assert machine.run("ls /root /dev/shm").stdout.split() == ["/dev/shm:", "much", "/root:", "changed"]
     point = machine.savepoint()
@@ -66,6 +67,22 @@ def test_a_guest_that_finds_no_room_ends(machine, run_dir):
             machine.run("true")
     machine.power_on()
     assert machine.read_text("/root/word") == "is here\\n"
+
+def test_a_guest_that_is_off_needs_room_for_its_boot(machine, run_dir):
+    machine.power_off()
+    refused = pytest.raises(kvm.errors.NoCapacity, match="64 MiB are needed")
+    with filled(run_dir, leaving=40 * 1024 * 1024), refused:
+        machine.power_on()
+
+def test_a_file_system_may_have_no_room_for_more_files(kvm_guests, run_dir):
+    kvm_guests.boot(kvm.GuestSpec(memory="512MiB", vcpus=1))
+    crowd = Path(run_dir, "crowd")
+    crowd.mkdir()
+    for number in range(os.statvfs(run_dir).f_favail - 5):
+        (crowd / str(number)).touch()
+    with pytest.raises(kvm.errors.NoCapacity, match="has room for 5 more files, whatever their size"):
+        kvm_guests.boot(kvm.GuestSpec(memory="512MiB", vcpus=1))
+    shutil.rmtree(crowd)
 
 def test_whoever_waits_for_it_is_told(machine, run_dir):
     assert machine.run("ls /root").stdout == "", "it was reset"
@@ -124,8 +141,8 @@ def run(pytester, tmp_path, run_dir, pytestconfig):
 
 
 def test_a_disk_that_is_full_while_guests_run(run):
-    output = run(FILLS_UP, "size=500m")
-    assert " 3 passed in " in output, output
+    output = run(FILLS_UP, "size=700m,nr_inodes=1000")
+    assert " 5 passed in " in output, output
 
 
 def test_a_guest_that_has_filled_the_disk_makes_room_for_its_successor(run):
@@ -137,10 +154,9 @@ def test_a_guest_that_has_filled_the_disk_makes_room_for_its_successor(run):
 @pytest.mark.parametrize(
     ("disk", "arguments", "said"),
     [
-        ("size=4k", [], "no room for a run: No space left on device\n0 MiB are free in {run_dir}"),
+        ("size=4k", [], "no room for a run: No space left on device\n0 MiB are free for {run_dir}"),
         ("size=12m", [], "machine: no room on the disk: 16 MiB are needed in {run_dir}/kvm-runs/"),
         ("size=40m", ["--kvm-cache=off"], "machine: no room on the disk: 64 MiB are needed in {run_dir}/"),
-        ("nr_inodes=40", [], "machine: no room on the disk: the file system of {run_dir}/kvm-runs/"),
     ],
 )
 def test_what_has_no_room_is_not_begun(run, run_dir, disk, arguments, said):
@@ -157,4 +173,4 @@ def test_a_clone_that_would_be_copied_is_booted_where_only_that_has_room(run):
     output = run(ONE_GUEST, "size=100m", "--kvm-clone=snapshot", "-v")
     assert " 1 passed in " in output, output
     assert "1 cold boot" in output
-    assert "(snapshot: machine: no room on the disk: " in output
+    assert "(its clone has no room on the disk: " in output

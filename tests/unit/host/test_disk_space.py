@@ -42,7 +42,14 @@ def test_a_write_to_a_full_disk_says_what_was_to_be_done(tmp_path, code):
     failing = pytest.raises(NoCapacity, match=f"web: no room: {os.strerror(code)}")
     with failing as refused, full_disk_in_words(tmp_path, what="web: no room", resolution=RESOLUTION):
         raise OSError(code, os.strerror(code))
-    assert refused.value.details.endswith(f" MiB are free in {tmp_path}")
+    assert refused.value.details.endswith(f" MiB are free for {tmp_path}")
+
+
+def test_the_file_that_the_error_names_may_be_on_another_disk(tmp_path):
+    failing = pytest.raises(NoCapacity)
+    with failing as refused, full_disk_in_words(tmp_path, what="web: no room", resolution=RESOLUTION):
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/shm/pytest-kvm/ram")
+    assert refused.value.details.endswith(" MiB are free for /dev/shm/pytest-kvm/ram")
 
 
 def test_other_errors_are_left_alone(tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.errors import KvmUnavailable
-from pytest_kvm.host import accelerator, probes, resources
+from pytest_kvm.host import accelerator, probes
 from pytest_kvm.host import install_hints as packages
 from pytest_kvm.host.accelerator import KvmProbe
 from tests.conftest import ROOT
@@ -240,13 +240,6 @@ def test_nested_guests_are_seen_in_the_modules_switch(tmp_path):
     switch.parent.mkdir(parents=True)
     switch.write_text("1\n")
     assert probes.nested_fact(tmp_path).seen == "kvm_amd: on"
-
-
-# ---------------------------------------------------------------- resources
-
-
-def test_free_space_of_a_folder_that_is_not_made_yet(tmp_path):
-    assert resources.disk_free_mib(tmp_path / "a/b/c") > 0
 
 
 # ---------------------------------------------------------------- packages

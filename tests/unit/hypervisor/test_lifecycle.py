@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import libvirt
 import pytest
 
@@ -44,16 +46,34 @@ def test_a_panic_is_the_end_before_libvirt_stops_the_domain(life):
 
 
 def test_a_full_disk_is_the_end_though_libvirt_only_pauses_the_domain(life, tmp_path):
-    life.disk_failed(tmp_path / "root.qcow2", device="virtio-disk0", reason="enospc")
+    failed = partial(life.disk_failed, device="virtio-disk0", reason="enospc")
+    assert failed(str(tmp_path / "root.qcow2"))
+    assert not failed(str(tmp_path / "other.qcow2")), "the first one counts"
     assert life.reason.startswith("QEMU has stopped it at its virtio-disk0: the host's disk is full, ")
     assert life.reason.endswith(f" MiB are free for {tmp_path}/root.qcow2")
     assert not life.settled
 
 
-@pytest.mark.parametrize(("reason", "said"), [("", ""), ("Stale file handle", ": Stale file handle")])
-def test_a_disk_that_fails_is_the_end(life, tmp_path, reason, said):
-    life.disk_failed(tmp_path / "root.qcow2", device="virtio-disk0", reason=reason)
-    assert life.reason.endswith(f": the host could not read or write {tmp_path}/root.qcow2{said}")
+@pytest.mark.parametrize(
+    ("file", "reason", "said"),
+    [
+        ("/run/root.qcow2", "", "the host could not read or write /run/root.qcow2"),
+        ("", "Stale file handle", "the host could not read or write its file: Stale file handle"),
+        ("", "enospc", "the host's disk is full"),
+    ],
+)
+def test_a_disk_that_fails_is_the_end(life, file, reason, said):
+    assert life.disk_failed(file, device="virtio-disk0", reason=reason)
+    assert life.reason == f"QEMU has stopped it at its virtio-disk0: {said}"
+
+
+def test_how_much_is_free_may_be_unknown(life, monkeypatch):
+    def refuse(_path):
+        raise PermissionError
+
+    monkeypatch.setattr("pytest_kvm.hypervisor.lifecycle.disk_free_mib", refuse)
+    assert life.disk_failed("/run/root.qcow2", device="virtio-disk0", reason="enospc")
+    assert life.reason.endswith("the host's disk is full")
 
 
 def test_an_expected_end_is_no_death(life):

@@ -120,6 +120,7 @@ def attempts(tmp_path, monkeypatch):
     monkeypatch.setattr(RunTemplates, "_derive", derive)
     monkeypatch.setattr(RunTemplates, "_publish", publish)
     monkeypatch.setattr(run_templates, "machine_facts", lambda *_arguments, **_more: MACHINE)
+    monkeypatch.setattr(run_templates, "disks_mib", lambda _base: 10)
     for module in (template_store, disk_space):
         monkeypatch.setattr(module, "disk_free_mib", lambda _folder: attempts.free)
     resources: Any = SimpleNamespace(hypervisor=SimpleNamespace(facts=lambda: None), accel="tcg")

@@ -8,6 +8,7 @@ import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from pytest_kvm.errors import DomainFailed, GuestGone, StateDamaged
 from pytest_kvm.machine.hosts_file import HostsFile
 from pytest_kvm.options import settings_from
 from pytest_kvm.provision import lab_template
+from pytest_kvm.provision.disk_room import COLD_BOOT_MIB
 from pytest_kvm.provision.lab_forming import Forming
 from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.start_request import Teardown
@@ -75,7 +77,8 @@ def nic(name, **changed):
 
 
 def template(key, *, facts=FACTS):
-    made: Any = SimpleNamespace(key=key, manifest=SimpleNamespace(facts=facts.to_json()))
+    manifest = SimpleNamespace(facts=facts.to_json())
+    made: Any = SimpleNamespace(key=key, manifest=manifest, path=lambda _name: Path("/dev/null"))
     return made
 
 
@@ -87,6 +90,7 @@ class FakeMachine:
     kind: str
     domain: Any
     links: Any
+    folder: Path = Path("/var/tmp")
     savepoints: dict[str, object] = field(default_factory=lambda: {"savepoint-1": object()})
     hosts_file: HostsFile = field(default_factory=HostsFile)
     phases: dict[str, float] = field(default_factory=dict)
@@ -144,7 +148,7 @@ class World:
         self.done: list[str] = []
         self.failures: dict[str, Exception] = {}
         """By step, what is raised there."""
-        self.rooms: list[int] = []
+        self.rooms: list[tuple[int, int]] = []
         """For how many MiB of RAM files there has to be room, each time that a part is begun."""
         self.digest = "as ever"
         self.bystanders: dict[str, str] = {}
@@ -207,9 +211,9 @@ class World:
         return TemplateStore.of(replace(settings_from([]), cache_dir=self.folder)).disk_full_as_no_capacity()
 
     @contextmanager
-    def building(self, request, *, key, ram_mib):
+    def building(self, request, *, key, ram_mib, disk_mib):
         self.note(f"lock {request.name}")
-        self.rooms.append(ram_mib)
+        self.rooms.append((ram_mib, disk_mib))
         yield SimpleNamespace(key=key)
 
     def publish(self, building, *, summary, facts):
@@ -266,7 +270,7 @@ def test_the_first_run_forms_the_lab_on_copies_and_freezes_it(world):
 def test_there_has_to_be_room_for_the_ram_files_of_all_guests(world):
     world.start()
     mib = SPEC.memory_kib // 1024
-    assert world.rooms == [mib, 2 * mib, 3 * mib]
+    assert world.rooms == [(number * mib, number * COLD_BOOT_MIB) for number in (1, 2, 3)]
 
 
 def test_a_later_run_starts_from_the_template(world):
@@ -367,7 +371,7 @@ def test_a_process_that_has_waited_for_another_starts_what_that_one_has_made(wor
     made, world.stored = world.stored, {}
 
     @contextmanager
-    def building(_request, *, key, ram_mib):
+    def building(_request, *, key, ram_mib, disk_mib):
         world.stored[key] = made[key]
         yield SimpleNamespace(key=key)
 
@@ -380,7 +384,7 @@ def test_two_processes_lock_the_parts_in_the_same_order(world, monkeypatch):
     locked = []
 
     @contextmanager
-    def building(_request, *, key, ram_mib):
+    def building(_request, *, key, ram_mib, disk_mib):
         locked.append(key)
         yield SimpleNamespace(key=key)
 
@@ -395,7 +399,7 @@ def test_two_processes_lock_the_parts_in_the_same_order(world, monkeypatch):
 @pytest.mark.parametrize(
     ("step", "failure", "why"),
     [
-        ("lock", FULL, "no room for a template in .*: No space left on device"),
+        ("lock", FULL, "no room for a template: No space left on device"),
         ("start copy", FULL, "no room"),
         ("start copy", DomainFailed("no more processes"), "no more processes"),
         ("save right", FULL, "no room"),

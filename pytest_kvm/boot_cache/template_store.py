@@ -16,8 +16,9 @@ from pytest_kvm.boot_cache.inventory import Inventory
 from pytest_kvm.boot_cache.layout import Layout
 from pytest_kvm.boot_cache.template import Building, Template
 from pytest_kvm.boot_cache.template_files import Damage, TemplateManifest
+from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host import locks
-from pytest_kvm.host.disk_space import check_space, full_disk_in_words
+from pytest_kvm.host.disk_space import full_disk_in_words, why_no_space
 from pytest_kvm.host.resources import disk_free_mib
 from pytest_kvm.settings import RamPlace, Settings
 
@@ -140,7 +141,8 @@ class TemplateStore:
         needed = disk_mib if placed.path.is_symlink() else disk_mib + ram_mib
         if (missing := needed - disk_free_mib(folder)) > 0:
             self._inventory.free(missing * _MIB)
-        check_space(self._layout.folder, mib=needed, what=_NO_ROOM, resolution=_RESOLUTION)
+        if why := why_no_space(self._layout.folder, mib=needed):
+            raise NoCapacity(f"{_NO_ROOM}: {why}", resolution=_RESOLUTION)
         return placed
 
     def _enter(self, manifest: TemplateManifest, folder: Path, held: locks.HeldLock) -> Template:

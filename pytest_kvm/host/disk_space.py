@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvm.errors import NoCapacity
-from pytest_kvm.host.resources import disk_free_mib
+from pytest_kvm.host.resources import disk_free_mib, files_free
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a disk, or a quota, that has no room left."""
 _FILES = 16
 """Files that have to be possible: a guest has about ten."""
@@ -27,26 +27,10 @@ def why_no_space(folder: Path, *, mib: int) -> str:
     free = disk_free_mib(folder)
     if free < mib:
         return f"{mib} MiB are needed in {folder}, and {free} MiB are free"
-    there = os.statvfs(next(parent for parent in (folder, *folder.parents) if parent.exists()))
-    if there.f_files and there.f_favail < _FILES:  # a file system without a limit says 0 of 0
-        return f"the file system of {folder} has room for {there.f_favail} more files, whatever their size"
+    files = files_free(folder)
+    if files < _FILES:
+        return f"the file system of {folder} has room for {files} more files, whatever their size"
     return ""
-
-
-def check_space(folder: Path, *, mib: int, what: str, resolution: str) -> None:
-    """Check that a folder's disk has room for what is about to be written.
-
-    Args:
-        folder: It need not exist yet.
-        mib: The space that is needed, in MiB.
-        what: What has no room, for the message ("vm has no room on the disk").
-        resolution: What the reader can do about it.
-
-    Raises:
-        NoCapacity: It has no room.
-    """
-    if missing := why_no_space(folder, mib=mib):
-        raise NoCapacity(f"{what}: {missing}", resolution=resolution)
 
 
 @contextmanager
@@ -64,7 +48,7 @@ def full_disk_in_words(folder: Path, *, what: str, resolution: str) -> Generator
     try:
         yield
     except OSError as failure:
-        if failure.errno not in FULL:
+        if failure.errno not in _FULL:
             raise
         named = failure.filename2 or failure.filename
         place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else folder

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -75,8 +74,19 @@ def cpus_available() -> int:
 
 def disk_free_mib(path: Path) -> int:
     """Return the free space (MiB) where a file or folder is, or will be once it is made."""
-    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - it raises nothing
-    return shutil.disk_usage(there).free // _MIB
+    found = _file_system_of(path)
+    return found.f_bavail * found.f_frsize // _MIB
+
+
+def files_free(path: Path) -> float:
+    """Return how many more files the file system can have where a file or folder is, or will be."""
+    found = _file_system_of(path)
+    return found.f_favail if found.f_files else math.inf  # without a limit it says 0 of 0
+
+
+def _file_system_of(path: Path) -> os.statvfs_result:
+    there = next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - it raises nothing
+    return os.statvfs(there)
 
 
 def disk_taken_mib(files: Iterable[Path]) -> int:

@@ -156,7 +156,7 @@ class GuestStarter:
 
     def has_room_like(self, former: Started) -> bool:
         """Say whether the disk has room for another machine like a former one, as long as that is there."""
-        return not self._why_no_space(needed_mib(former.template))
+        return not why_no_space(self._resources.folder, mib=needed_mib(former.template))
 
     def start_again(self, former: Started) -> Started:
         """Start a machine that has ended in a new QEMU, with its own disks, and leave it paused.
@@ -218,7 +218,7 @@ class GuestStarter:
         )
 
     def _why_no_space(self, mib: int) -> str:
-        """Return what is missing on the run folder's disk, if spare clones cannot give way; "" if nothing."""
+        """Return what the run folder's disk lacks after spare clones have given way; "" if nothing."""
         why = why_no_space(self._resources.folder, mib=mib)
         if why and self._spares.give_way():
             why = why_no_space(self._resources.folder, mib=mib)

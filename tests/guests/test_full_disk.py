@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
 from scripts.folders import own_folder
+from tests import other_pytest
 from tests.small_disk import on_small_disk
 
 WITHIN = 400
-_CHECKOUT = Path(__file__).parents[2]
 
 HEAD = """
 import os, shutil
@@ -99,6 +97,21 @@ def test_its_files_went_before_another_was_started(machine):
     assert machine.run("ls /root").stdout == ""
 """
 
+SPARE_IN_THE_WAY = f"""{HEAD}
+import json
+from pytest_kvm.waiting import NotYet, wait_until
+
+def see_spare(run_dir):
+    records = Path(run_dir).glob("kvm-runs/*/*/machine.json")
+    if "spare" not in [json.loads(record.read_text())["state"] for record in records]:
+        raise NotYet("there is none")
+
+def test_another_guest_has_its_room(machine, kvm_guests, run_dir):
+    wait_until(lambda: see_spare(run_dir), describe="a spare clone", timeout=60)
+    with filled(run_dir, leaving=100 * 1024 * 1024):
+        kvm_guests.boot(kvm.GuestSpec(memory="512MiB", vcpus=1)).run("true")
+"""
+
 ONE_GUEST = f"""{HEAD}
 def test_here(machine):
     machine.run("true")
@@ -118,19 +131,14 @@ def run(pytester, tmp_path, run_dir, pytestconfig):
 
     def run(source, disk, *arguments):
         pytester.makepyfile(source)
-        places = [
-            f"--kvm-cache-dir={cache}",
-            f"--kvm-run-dir={run_dir}",
-            f"--kvm-limits-dir={tmp_path}/limits",
-        ]
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *places, *arguments]
+        pytest_arguments = other_pytest.arguments(cache=cache, run_dir=run_dir, limits=tmp_path / "limits")
         done = subprocess.run(
-            [*on_small_disk(run_dir, disk), *command],
+            [*on_small_disk(run_dir, disk), sys.executable, *pytest_arguments, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=pytester.path,
-            env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+            env=other_pytest.environment(),
             timeout=WITHIN,
             check=False,
         )
@@ -146,9 +154,15 @@ def test_a_disk_that_is_full_while_guests_run(run):
 
 
 def test_a_guest_that_has_filled_the_disk_makes_room_for_its_successor(run):
-    output = run(NEVER_EMPTY, "size=30m")
+    output = run(NEVER_EMPTY, "size=30m", "--kvm-pool=1", "-v")
     assert " 2 passed in " in output, output
-    assert "1 reset" in output
+    assert "machine: 1 cow reset" in output, "no spare clone was made, which leaves room"
+
+
+def test_spare_clones_give_way_to_guests_in_use(run):
+    output = run(SPARE_IN_THE_WAY, "size=900m", "--kvm-clone=snapshot", "--kvm-pool=1", "-v")
+    assert " 1 passed in " in output, output
+    assert "its clone has no room on the disk" not in output
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -23,10 +22,10 @@ from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.waiting import NotYet, wait_until
 from scripts.folders import own_folder
+from tests import other_pytest
 from tests.memory_group import MemoryGroup
 
 WITHIN = 400
-_CHECKOUT = Path(__file__).parents[2]
 
 HEAD = f"""
 from pathlib import Path
@@ -108,19 +107,15 @@ def begin(pytester, tmp_path, run_dir, pytestconfig):
     begun = []
 
     def begin(*arguments, **options):
-        places = [
-            f"--kvm-cache-dir={cache}",
-            f"--kvm-run-dir={run_dir}",
-            f"--kvm-limits-dir={tmp_path}/limits",
-        ]
+        pytest_arguments = other_pytest.arguments(cache=cache, run_dir=run_dir, limits=tmp_path / "limits")
         begun.append(
             subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *places, *arguments],
+                [sys.executable, *pytest_arguments, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 cwd=pytester.path,
-                env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+                env=other_pytest.environment(),
                 **options,
             )
         )
@@ -244,7 +239,7 @@ def runs(run_dir):
     def runs():
         """Return what is seen of the runs from outside."""
         argv = [sys.executable, "-m", "pytest_kvm", f"--kvm-run-dir={run_dir}", "ps", "--json"]
-        env = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
+        env = other_pytest.environment()
         told = subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
         return [each for each in json.loads(told)["runs"] if each["folder"].startswith(str(run_dir))]
 

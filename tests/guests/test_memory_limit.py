@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from pytest_kvm.plugin.session import settings_stashed
 from scripts.folders import own_folder
+from tests import other_pytest
 from tests.memory_group import MemoryGroup
 
-_CHECKOUT = Path(__file__).parents[2]
 WITHIN = 580
 GIB = 1024**3
 
@@ -43,16 +42,13 @@ def test_no_worker_takes_more_than_there_is(pytester, tmp_path, pytestconfig, gr
     pytester.makepyfile(test_memory=SUITE)
     cache = settings_stashed(pytestconfig).cache_dir
     with own_folder("kvm-") as run_dir:
-        arguments = [
-            *("-m", "pytest", "-p", "no:cacheprovider", "-n8", f"--kvm-cache-dir={cache}"),
-            *(f"--kvm-run-dir={run_dir}", f"--kvm-limits-dir={tmp_path}/limits"),
-        ]
+        arguments = other_pytest.arguments(cache=cache, run_dir=run_dir, limits=tmp_path / "limits")
         ran = subprocess.run(
-            group.python(*arguments),
+            group.python(*arguments, "-n8"),
             capture_output=True,
             text=True,
             cwd=pytester.path,
-            env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+            env=other_pytest.environment(),
             timeout=WITHIN,
             check=False,
         )

@@ -17,19 +17,9 @@ from pytest_kvm.provision.template_build import TemplateFacts, _hand_over_cards
 from pytest_kvm.render.plan import NicPlan
 from pytest_kvm.spec.network import declare_network
 from tests.unit.provision.start_requests import START_REQUEST
+from tests.unit.provision.template_facts import FACTS
 
 LAN = declare_network("lan", kvm.NetworkSpec())
-FACTS = TemplateFacts(
-    tier="cow",
-    control_mac="52:54:00:00:00:01",
-    macs=("52:54:00:00:00:02",),
-    hostname="guest",
-    host_key="ssh-ed25519 AAAA",
-    disks=(("root.qcow2", "qcow2"),),
-    prestarted=(),
-    boot_seconds=40.0,
-    network_service=None,
-)
 
 
 def joined(*, address):

@@ -17,19 +17,7 @@ from pytest_kvm.provision.disk_room import (
     no_disk_room,
     run_disk_full_in_words,
 )
-from pytest_kvm.provision.template_build import TemplateFacts
-
-FACTS = TemplateFacts(
-    tier="cow",
-    control_mac="52:54:00:00:00:01",
-    macs=(),
-    hostname="guest",
-    host_key="ssh-ed25519 AAAA",
-    disks=(("root.qcow2", "qcow2"),),
-    prestarted=(),
-    boot_seconds=30.0,
-    network_service=None,
-)
+from tests.unit.provision.template_facts import FACTS
 
 
 def template_in(folder, facts):

@@ -25,23 +25,12 @@ from pytest_kvm.provision.lab_forming import Forming
 from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.start_request import Teardown
 from pytest_kvm.provision.starter import Started
-from pytest_kvm.provision.template_build import TemplateFacts
 from pytest_kvm.render.plan import DiskPlan
 from tests.unit.provision.start_requests import START_REQUEST
+from tests.unit.provision.template_facts import FACTS
 
 ADDRESSES = {"left": "10.1.0.1", "middle": "10.1.0.3", "right": "10.1.0.2"}
 FULL = OSError(errno.ENOSPC, "No space left on device")
-FACTS = TemplateFacts(
-    tier="cow",
-    control_mac="52:54:00:00:00:01",
-    macs=(),
-    hostname="guest",
-    host_key="ssh-ed25519 AAAA",
-    disks=(("root.qcow2", "qcow2"),),
-    prestarted=(),
-    boot_seconds=40.0,
-    network_service=None,
-)
 
 
 def segment(name="lan", **fields):

@@ -25,6 +25,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--regenerate-golden", action="store_true", help="rewrite tests/golden from today's code"
     )
+    parser.addoption("--soak", action="store_true", help="let tests/faults take their time")
 
 
 @pytest.fixture(scope="session")

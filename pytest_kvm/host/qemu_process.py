@@ -104,6 +104,13 @@ class HostProcess:
         """Whether the process has ended, and was collected if it was our child."""
         return self._ended.is_set()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped the process."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return False
+
     def wait(self, timeout: float) -> bool:
         """Block until the process ends or ``timeout`` seconds have passed; say whether it has ended."""
         return self._ended.wait(timeout)

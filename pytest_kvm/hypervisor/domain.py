@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import libvirt
 
-from pytest_kvm.errors import DomainFailed, StateDamaged
+from pytest_kvm.errors import DomainFailed, KvmError, StateDamaged
 from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import device_state, monitor, qemu_log
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
@@ -17,6 +21,12 @@ from pytest_kvm.hypervisor.protocol import CardFrames, DomainState
 from pytest_kvm.hypervisor.snapshots import Snapshots, save_libvirt_snapshot
 from pytest_kvm.hypervisor.steal_time import GuestClock
 
+_log = logging.getLogger("pytest_kvm.hypervisor")
+_ANSWERS_WITHIN = 660.0
+"""Seconds for QEMU to answer; it needs milliseconds, unless it writes or reads the guest's memory."""
+_NO_ANSWER = "QEMU did not answer"
+_LOOK_EVERY = 20.0
+"""Seconds after which a call looks whether the process of a QEMU that does not answer is stopped."""
 _KILLED_WITHIN = 10.0
 _ENDS_WITHIN = 10.0
 _MOST_SCREEN_BYTES = 64 * 1024 * 1024
@@ -143,15 +153,18 @@ class LibvirtDomain:
 
     def screenshot(self) -> bytes:
         """Return the first screen as PNG or PPM bytes."""
-        return _screenshot_of(self._connection.get(), self._living())
+        with self._asked() as raw:
+            return _screenshot_of(self._connection.get(), raw)
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
         """Run a QMP command and return its ``return`` value."""
-        return monitor.qmp(self._living(), command, arguments=arguments)
+        with self._asked() as raw:
+            return monitor.qmp(raw, command, arguments=arguments)
 
     def hmp(self, line: str) -> str:
         """Run a human monitor command and return what it printed."""
-        return monitor.hmp(self._living(), line)
+        with self._asked() as raw:
+            return monitor.hmp(raw, line)
 
     def card_frames(self, device: str) -> CardFrames:
         """Return what has passed the host's end of a card (``virDomainInterfaceStats``)."""
@@ -161,7 +174,8 @@ class LibvirtDomain:
 
     def save_state(self, target: BinaryIO) -> None:
         """Write the device state, without the RAM file, to an open file; see :func:`device_state.save`."""
-        device_state.save(self._living(), target)
+        with self._asked() as raw:
+            device_state.save(raw, target)
 
     def load_state(self, source: BinaryIO) -> None:
         """Load what :meth:`save_state` wrote; see :func:`device_state.load`.
@@ -171,7 +185,8 @@ class LibvirtDomain:
             DomainFailed: QEMU has ended for another reason, or hangs.
         """
         try:
-            device_state.load(self._living(), source)
+            with self._asked() as raw:
+                device_state.load(raw, source)
         except DomainFailed as failure:
             # QEMU's monitor does not say why; how QEMU ended and its log do.
             if not self.wait_end(_ENDS_WITHIN):
@@ -182,7 +197,8 @@ class LibvirtDomain:
 
     def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:  # noqa: ANN401 - JSON
         """Run a guest agent command; see :func:`monitor.agent`."""
-        return monitor.agent(self._living(), command, arguments=arguments, timeout=timeout)
+        with self._asked() as raw:
+            return monitor.agent(raw, command, arguments=arguments, timeout=timeout)
 
     def take_snapshot(self, name: str) -> None:
         """Write memory, devices and disks into the disks; see :class:`Snapshots`."""
@@ -202,7 +218,8 @@ class LibvirtDomain:
 
     def save_libvirt_snapshot(self, name: str) -> None:
         """Write a snapshot into the disks, from copies of which a new domain will be started."""
-        save_libvirt_snapshot(self._living(), name)
+        with self._asked() as raw:
+            save_libvirt_snapshot(raw, name)
 
     def how_qemu_ended(self, within: float) -> str:
         """Wait for QEMU's end, at most ``within`` seconds, and return how it ended ("was killed by …")."""
@@ -251,14 +268,54 @@ class LibvirtDomain:
             )
         return process.is_our_child
 
-    def _living(self) -> libvirt.virDomain:
+    def end(self, reason: str) -> None:
+        """Note that the domain is of no use any more, and why; then remove its QEMU."""
+        if not self._lifecycle.note_end(reason):
+            return
+        try:
+            self.destroy()
+        except KvmError:  # whoever removes the guest tries again
+            _log.warning("%s has ended, and its QEMU could not be removed", self.name, exc_info=True)
+
+    @contextmanager
+    def _asked(self) -> Generator[libvirt.virDomain]:
+        """Yield the domain for a call that QEMU has to answer, and end a QEMU that does not.
+
+        libvirt waits for QEMU's answer as long as QEMU lives. A QEMU that was stopped (SIGSTOP), or that
+        hangs, would hold its caller up for ever.
+
+        Raises:
+            DomainFailed: The domain has ended.
+        """
         if not self.alive():
             raise DomainFailed(f"{self.name} has ended: {self.end_reason()}")
-        return self._domain.get()
+        answered = threading.Event()
+        threading.Thread(
+            target=self._watch_call, args=[answered], name=f"kvm-asked-{self.name}", daemon=True
+        ).start()
+        try:
+            yield self._domain.get()
+        except DomainFailed as failure:
+            if _NO_ANSWER in self.end_reason():  # libvirt says only that the connection broke off
+                raise DomainFailed(f"{self.name} has ended: {self.end_reason()}") from failure
+            raise
+        finally:
+            answered.set()
+
+    def _watch_call(self, answered: threading.Event) -> None:
+        begun = time.monotonic()
+        while not answered.wait(_LOOK_EVERY):
+            waited = time.monotonic() - begun
+            if self._process is not None and self._process.is_stopped:
+                self.end(f"{_NO_ANSWER} for {waited:.0f} s: its process is stopped (SIGSTOP)")
+                return
+            if waited > _ANSWERS_WITHIN:
+                self.end(f"{_NO_ANSWER} for {waited:.0f} s: it hangs")
+                return
 
     def _call(self, doing: str, call: Callable[[libvirt.virDomain], Any]) -> Any:  # noqa: ANN401 - JSON
-        with translated(f"{doing} {self.name}", error=DomainFailed):
-            return call(self._living())
+        with self._asked() as raw, translated(f"{doing} {self.name}", error=DomainFailed):
+            return call(raw)
 
 
 def _press_power_button(domain: libvirt.virDomain) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import xml.etree.ElementTree as ET
@@ -14,7 +13,7 @@ from pathlib import Path
 import libvirt
 import psutil
 
-from pytest_kvm.errors import DomainFailed, KvmError
+from pytest_kvm.errors import DomainFailed
 from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import libvirt_connection, libvirt_networks, qemu_log
 from pytest_kvm.hypervisor.capabilities import host_facts
@@ -22,7 +21,7 @@ from pytest_kvm.hypervisor.domain import LibvirtDomain
 from pytest_kvm.hypervisor.embed import EmbedRoot, embed_root, is_embed
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.libvirt_errors import translated
-from pytest_kvm.hypervisor.lifecycle import Lifecycle
+from pytest_kvm.hypervisor.lifecycle import Lifecycle, disk_failure
 from pytest_kvm.hypervisor.protocol import Domain, HostFacts
 from pytest_kvm.hypervisor.snapshots import start_from_snapshot
 from pytest_kvm.waiting import NotYet, wait_until
@@ -34,7 +33,6 @@ _LOOK_EVERY = 0.01
 _NAME_IS_TAKEN = (libvirt.VIR_FROM_DOMAIN, libvirt.VIR_ERR_OPERATION_FAILED)
 """Raised by ``virDomainObjListAdd`` in ``src/conf/virdomainobjlist.c``. The error is recognised
 by its codes, because libvirt translates its text."""
-_log = logging.getLogger("pytest_kvm.hypervisor")
 _SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
 
 
@@ -279,25 +277,20 @@ class LibvirtHypervisor:
         name = raw.name()
         with self._lock:
             life, domain = self._lives.get(name), self._domains.get(name)
-        if life is None or action != libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE:
+        if life is None or not life.alive or action != libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE:
             return
-        has_ended = life.disk_failed(path, device=device, reason=reason)
-        if has_ended and domain is not None:  # else its start fails now, and that removes it
+        why = disk_failure(path, device=device, reason=reason)
+        if domain is None:
+            life.note_end(why)  # its start fails now, and that removes it
+        else:
             # In a thread, because libvirt calls this one back in the midst of it.
-            threading.Thread(target=_destroy, args=[domain], name=f"kvm-destroy-{name}", daemon=True).start()
+            threading.Thread(target=domain.end, args=[why], name=f"kvm-end-{name}", daemon=True).start()
 
     def _on_lost(self, reason: str) -> None:
         with self._lock:
             lives = list(self._lives.values())
         for life in lives:
             life.note_end(f"the connection to libvirt was lost: {reason}")
-
-
-def _destroy(domain: LibvirtDomain) -> None:
-    try:
-        domain.destroy()
-    except KvmError:  # whoever removes the guest tries again
-        _log.warning("%s has ended, and its QEMU could not be removed", domain.name, exc_info=True)
 
 
 _Start = Callable[[libvirt.virConnect], libvirt.virDomain]

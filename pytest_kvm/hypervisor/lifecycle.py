@@ -99,29 +99,6 @@ class Lifecycle:
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._settled.set()
 
-    def disk_failed(self, file: str, *, device: str, reason: str) -> bool:
-        """Note that QEMU has paused the domain because it could not use the file of a disk.
-
-        QEMU does so when a write finds no room (``werror=enospc`` is its default), and would go on
-        once somebody resumes the domain. Nobody would, and those who wait for the guest would wait until
-        their time is up. So it is the domain's end, and QEMU's, too.
-
-        Args:
-            file: Path of the disk's file; empty if libvirt does not know it.
-            device: The disk's name in QEMU.
-            reason: libvirt's reason (``virConnectDomainEventIOErrorReasonCallback``).
-
-        Returns:
-            Whether this was the end: each request that fails is told, and the first one counts.
-        """
-        if "enospc" in reason:
-            what = "the host's disk is full"
-            with suppress(OSError):  # it is in a folder that we may not enter, perhaps
-                what += f", {disk_free_mib(Path(file))} MiB are free for {file}" if file else ""
-        else:
-            what = f"the host could not read or write {file or 'its file'}{reason and f': {reason}'}"
-        return self.note_end(f"QEMU has stopped it at its {device}: {what}")
-
     def note_end(self, reason: str) -> bool:
         """Note the end, and say whether it was noted: only the first call counts."""
         with self._lock:
@@ -137,3 +114,24 @@ class Lifecycle:
             except Exception:  # noqa: BLE001 - a foreign callback; the other ones have to be called, too
                 _log.exception("a callback for the end of %s failed", self.name)
         return True
+
+
+def disk_failure(file: str, *, device: str, reason: str) -> str:
+    """Return why a domain has ended that QEMU has paused because it could not use the file of a disk.
+
+    QEMU does so when a write finds no room (``werror=enospc`` is its default), and would go on
+    once somebody resumes the domain. Nobody would, and those who wait for the guest would wait until
+    their time is up.
+
+    Args:
+        file: Path of the disk's file; empty if libvirt does not know it.
+        device: The disk's name in QEMU.
+        reason: libvirt's reason (``virConnectDomainEventIOErrorReasonCallback``).
+    """
+    if "enospc" in reason:
+        what = "the host's disk is full"
+        with suppress(OSError):  # it is in a folder that we may not enter, perhaps
+            what += f", {disk_free_mib(Path(file))} MiB are free for {file}" if file else ""
+    else:
+        what = f"the host could not read or write {file or 'its file'}{reason and f': {reason}'}"
+    return f"QEMU has stopped it at its {device}: {what}"

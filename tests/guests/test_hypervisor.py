@@ -84,7 +84,7 @@ def start(user, place, cache, project_root):
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=180, check=False)
-        assert (ran.returncode, ran.stderr) == (status, "")
+        assert (ran.returncode, ran.stderr) == (status, ""), ran.stderr
         return ran.stdout
 
     return started
@@ -94,6 +94,7 @@ def start(user, place, cache, project_root):
     "case",
     [
         *("life", "same_name", "death", "told_to_quit", "bad_start", "many", "one_root", "fork"),
+        *("stopped", "hung"),
         *("snapshots", "snapshots_refused", "revived"),
     ],
 )

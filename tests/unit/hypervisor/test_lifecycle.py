@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from functools import partial
-
 import libvirt
 import pytest
 
-from pytest_kvm.hypervisor.lifecycle import Lifecycle
+from pytest_kvm.hypervisor.lifecycle import Lifecycle, disk_failure
 
 STOPPED = libvirt.VIR_DOMAIN_EVENT_STOPPED
 
@@ -45,13 +43,10 @@ def test_a_panic_is_the_end_before_libvirt_stops_the_domain(life):
     assert (life.reason, life.settled) == ("crashed: the guest's kernel panicked", True)
 
 
-def test_a_full_disk_is_the_end_though_libvirt_only_pauses_the_domain(life, tmp_path):
-    failed = partial(life.disk_failed, device="virtio-disk0", reason="enospc")
-    assert failed(str(tmp_path / "root.qcow2"))
-    assert not failed(str(tmp_path / "other.qcow2")), "the first one counts"
-    assert life.reason.startswith("QEMU has stopped it at its virtio-disk0: the host's disk is full, ")
-    assert life.reason.endswith(f" MiB are free for {tmp_path}/root.qcow2")
-    assert not life.settled
+def test_a_full_disk_is_named(tmp_path):
+    why = disk_failure(f"{tmp_path}/root.qcow2", device="virtio-disk0", reason="enospc")
+    assert why.startswith("QEMU has stopped it at its virtio-disk0: the host's disk is full, ")
+    assert why.endswith(f" MiB are free for {tmp_path}/root.qcow2")
 
 
 @pytest.mark.parametrize(
@@ -62,18 +57,18 @@ def test_a_full_disk_is_the_end_though_libvirt_only_pauses_the_domain(life, tmp_
         ("", "enospc", "the host's disk is full"),
     ],
 )
-def test_a_disk_that_fails_is_the_end(life, file, reason, said):
-    assert life.disk_failed(file, device="virtio-disk0", reason=reason)
-    assert life.reason == f"QEMU has stopped it at its virtio-disk0: {said}"
+def test_a_disk_that_fails_is_named_as_far_as_it_is_known(file, reason, said):
+    why = disk_failure(file, device="virtio-disk0", reason=reason)
+    assert why == f"QEMU has stopped it at its virtio-disk0: {said}"
 
 
-def test_how_much_is_free_may_be_unknown(life, monkeypatch):
+def test_how_much_is_free_may_be_unknown(monkeypatch):
     def refuse(_path):
         raise PermissionError
 
     monkeypatch.setattr("pytest_kvm.hypervisor.lifecycle.disk_free_mib", refuse)
-    assert life.disk_failed("/run/root.qcow2", device="virtio-disk0", reason="enospc")
-    assert life.reason.endswith("the host's disk is full")
+    why = disk_failure("/run/root.qcow2", device="virtio-disk0", reason="enospc")
+    assert why.endswith("the host's disk is full")
 
 
 def test_an_expected_end_is_no_death(life):
@@ -85,8 +80,8 @@ def test_an_expected_end_is_no_death(life):
 def test_only_the_first_reason_counts_and_each_callback_hears_it_once(life):
     heard = []
     life.on_end(heard.append)
-    life.note_end("first")
-    life.note_end("second")
+    assert life.note_end("first")
+    assert not life.note_end("second")
     life.on_end(heard.append)
     assert heard == ["first", "first"]
 

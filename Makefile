@@ -9,7 +9,7 @@ PYTEST = $(VENV)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reor
 TIMINGS = -p tests.timings --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-all test-fresh test-oldest check lint format bench docs lock upgrade
+.PHONY: help setup demo test test-quick test-all soak test-fresh test-oldest check lint format bench docs lock upgrade
 .PHONY: image clean
 
 help: ## Show this list
@@ -29,6 +29,9 @@ test-all: image ## Set up and run all tests
 
 check: ## Run what CI runs, in a fresh clone of HEAD with an empty cache
 	@$(PYTHON3) -m scripts.check --clone
+
+soak: image ## Run the tests of faults at length, and say what they have measured
+	$(VENV)/python -m pytest -v --soak tests/faults $(PYTEST_ARGS)
 
 test-fresh: setup ## Run the demo in minimal Debian roots that have only make, git and python3 (as root)
 	$(VENV)/python -m scripts.fresh $(SUITES)

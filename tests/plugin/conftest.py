@@ -30,7 +30,7 @@ def new_suite(tmp_path_factory, pytestconfig):
 
         yield new_suite
     for suite in made:
-        suite.remove()
+        suite.cache.remove()
 
 
 @pytest.fixture(scope="module")

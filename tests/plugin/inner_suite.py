@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -12,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvm.boot_cache import ram_file
-from pytest_kvm.host import folder_marker
 from pytest_kvm.host.run_folder import RUNS
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.waiting import NotYet, wait_until
 from scripts.check import EVENTS
+from tests.own_cache import OwnCache
 
 SUITE = """
 import pytest_kvm as kvm
@@ -67,8 +65,6 @@ def right(lan):
 
 _CHECKOUT = Path(__file__).parents[2]
 _WITHIN = 300
-_PROBE = "kvm-probe.json"
-"""What was found out about this machine's KVM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +101,7 @@ class InnerSuite:
     def __init__(self, folder: Path, *, run_dir: Path, outer: Path) -> None:
         self._folder = folder
         self._run_dir = run_dir
-        self.cache = folder / "cache"
-        self.templates = self.cache / "templates"
-        self.templates.mkdir(parents=True)
-        for name in ("images", "libvirt"):
-            (outer / name).mkdir(parents=True, exist_ok=True)
-            (self.cache / name).symlink_to(outer / name)
-        if (outer / _PROBE).exists():
-            shutil.copy(outer / _PROBE, self.cache)
+        self.cache = OwnCache(folder / "cache", outer=outer)
         (folder / "test_inner.py").write_text(SUITE)
         (folder / "pytest.ini").write_text("[pytest]\njunit_family = xunit1\nfilterwarnings = error\n")
 
@@ -127,7 +116,11 @@ class InnerSuite:
         (self._folder / "sabotage.py").write_text(sabotage)
         report = self._folder / "junit.xml"
         report.unlink(missing_ok=True)
-        places = [f"--kvm-cache-dir={self.cache}", f"--kvm-run-dir={self._run_dir}", f"--junit-xml={report}"]
+        places = [
+            f"--kvm-cache-dir={self.cache.folder}",
+            f"--kvm-run-dir={self._run_dir}",
+            f"--junit-xml={report}",
+        ]
         done = subprocess.run(
             [*within, sys.executable, "-m", "pytest", "-v", "-p", "sabotage", *places, *arguments],
             cwd=self._folder,
@@ -145,46 +138,15 @@ class InnerSuite:
         made = {way.pop("made") for way in ways if "made" in way}
         return Result(exit_code=done.returncode, output=done.stdout, made=made, ways=ways)
 
-    @property
-    def entries(self) -> list[Path]:
-        """The folders of templates, whether a key leads to them or not."""
-        return sorted((self.templates / "entries").glob("*"))
-
     def check_nothing_runs(self) -> None:
         """Wait until nothing of a run is left: neither processes nor files."""
         wait_until(self._check_gone, describe="the run to be gone", timeout=30)
-
-    def check_no_litter(self) -> None:
-        """Check that the cache holds templates and locks that nobody holds, nothing else."""
-        current = {link.resolve() for link in (self.templates / "current").iterdir()}
-        assert set(self.entries) == current
-        assert not list((self.templates / "locks").glob("*.holder"))
-        in_memory = {
-            path.resolve().parent for path in self.templates.glob("entries/*/ram") if path.is_symlink()
-        }
-        assert {path for path in memory_folders() if self._is_mine(path)} == in_memory
-
-    def remove(self) -> None:
-        """Remove what it keeps in memory; the rest goes with its folder."""
-        for entry in self.entries:
-            (entry / "ram").unlink(missing_ok=True)
-            entry.rename(entry.with_name(f"{entry.name}.gone"))
-        ram_file.sweep()
-
-    def _is_mine(self, memory: Path) -> bool:
-        marker = folder_marker.marker_of(memory)
-        return marker is not None and Path(marker["entry"]).is_relative_to(self.cache)
 
     def _check_gone(self) -> None:
         left = [path.name for path in (self._run_dir / RUNS).iterdir() if path.name != "guard"]
         running = processes_of(self._run_dir)
         if left or running:
             raise NotYet(f"files {left}, processes {running}")
-
-
-def memory_folders() -> list[Path]:
-    """Return the folders of RAM files in memory, of whichever cache."""
-    return sorted(Path("/dev/shm").glob(f"pytest-kvm-{os.getuid()}-*"))
 
 
 def _environment() -> dict[str, str]:

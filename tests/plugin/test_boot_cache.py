@@ -65,7 +65,7 @@ def killed_when_freezing(suite):
 def litter(suite, killed_when_freezing):
     """What it has left in the cache."""
     suite.check_nothing_runs()
-    (entry,) = suite.entries
+    (entry,) = suite.cache.entries
     return entry
 
 
@@ -79,8 +79,8 @@ def test_a_run_that_is_killed_when_freezing_leaves_nothing_behind(suite, killed_
     assert killed_when_freezing.exit_code == -signal.SIGKILL
     assert first.is_fine(tests=4), first.output
     suite.check_nothing_runs()
-    assert litter not in suite.entries
-    suite.check_no_litter()
+    assert litter not in suite.cache.entries
+    suite.cache.check_no_litter()
 
 
 def test_two_workers_boot_once(first):
@@ -91,7 +91,7 @@ def test_two_workers_boot_once(first):
 
 
 def test_the_next_run_boots_nothing_and_prepares_nothing(suite, first):
-    half_made = suite.templates / "entries" / f"{'5ca1ab1e' * 8}.0ddba110"
+    half_made = suite.cache.templates / "entries" / f"{'5ca1ab1e' * 8}.0ddba110"
     folder_marker.make(half_made)
     again = suite.run("--kvm-pool=1")
     assert not half_made.exists(), "a run begins by removing what a killed one has left"
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_leaves_nothing_behind(suite, first, doing, nth):
     assert "KILLED WHILE loading the state" in killed.output
     assert ("test_inner.py::test_a PASSED" in killed.output) == (doing == "reset")
     suite.check_nothing_runs()
-    suite.check_no_litter()
+    suite.cache.check_no_litter()
     next_one = suite.run("--kvm-pool=0")
     assert next_one.is_fine(), next_one.output
     assert next_one.made == first.made
@@ -117,12 +117,12 @@ def test_a_run_that_is_killed_leaves_nothing_behind(suite, first, doing, nth):
 
 
 def test_a_qemu_that_is_killed_costs_another_clone_and_no_template(suite, first):
-    before = suite.entries
+    before = suite.cache.entries
     result = suite.run("--kvm-pool=0", sabotage=KILLS_QEMU_ONCE)
     assert result.is_fine(), result.output
     assert "its clone failed, trying another: the state of " in result.output
     assert result.made == first.made
-    assert suite.entries == before
+    assert suite.cache.entries == before
 
 
 def truncated(folder):
@@ -147,22 +147,22 @@ def falsified(folder):
     ids=["truncated", "falsified"],
 )
 def test_a_damaged_template_is_told_and_made_again(suite, first, damage, told):
-    (damaged,) = suite.entries
+    (damaged,) = suite.cache.entries
     damage(damaged)
     repaired = suite.run()
     assert repaired.is_fine(), repaired.output
     assert told in repaired.output
     assert repaired.summary.startswith("kvm: 1 guest, 1 cold boot "), repaired.output
-    assert damaged not in suite.entries
-    suite.check_no_litter()
+    assert damaged not in suite.cache.entries
+    suite.cache.check_no_litter()
 
 
 def test_refresh_makes_it_again(suite, first):
-    (old,) = suite.entries
+    (old,) = suite.cache.entries
     refreshed = suite.run("--kvm-cache=refresh", "--kvm-cache-ram=tmpfs", sabotage=NO_MEMORY_FOR_TEMPLATES)
     assert refreshed.is_fine(), refreshed.output
     assert refreshed.summary.startswith("kvm: 1 guest, 1 cold boot "), refreshed.output
     assert refreshed.made.isdisjoint(first.made)
-    assert len(suite.entries) == 1
-    assert old not in suite.entries
+    assert len(suite.cache.entries) == 1
+    assert old not in suite.cache.entries
     assert "its RAM file is on disk: " in refreshed.ways[0]["kvm_guest_vm"]

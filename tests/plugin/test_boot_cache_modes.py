@@ -56,31 +56,31 @@ def test_snapshots_do_the_same(suite, by_snapshots):
     assert "clone snapshot " in by_snapshots.ways[0]["kvm_guest_vm"]
     assert by_snapshots.ways[1]["kvm_reset_vm"].startswith("snapshot ")
     suite.check_nothing_runs()
-    suite.check_no_litter()
+    suite.cache.check_no_litter()
 
 
 def test_without_templates_resets_work_as_well(suite, by_snapshots):
-    (kept,) = suite.entries
+    (kept,) = suite.cache.entries
     cold = suite.run("--kvm-cache=off")
     assert cold.is_fine(), cold.output
     assert cold.ways[0]["kvm_guest_vm"].endswith("(the boot cache is off)")
     assert cold.ways[1]["kvm_reset_vm"].startswith("load ")
-    assert suite.entries == [kept]
+    assert suite.cache.entries == [kept]
 
 
 def test_a_disk_that_is_full_when_freezing_costs_a_boot(new_suite):
     suite = new_suite()
-    show = f'"$@"; code=$?; find {shlex.quote(str(suite.templates))}; exit $code'
+    show = f'"$@"; code=$?; find {shlex.quote(str(suite.cache.templates))}; exit $code'
     result = suite.run(
-        sabotage=FULL_WHEN_FREEZING.format(folder=str(suite.templates)),
-        within=[*on_small_disk(suite.templates, "size=1g"), "sh", "-c", show, "sh"],
+        sabotage=FULL_WHEN_FREEZING.format(folder=str(suite.cache.templates)),
+        within=[*on_small_disk(suite.cache.templates, "size=1g"), "sh", "-c", show, "sh"],
     )
     assert result.is_fine(), result.output
     assert result.ways[0]["kvm_guest_vm"].startswith("boot cold ")
     assert "cow: " in result.ways[0]["kvm_guest_vm"]
     assert "/filler" in result.output
-    assert f"{suite.templates}/entries/" not in result.output
-    assert f"{suite.templates}/current/" not in result.output
+    assert f"{suite.cache.templates}/entries/" not in result.output
+    assert f"{suite.cache.templates}/current/" not in result.output
     suite.check_nothing_runs()
 
 
@@ -88,8 +88,8 @@ def test_a_disk_that_is_full_when_booting_is_named(new_suite):
     suite = new_suite()
     result = suite.run(
         "--kvm-cache-ram=disk",
-        sabotage=FULL_WHEN_BOOTING.format(folder=str(suite.templates)),
-        within=on_small_disk(suite.templates, "size=700m"),
+        sabotage=FULL_WHEN_BOOTING.format(folder=str(suite.cache.templates)),
+        within=on_small_disk(suite.cache.templates, "size=700m"),
     )
     assert " 2 errors in " in result.output, result.output
     # QEMU meets it in the file of a disk or in that of the memory, whichever it needs first.

@@ -38,7 +38,7 @@ def test_a_lost_race_is_no_error(suite, cache):
     assert "its first boot ended by a fault of QEMU's emulation" in result.output
     assert "it is booted again" in result.output
     assert "1 cold boot " in result.summary
-    suite.check_no_litter()
+    suite.cache.check_no_litter()
 
 
 def test_another_panic_is_one(suite):
@@ -52,4 +52,4 @@ def test_a_second_one_is_an_error(suite):
     assert "KernelPanicked: vm: the kernel panicked" in result.output
     assert result.exit_code == 1
     suite.check_nothing_runs()
-    suite.check_no_litter()
+    suite.cache.check_no_litter()

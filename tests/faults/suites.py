@@ -1,0 +1,65 @@
+"""What the disturbed runs consist of."""
+
+from __future__ import annotations
+
+HEAD = """
+import os, signal
+import psutil
+import pytest
+import pytest_kvm as kvm
+
+# A shell that put us into the background had us ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def small(*nics):
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=nics)
+
+@kvm.guest
+def machine():
+    return small()
+"""
+
+ONE = f"""{HEAD}
+def test_one(machine):
+    machine.run("true")
+"""
+
+BUSY = f"""{HEAD}
+@kvm.network(scope="module")
+def lan():
+    return kvm.NetworkSpec()
+
+@kvm.guest(scope="module")
+def kept():
+    return small()
+
+@kvm.guest
+def fresh(lan):
+    return small(kvm.Nic(lan))
+
+@pytest.mark.parametrize("turn", range(100))
+def test_both(kept, fresh, lan, turn):
+    assert kept.run("ls /root").stdout == "", "it was reset"
+    kept.run("touch /root/changed")
+    point = kept.savepoint()
+    kept.run("rm /root/changed")
+    point.restore()
+    kept.run("ls /root/changed")
+    with lan.capture(), lan.isolate(fresh):
+        fresh.run("true")
+"""
+"""Boots, freezes, clones, resets and removes guests, with a switch."""
+
+FOREVER = f"""{HEAD}
+@kvm.network
+def lan():
+    return kvm.NetworkSpec()
+
+@kvm.guest
+def joined(lan):
+    return small(kvm.Nic(lan))
+
+def test_forever(joined):
+    print("GUEST IS UP", flush=True)
+    joined.run("sleep 3600", timeout=3600)
+"""

@@ -1,0 +1,180 @@
+"""Suites in pytest processes of their own, which tests disturb, and what they have left at their end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from pytest_kvm.host import folder_marker
+from pytest_kvm.host.run_folder import RUNS
+from pytest_kvm.host.watcher import processes_of
+from pytest_kvm.settings import Settings
+from pytest_kvm.waiting import NotYet, wait_until
+from scripts.folders import own_folder
+from tests import other_pytest
+
+_WITHIN = 400
+"""Seconds that a suite has for what is waited for: all guests of this machine may boot meanwhile."""
+
+
+class SuiteProcess:
+    """A suite that runs.
+
+    Args:
+        process: Its process.
+        output: The file that it writes to.
+        run_dir: The parent of its runs' folders, and of nobody else's.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, run_dir: Path) -> None:
+        self.process = process
+        self.run_dir = run_dir
+        self._output = output
+
+    @property
+    def output(self) -> str:
+        """What it has written."""
+        return self._output.read_text(errors="replace")
+
+    def wait_shown(self, text: str) -> None:
+        """Wait until it has written something."""
+
+        def look() -> None:
+            if text not in self.output:
+                assert self.process.poll() is None, self.output[-5000:]
+                raise NotYet(self.output[-1000:])
+
+        wait_until(look, describe=text, timeout=_WITHIN, every=0.05)
+
+    def wait_qemu(self) -> None:
+        """Wait until one of its QEMUs runs."""
+
+        def look() -> None:
+            if not processes_of(self.run_dir):
+                raise NotYet("there is none")
+
+        wait_until(look, describe="QEMU", timeout=_WITHIN, every=0.02)
+
+    def children(self, module: str) -> list[psutil.Process]:
+        """Return its child processes that run a module of the plugin."""
+        if self.has_ended:
+            return []
+        children = psutil.Process(self.process.pid).children()
+        return [each for each in children if module in " ".join(each.cmdline())]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    def wait(self, within: float = _WITHIN) -> int:
+        """Wait for its end and return its exit code."""
+        return self.process.wait(timeout=within)
+
+    def kill(self) -> float:
+        """Kill it hard; return after how many seconds none of its processes was left but its watcher."""
+        below = [] if self.has_ended else psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        killed = time.monotonic()
+
+        def look() -> None:
+            alive = [each for each in below if _is_at_work(each)]
+            if alive or processes_of(self.run_dir):
+                raise NotYet(f"{alive}, QEMUs {processes_of(self.run_dir)}")
+
+        wait_until(look, describe="the end of its processes", timeout=60, every=0.01)
+        return time.monotonic() - killed
+
+    def wait_gone(self) -> None:
+        """Wait until nothing is left of it."""
+        wait_until(lambda: check_gone(self.run_dir), describe="nothing left", timeout=60, every=0.05)
+
+
+def check_gone(run_dir: Path) -> None:
+    """Raise NotYet while something of a run is there; other files among the runs are not looked at."""
+    left = [path.parent.name for path in (run_dir / RUNS).glob(f"*/{folder_marker.MARKER}")]
+    if left or processes_of(run_dir):
+        raise NotYet(f"runs {left}, processes {processes_of(run_dir)}")
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    """Say whether a process holds anything, and is not the watcher, which removes what is left."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return "host.watcher" not in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Suites:
+    """Starts suites.
+
+    Args:
+        folder: Of the suites.
+        run_dir: The parent of their runs' folders.
+        settings: Say which cache they use, and with whom they share this machine.
+    """
+
+    def __init__(self, folder: Path, *, run_dir: Path, settings: Settings) -> None:
+        self.run_dir = run_dir
+        self._folder = folder
+        self._settings = settings
+        self._started: list[SuiteProcess] = []
+
+    def start(
+        self, source: str, *arguments: str, within: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> SuiteProcess:
+        """Start a suite and return at once.
+
+        Args:
+            source: Its tests.
+            arguments: For pytest.
+            within: A command that is given the command that runs it.
+            env: Variables to change.
+        """
+        folder = self._folder / f"suite{len(self._started)}"
+        folder.mkdir()
+        (folder / "test_it.py").write_text(source)
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        argv = other_pytest.arguments(
+            cache=self._settings.cache_dir, run_dir=self.run_dir, limits=self._settings.limits_folder
+        )
+        output = folder / "output"
+        with output.open("w") as sink:
+            process = subprocess.Popen(
+                [*within, sys.executable, *argv, "-v", "-s", *arguments],
+                cwd=folder,
+                env={**other_pytest.environment(), **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+            )
+        self._started.append(SuiteProcess(process, output, self.run_dir))
+        return self._started[-1]
+
+    def end(self) -> None:
+        """Kill those that run."""
+        for each in self._started:
+            each.process.kill()
+            each.process.wait()
+
+
+@contextmanager
+def suites_in(folder: Path, settings: Settings) -> Iterator[Suites]:
+    """Yield a starter of suites whose runs are in a folder of their own, and see that nothing is left."""
+    with own_folder("kvm-") as run_dir:
+        suites = Suites(folder, run_dir=run_dir, settings=settings)
+        try:
+            yield suites
+        finally:
+            suites.end()
+            wait_until(lambda: check_gone(run_dir), describe="nothing left", timeout=60)

@@ -10,6 +10,8 @@ import pytest
 
 from pytest_kvm.hypervisor.libvirt_log import logging_to
 
+FIGURES = "figures"
+"""The property of a test's report with what the test has measured."""
 ROOT = Path(__file__).resolve().parent.parent
 
 # A machine that is busy with guests is no reason for a property not to hold.
@@ -26,6 +28,15 @@ def pytest_addoption(parser):
         "--regenerate-golden", action="store_true", help="rewrite tests/golden from today's code"
     )
     parser.addoption("--soak", action="store_true", help="let tests/faults take their time")
+    parser.addoption("--soak-seed", type=int, help="seed of the random moments in tests/faults")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Write what tests have measured."""
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        for name, value in report.user_properties:
+            if name == FIGURES:
+                terminalreporter.write_line(f"{report.nodeid}: {value}")
 
 
 @pytest.fixture(scope="session")

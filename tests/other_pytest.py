@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from scripts.check import EVENTS
+
 _CHECKOUT = Path(__file__).parents[1]
 
 
@@ -21,5 +23,13 @@ def arguments(*, cache: Path, run_dir: Path, limits: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which this checkout's plugin is found, whatever the folder."""
-    return {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
+    """Return our environment, in which this checkout's plugin is found, without what this pytest put there.
+
+    But for the file that events are written to, and the name of the test, which is written with each.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYTEST_") or name in (EVENTS, "PYTEST_CURRENT_TEST")
+    }
+    return kept | {"PYTHONPATH": str(_CHECKOUT)}

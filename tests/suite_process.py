@@ -6,22 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-from pytest_kvm.host import folder_marker
 from pytest_kvm.host.run_folder import RUNS
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.settings import Settings
 from pytest_kvm.waiting import NotYet, wait_until
-from scripts.folders import own_folder
 from tests import other_pytest
 
+FOREIGN = "notes"
+"""A folder that tests put among the runs' folders, to see that it stays."""
 _WITHIN = 400
 """Seconds that a suite has for what is waited for: all guests of this machine may boot meanwhile."""
+_MARK = "SUITE_PROCESS_RUN_DIR"
+"""Variable in the environment of a suite's processes: the parent of their runs' folders."""
 
 
 class SuiteProcess:
@@ -67,7 +69,7 @@ class SuiteProcess:
         if self.has_ended:
             return []
         children = psutil.Process(self.process.pid).children()
-        return [each for each in children if module in " ".join(each.cmdline())]
+        return [each for each in children if module in _command_line(each)]
 
     @property
     def has_ended(self) -> bool:
@@ -76,7 +78,10 @@ class SuiteProcess:
 
     def wait(self, within: float = _WITHIN) -> int:
         """Wait for its end and return its exit code."""
-        return self.process.wait(timeout=within)
+        try:
+            return self.process.wait(timeout=within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {within} s\n{self.output[-5000:]}") from None
 
     def kill(self) -> float:
         """Kill it hard; return after how many seconds none of its processes was left but its watcher."""
@@ -87,32 +92,52 @@ class SuiteProcess:
 
         def look() -> None:
             alive = [each for each in below if _is_at_work(each)]
-            if alive or processes_of(self.run_dir):
-                raise NotYet(f"{alive}, QEMUs {processes_of(self.run_dir)}")
+            qemus = processes_of(self.run_dir)
+            if alive or qemus:
+                raise NotYet(f"{alive}, QEMUs {qemus}")
 
-        wait_until(look, describe="the end of its processes", timeout=60, every=0.01)
+        wait_until(look, describe="the end of its processes", timeout=60, every=0.02)
         return time.monotonic() - killed
 
     def wait_gone(self) -> None:
         """Wait until nothing is left of it."""
-        wait_until(lambda: check_gone(self.run_dir), describe="nothing left", timeout=60, every=0.05)
+        wait_until(lambda: check_gone(self.run_dir), describe="nothing left", timeout=60)
 
 
 def check_gone(run_dir: Path) -> None:
-    """Raise NotYet while something of a run is there; other files among the runs are not looked at."""
-    left = [path.parent.name for path in (run_dir / RUNS).glob(f"*/{folder_marker.MARKER}")]
-    if left or processes_of(run_dir):
-        raise NotYet(f"runs {left}, processes {processes_of(run_dir)}")
+    """Raise NotYet while a file or a process of a run is there.
+
+    Args:
+        run_dir: The parent of the runs' folders.
+    """
+    runs = run_dir / RUNS
+    left = [path.name for path in (runs.iterdir() if runs.exists() else ())]
+    files = sorted({*left} - {"guard", FOREIGN})
+    running = [*processes_of(run_dir), *_marked(run_dir)]
+    if files or running:
+        raise NotYet(f"files {files}, processes {running}")
+
+
+def _marked(run_dir: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(_MARK) == str(run_dir) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def _is_at_work(process: psutil.Process) -> bool:
     """Say whether a process holds anything, and is not the watcher, which removes what is left."""
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return "host.watcher" not in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE and "host.watcher" not in _command_line(process)
+    return False
+
+
+def _command_line(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 class Suites:
@@ -130,16 +155,12 @@ class Suites:
         self._settings = settings
         self._started: list[SuiteProcess] = []
 
-    def start(
-        self, source: str, *arguments: str, within: Sequence[str] = (), env: Mapping[str, str] | None = None
-    ) -> SuiteProcess:
+    def start(self, source: str, *arguments: str) -> SuiteProcess:
         """Start a suite and return at once.
 
         Args:
             source: Its tests.
             arguments: For pytest.
-            within: A command that is given the command that runs it.
-            env: Variables to change.
         """
         folder = self._folder / f"suite{len(self._started)}"
         folder.mkdir()
@@ -151,9 +172,9 @@ class Suites:
         output = folder / "output"
         with output.open("w") as sink:
             process = subprocess.Popen(
-                [*within, sys.executable, *argv, "-v", "-s", *arguments],
+                [sys.executable, *argv, "-v", "-s", *arguments],
                 cwd=folder,
-                env={**other_pytest.environment(), **(env or {})},
+                env={**other_pytest.environment(), _MARK: str(self.run_dir)},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -169,12 +190,17 @@ class Suites:
 
 
 @contextmanager
-def suites_in(folder: Path, settings: Settings) -> Iterator[Suites]:
-    """Yield a starter of suites whose runs are in a folder of their own, and see that nothing is left."""
-    with own_folder("kvm-") as run_dir:
-        suites = Suites(folder, run_dir=run_dir, settings=settings)
-        try:
-            yield suites
-        finally:
-            suites.end()
-            wait_until(lambda: check_gone(run_dir), describe="nothing left", timeout=60)
+def suites_in(folder: Path, *, run_dir: Path, settings: Settings) -> Iterator[Suites]:
+    """Yield a starter of suites, and see at the end that nothing is left of them.
+
+    Args:
+        folder: Of the suites.
+        run_dir: The parent of their runs' folders; its path has to be short.
+        settings: See :class:`Suites`.
+    """
+    suites = Suites(folder, run_dir=run_dir, settings=settings)
+    try:
+        yield suites
+    finally:
+        suites.end()
+        wait_until(lambda: check_gone(run_dir), describe="nothing left", timeout=60)

@@ -107,9 +107,21 @@ class HostProcess:
     @property
     def is_stopped(self) -> bool:
         """Whether a signal has stopped the process."""
-        with suppress(psutil.NoSuchProcess):
+        if self.ended:
+            return False
+        with suppress(psutil.Error):
             return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
         return False
+
+    @property
+    def bytes_moved(self) -> int | None:
+        """How many bytes the process has read and written (proc_pid_io(5)); None if we may not know."""
+        if self.ended:
+            return None
+        with suppress(psutil.Error):
+            counters = psutil.Process(self.pid).io_counters()
+            return int(counters.read_chars + counters.write_chars)
+        return None
 
     def wait(self, timeout: float) -> bool:
         """Block until the process ends or ``timeout`` seconds have passed; say whether it has ended."""

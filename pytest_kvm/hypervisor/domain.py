@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 import libvirt
 
-from pytest_kvm.errors import DomainFailed, KvmError, StateDamaged
+from pytest_kvm.errors import DomainFailed, HypervisorError, KvmError, StateDamaged
 from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import device_state, monitor, qemu_log
+from pytest_kvm.hypervisor.call_watch import CallWatch
 from pytest_kvm.hypervisor.fork_guard import ProcessBound
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
@@ -22,11 +22,6 @@ from pytest_kvm.hypervisor.snapshots import Snapshots, save_libvirt_snapshot
 from pytest_kvm.hypervisor.steal_time import GuestClock
 
 _log = logging.getLogger("pytest_kvm.hypervisor")
-_ANSWERS_WITHIN = 660.0
-"""Seconds for QEMU to answer; it needs milliseconds, unless it writes or reads the guest's memory."""
-_NO_ANSWER = "QEMU did not answer"
-_LOOK_EVERY = 20.0
-"""Seconds after which a call looks whether the process of a QEMU that does not answer is stopped."""
 _KILLED_WITHIN = 10.0
 _ENDS_WITHIN = 10.0
 _MOST_SCREEN_BYTES = 64 * 1024 * 1024
@@ -64,6 +59,7 @@ class LibvirtDomain:
         self._domain: ProcessBound[libvirt.virDomain] = ProcessBound(domain)
         self._lifecycle = lifecycle
         self._process = process
+        self._watch = CallWatch(process, give_up=self.give_up) if process else None
         self._uuid: str = domain.UUIDString()
         self._snapshots = Snapshots(self)
         self._clock = GuestClock(self.pid)
@@ -153,17 +149,17 @@ class LibvirtDomain:
 
     def screenshot(self) -> bytes:
         """Return the first screen as PNG or PPM bytes."""
-        with self._asked() as raw:
+        with self._answering() as raw:
             return _screenshot_of(self._connection.get(), raw)
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
         """Run a QMP command and return its ``return`` value."""
-        with self._asked() as raw:
+        with self._answering() as raw:
             return monitor.qmp(raw, command, arguments=arguments)
 
     def hmp(self, line: str) -> str:
         """Run a human monitor command and return what it printed."""
-        with self._asked() as raw:
+        with self._answering() as raw:
             return monitor.hmp(raw, line)
 
     def card_frames(self, device: str) -> CardFrames:
@@ -174,7 +170,7 @@ class LibvirtDomain:
 
     def save_state(self, target: BinaryIO) -> None:
         """Write the device state, without the RAM file, to an open file; see :func:`device_state.save`."""
-        with self._asked() as raw:
+        with self._answering() as raw:
             device_state.save(raw, target)
 
     def load_state(self, source: BinaryIO) -> None:
@@ -185,7 +181,7 @@ class LibvirtDomain:
             DomainFailed: QEMU has ended for another reason, or hangs.
         """
         try:
-            with self._asked() as raw:
+            with self._answering() as raw:
                 device_state.load(raw, source)
         except DomainFailed as failure:
             # QEMU's monitor does not say why; how QEMU ended and its log do.
@@ -197,8 +193,7 @@ class LibvirtDomain:
 
     def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float) -> Any:  # noqa: ANN401 - JSON
         """Run a guest agent command; see :func:`monitor.agent`."""
-        with self._asked() as raw:
-            return monitor.agent(raw, command, arguments=arguments, timeout=timeout)
+        return monitor.agent(self._living(), command, arguments=arguments, timeout=timeout)
 
     def take_snapshot(self, name: str) -> None:
         """Write memory, devices and disks into the disks; see :class:`Snapshots`."""
@@ -218,7 +213,7 @@ class LibvirtDomain:
 
     def save_libvirt_snapshot(self, name: str) -> None:
         """Write a snapshot into the disks, from copies of which a new domain will be started."""
-        with self._asked() as raw:
+        with self._answering() as raw:
             save_libvirt_snapshot(raw, name)
 
     def how_qemu_ended(self, within: float) -> str:
@@ -268,53 +263,46 @@ class LibvirtDomain:
             )
         return process.is_our_child
 
-    def end(self, reason: str) -> None:
-        """Note that the domain is of no use any more, and why; then remove its QEMU."""
-        if not self._lifecycle.note_end(reason):
-            return
+    def is_of(self, life: Lifecycle) -> bool:
+        """Say whether this is the domain of a life; a former domain may have had its name."""
+        return self._lifecycle is life
+
+    def give_up(self, reason: str) -> None:
+        """Note that the domain is of no use any more, and why; remove its QEMU in the background."""
+        self._lifecycle.give_up(reason)
+        threading.Thread(target=self._remove, name=f"kvm-remove-{self.name}", daemon=True).start()
+
+    def _remove(self) -> None:
         try:
             self.destroy()
         except KvmError:  # whoever removes the guest tries again
             _log.warning("%s has ended, and its QEMU could not be removed", self.name, exc_info=True)
 
     @contextmanager
-    def _asked(self) -> Generator[libvirt.virDomain]:
-        """Yield the domain for a call that QEMU has to answer, and end a QEMU that does not.
-
-        libvirt waits for QEMU's answer as long as QEMU lives. A QEMU that was stopped (SIGSTOP), or that
-        hangs, would hold its caller up for ever.
+    def _answering(self) -> Generator[libvirt.virDomain]:
+        """Yield the domain for a call that QEMU has to answer; a QEMU that does not is given up.
 
         Raises:
             DomainFailed: The domain has ended.
+            HypervisorError: The call failed.
         """
+        raw = self._living()
+        try:
+            with self._watch.call() if self._watch else nullcontext():
+                yield raw
+        except HypervisorError as failure:
+            if not self._lifecycle.was_given_up:
+                raise
+            # libvirt only says that the connection to QEMU broke off.
+            raise type(failure)(f"{self.name} has ended: {self.end_reason()}") from failure
+
+    def _living(self) -> libvirt.virDomain:
         if not self.alive():
             raise DomainFailed(f"{self.name} has ended: {self.end_reason()}")
-        answered = threading.Event()
-        threading.Thread(
-            target=self._watch_call, args=[answered], name=f"kvm-asked-{self.name}", daemon=True
-        ).start()
-        try:
-            yield self._domain.get()
-        except DomainFailed as failure:
-            if _NO_ANSWER in self.end_reason():  # libvirt says only that the connection broke off
-                raise DomainFailed(f"{self.name} has ended: {self.end_reason()}") from failure
-            raise
-        finally:
-            answered.set()
-
-    def _watch_call(self, answered: threading.Event) -> None:
-        begun = time.monotonic()
-        while not answered.wait(_LOOK_EVERY):
-            waited = time.monotonic() - begun
-            if self._process is not None and self._process.is_stopped:
-                self.end(f"{_NO_ANSWER} for {waited:.0f} s: its process is stopped (SIGSTOP)")
-                return
-            if waited > _ANSWERS_WITHIN:
-                self.end(f"{_NO_ANSWER} for {waited:.0f} s: it hangs")
-                return
+        return self._domain.get()
 
     def _call(self, doing: str, call: Callable[[libvirt.virDomain], Any]) -> Any:  # noqa: ANN401 - JSON
-        with self._asked() as raw, translated(f"{doing} {self.name}", error=DomainFailed):
+        with self._answering() as raw, translated(f"{doing} {self.name}", error=DomainFailed):
             return call(raw)
 
 

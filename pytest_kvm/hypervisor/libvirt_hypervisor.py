@@ -280,11 +280,10 @@ class LibvirtHypervisor:
         if life is None or not life.alive or action != libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE:
             return
         why = disk_failure(path, device=device, reason=reason)
-        if domain is None:
-            life.note_end(why)  # its start fails now, and that removes it
+        if domain is not None and domain.is_of(life):
+            domain.give_up(why)
         else:
-            # In a thread, because libvirt calls this one back in the midst of it.
-            threading.Thread(target=domain.end, args=[why], name=f"kvm-end-{name}", daemon=True).start()
+            life.give_up(why)  # its start fails now, and that removes it
 
     def _on_lost(self, reason: str) -> None:
         with self._lock:

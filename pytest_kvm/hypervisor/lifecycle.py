@@ -40,6 +40,7 @@ class Lifecycle:
         self._settled = threading.Event()
         self._reason = ""
         self._expected = ""
+        self._was_given_up = False
         self._callbacks: list[Callable[[str], None]] = []
 
     @property
@@ -51,6 +52,11 @@ class Lifecycle:
     def reason(self) -> str:
         """Why the domain ended; empty while it is alive."""
         return self._reason
+
+    @property
+    def was_given_up(self) -> bool:
+        """Whether the domain has ended because :meth:`give_up` was called."""
+        return self._was_given_up
 
     @property
     def settled(self) -> bool:
@@ -98,6 +104,16 @@ class Lifecycle:
                 self.note_end(_STOPPED_BECAUSE.get(detail, f"stopped (libvirt's detail {detail})"))
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._settled.set()
+
+    def give_up(self, reason: str) -> bool:
+        """Note as the end that the domain is of no use any more; its QEMU may still be there.
+
+        Returns:
+            Whether it was noted: only the first end counts.
+        """
+        was_noted = self.note_end(reason)
+        self._was_given_up = self._was_given_up or was_noted
+        return was_noted
 
     def note_end(self, reason: str) -> bool:
         """Note the end, and say whether it was noted: only the first call counts."""

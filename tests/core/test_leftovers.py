@@ -11,23 +11,30 @@ from pytest_kvm.host import folder_marker
 from pytest_kvm.host.run_folder import RUNS, sweep
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
+from scripts.folders import own_folder
 from tests.faults.suites import FOREVER
-from tests.suite_process import check_gone, suites_in
+from tests.suite_process import FOREIGN, check_gone, suites_in
 
 COLD = "--kvm-cache=off"
 
 
 @pytest.fixture
-def suites(tmp_path, pytestconfig):
-    """Starts suites whose run folder holds files of somebody else's, beside the runs and among them."""
-    with suites_in(tmp_path, settings_stashed(pytestconfig)) as suites:
-        foreign = [suites.run_dir / "precious", suites.run_dir / RUNS / "notes"]
-        (suites.run_dir / RUNS).mkdir(mode=0o700)
+def run_dir():
+    """A folder for runs in which somebody else keeps files, beside the runs and among them."""
+    with own_folder("kvm-") as folder:
+        foreign = [folder / "precious", folder / RUNS / FOREIGN]
+        (folder / RUNS).mkdir(mode=0o700)
         for each in foreign:
             each.mkdir()
             (each / "file").write_text("kept")
-        yield suites
+        yield folder
         assert [(each / "file").read_text() for each in foreign] == ["kept", "kept"]
+
+
+@pytest.fixture
+def suites(tmp_path, run_dir, pytestconfig):
+    with suites_in(tmp_path, run_dir=run_dir, settings=settings_stashed(pytestconfig)) as suites:
+        yield suites
 
 
 @pytest.mark.parametrize(

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pytest_kvm.plugin.session import settings_stashed
+from scripts.folders import own_folder
+from tests.conftest import FIGURES
 from tests.own_cache import OwnCache
 from tests.suite_process import Suites, suites_in
-
-FIGURES = "figures"
-"""The property of a test's report with what it has measured."""
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Write what the tests have measured."""
-    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
-    for report in reports:
-        for name, value in getattr(report, "user_properties", []):
-            if name == FIGURES:
-                terminalreporter.write_line(f"{report.nodeid}: {value}")
 
 
 @pytest.fixture
@@ -39,24 +28,30 @@ def soak(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture
-def suites(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Suites]:
+def run_dir() -> Iterator[Path]:
+    """A folder for runs."""
+    with own_folder("kvm-") as folder:
+        yield folder
+
+
+@pytest.fixture
+def suites(tmp_path: Path, run_dir: Path, pytestconfig: pytest.Config) -> Iterator[Suites]:
     """Start suites that have this run's cache."""
-    with suites_in(tmp_path, settings_stashed(pytestconfig)) as suites:
+    with suites_in(tmp_path, run_dir=run_dir, settings=settings_stashed(pytestconfig)) as suites:
         yield suites
 
 
 @pytest.fixture
-def cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[OwnCache]:
+def cache(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[OwnCache]:
     """A cache without templates, which nobody else uses."""
-    outer = settings_stashed(pytestconfig).cache_dir
-    cache = OwnCache(tmp_path_factory.mktemp("faults") / "cache", outer=outer)
+    cache = OwnCache(tmp_path / "cache", outer=settings_stashed(pytestconfig).cache_dir)
     yield cache
     cache.remove()
 
 
 @pytest.fixture
-def loners(tmp_path: Path, cache: OwnCache, pytestconfig: pytest.Config) -> Iterator[Suites]:
+def loners(tmp_path: Path, run_dir: Path, cache: OwnCache, pytestconfig: pytest.Config) -> Iterator[Suites]:
     """Start suites that have a cache of their own."""
-    with ExitStack() as stack:
-        settings = replace(settings_stashed(pytestconfig), cache_dir=cache.folder)
-        yield stack.enter_context(suites_in(tmp_path, settings))
+    settings = replace(settings_stashed(pytestconfig), cache_dir=cache.folder)
+    with suites_in(tmp_path, run_dir=run_dir, settings=settings) as suites:
+        yield suites

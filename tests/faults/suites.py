@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+SOAK_SECONDS = 3600
+"""How long the long form of a test may take."""
+
 HEAD = """
 import os, signal
 import psutil
 import pytest
 import pytest_kvm as kvm
 
-# A shell that put us into the background had us ignore Ctrl-C.
+# A shell that put us into the background has us ignore Ctrl-C, and nohup(1) SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def small(*nics):
     return kvm.GuestSpec(memory="512MiB", vcpus=1, nics=nics)
@@ -49,6 +53,8 @@ def test_both(kept, fresh, lan, turn):
         fresh.run("true")
 """
 """Boots, freezes, clones, resets and removes guests, with a switch."""
+BUSY_TEST = "test_it.py::test_both"
+"""Its test, which has numbers as parameter."""
 
 FOREVER = f"""{HEAD}
 @kvm.network
@@ -59,7 +65,19 @@ def lan():
 def joined(lan):
     return small(kvm.Nic(lan))
 
-def test_forever(joined):
+@pytest.fixture
+def slow(joined):
+    yield
+    print("TEARDOWN BEGINS", flush=True)
+    joined.run("sleep 3600", timeout=3600)
+
+def run_forever(joined):
     print("GUEST IS UP", flush=True)
     joined.run("sleep 3600", timeout=3600)
+
+def test_forever(joined):
+    run_forever(joined)
+
+def test_slow(joined, slow):
+    run_forever(joined)
 """

@@ -8,13 +8,14 @@ import statistics
 import subprocess
 from contextlib import suppress
 
+import psutil
 import pytest
 
-from tests.faults.suites import BUSY, FOREVER, HEAD
+from tests.faults.suites import BUSY, BUSY_TEST, FOREVER, HEAD, SOAK_SECONDS
 
 KILLS, SOAK_KILLS = 4, 30
 COLD_EVERY = 4
-"""Each so many kills, one meets guests that boot and are frozen; the others meet clones."""
+"""One in so many kills meets guests that boot and are frozen; the others meet clones."""
 
 KILLS_ITS_WORKER = f"""{HEAD}
 @pytest.mark.parametrize("turn", range(4))
@@ -45,24 +46,27 @@ def test_next(machine):
 """
 
 
-def test_kill_9_at_random_moments(loners, cache, soak, figures):
-    seed = random.randrange(10**6)
+@pytest.mark.timeout(SOAK_SECONDS)
+def test_kill_9_at_random_moments(loners, cache, soak, figures, pytestconfig):
+    seed = pytestconfig.getoption("--soak-seed") or random.randrange(10**6)
     moments = random.Random(seed)
-    once = loners.start(BUSY, "-k", "1]", "-x")
+    once = loners.start(BUSY, f"{BUSY_TEST}[1]")
     assert once.wait() == 0, once.output  # its templates are there: most kills meet clones
     seconds = []
     for number in range(SOAK_KILLS if soak else KILLS):
         is_cold = number % COLD_EVERY == 1
-        suite = loners.start(BUSY, "--kvm-cache=refresh" if is_cold else "--kvm-pool=1")
+        suite = loners.start(BUSY, "-x", "--kvm-cache=refresh" if is_cold else "--kvm-pool=1")
         with suppress(subprocess.TimeoutExpired):
-            suite.wait(moments.uniform(0.3, 100 if is_cold else 25))
+            suite.process.wait(moments.uniform(0.3, 100 if is_cold else 25))
+        assert not suite.has_ended, (seed, suite.output[-5000:])
         if number % 3 == 0:
             for switch in suite.children("switch.server"):
-                switch.suspend()
+                with suppress(psutil.NoSuchProcess):
+                    switch.suspend()
         seconds.append(suite.kill())
     worst, median = max(seconds), statistics.median(seconds)
     figures(f"{len(seconds)} kills (seed {seed}): processes gone after {median:.2f} s, at most {worst:.2f} s")
-    after = loners.start(BUSY, "-k", "0] or 1]", "-x")
+    after = loners.start(BUSY, f"{BUSY_TEST}[0]", f"{BUSY_TEST}[1]")
     assert after.wait() == 0, (seed, after.output[-5000:])
     after.wait_gone()
     cache.check_no_litter()
@@ -85,19 +89,20 @@ def test_a_killed_switch_is_told_and_the_run_goes_on(suites):
     suite.wait_gone()
 
 
-def test_ctrl_c_twice_ends_at_once(suites):
-    suite = suites.start(FOREVER)
+def test_a_second_ctrl_c_ends_a_teardown(suites):
+    suite = suites.start(FOREVER, "-k", "test_slow")
     suite.wait_shown("GUEST IS UP")
     suite.process.send_signal(signal.SIGINT)
+    suite.wait_shown("TEARDOWN BEGINS")
     suite.process.send_signal(signal.SIGINT)
-    assert suite.wait(60) != 0
+    assert suite.wait(60) in (pytest.ExitCode.INTERRUPTED, -signal.SIGINT)  # pytest lets the second one out
     suite.wait_gone()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_job_that_is_cancelled(suites, number):
-    suite = suites.start(FOREVER)
+    suite = suites.start(FOREVER, "-k", "test_forever")
     suite.wait_shown("GUEST IS UP")
     suite.process.send_signal(number)
-    assert suite.wait(60) != 0
+    assert suite.wait(60) == -number
     suite.wait_gone()

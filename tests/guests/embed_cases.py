@@ -136,7 +136,7 @@ def told_to_quit():
 
 def stopped():
     hypervisor = opened()
-    import_module("pytest_kvm.hypervisor.domain")._LOOK_EVERY = 0.2
+    import_module("pytest_kvm.hypervisor.call_watch")._LOOK_EVERY = 0.02
     for call in (
         lambda domain: domain.qmp("query-status"),
         lambda domain: domain.suspend(),
@@ -147,8 +147,7 @@ def stopped():
         domain.on_end(heard.append)
         os.kill(domain.pid, signal.SIGSTOP)
         said = refused(DomainFailed, lambda call=call, domain=domain: call(domain))
-        assert said.startswith("web has ended: QEMU did not answer for "), said
-        assert said.endswith(" s: its process is stopped (SIGSTOP)"), said
+        assert said == "web has ended: QEMU does not answer: its process was stopped (SIGSTOP) for 0 s", said
         assert heard == [domain.end_reason()]
         domain.destroy()
         assert not psutil.pid_exists(domain.pid)
@@ -156,12 +155,12 @@ def stopped():
 
 def hung():
     domain = opened().create(xml("web"))
-    module = import_module("pytest_kvm.hypervisor.domain")
-    module._LOOK_EVERY, module._ANSWERS_WITHIN = 0.1, 0.5
+    module = import_module("pytest_kvm.hypervisor.call_watch")
+    module._LOOK_EVERY, module._IDLE_LOOKS = 0.05, 10
     type(domain._process).is_stopped = False  # so it looks like one that waits for a lock of its own
     os.kill(domain.pid, signal.SIGSTOP)
     said = refused(DomainFailed, lambda: domain.qmp("query-status"))
-    assert said.endswith("QEMU did not answer for 1 s: it hangs"), said
+    assert said.endswith("QEMU does not answer: it has neither read nor written for 0 s"), said
     domain.destroy()
     assert not psutil.pid_exists(domain.pid)
 

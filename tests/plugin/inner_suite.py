@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvm.host.run_folder import RUNS
-from pytest_kvm.host.watcher import processes_of
-from pytest_kvm.waiting import NotYet, wait_until
-from scripts.check import EVENTS
+from pytest_kvm.waiting import wait_until
+from tests import other_pytest
 from tests.own_cache import OwnCache
+from tests.suite_process import check_gone
 
 SUITE = """
 import pytest_kvm as kvm
@@ -63,7 +62,6 @@ def right(lan):
 """
 """The beginning of a suite on two guests, `left` and `right`, on a segment `lan`."""
 
-_CHECKOUT = Path(__file__).parents[2]
 _WITHIN = 300
 
 
@@ -116,6 +114,7 @@ class InnerSuite:
         (self._folder / "sabotage.py").write_text(sabotage)
         report = self._folder / "junit.xml"
         report.unlink(missing_ok=True)
+        environment = other_pytest.environment()
         places = [
             f"--kvm-cache-dir={self.cache.folder}",
             f"--kvm-run-dir={self._run_dir}",
@@ -124,7 +123,7 @@ class InnerSuite:
         done = subprocess.run(
             [*within, sys.executable, "-m", "pytest", "-v", "-p", "sabotage", *places, *arguments],
             cwd=self._folder,
-            env=_environment() | {"PYTHONPATH": f"{self._folder}{os.pathsep}{_CHECKOUT}"},
+            env=environment | {"PYTHONPATH": f"{self._folder}{os.pathsep}{environment['PYTHONPATH']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -140,18 +139,4 @@ class InnerSuite:
 
     def check_nothing_runs(self) -> None:
         """Wait until nothing of a run is left: neither processes nor files."""
-        wait_until(self._check_gone, describe="the run to be gone", timeout=30)
-
-    def _check_gone(self) -> None:
-        left = [path.name for path in (self._run_dir / RUNS).iterdir() if path.name != "guard"]
-        running = processes_of(self._run_dir)
-        if left or running:
-            raise NotYet(f"files {left}, processes {running}")
-
-
-def _environment() -> dict[str, str]:
-    """Return our environment without what this pytest has put into it, but for what events are told with."""
-    kept = (EVENTS, "PYTEST_CURRENT_TEST")
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_") or name in kept
-    }
+        wait_until(lambda: check_gone(self._run_dir), describe="the run to be gone", timeout=30)

@@ -93,3 +93,14 @@ def test_a_callback_that_fails_does_not_keep_the_others_from_hearing(life, caplo
     life.note_end("over")
     assert heard == ["over"]
     assert "a callback for the end of web failed" in caplog.text
+
+
+def test_it_is_known_whether_a_domain_was_given_up(life):
+    assert life.give_up("QEMU does not answer")
+    assert (life.was_given_up, life.reason) == (True, "QEMU does not answer")
+
+
+def test_one_that_has_ended_by_itself_was_not_given_up(life):
+    life.note_end("guest shutdown")
+    assert not life.give_up("QEMU does not answer")
+    assert (life.was_given_up, life.reason) == (False, "guest shutdown")

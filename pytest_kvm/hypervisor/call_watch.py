@@ -47,11 +47,11 @@ class CallWatch:
         """Watch QEMU while the block waits for its answer."""
         call = _Unanswered()
         with self._lock:
-            self._calls.append(call)
             if not self._is_watching:
                 name = f"kvm-call-watch-{self._process.pid}"
                 threading.Thread(target=self._watch, name=name, daemon=True).start()
                 self._is_watching = True
+            self._calls.append(call)
         try:
             yield
         finally:

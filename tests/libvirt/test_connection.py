@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import libvirt
 import pytest
 
 from pytest_kvm.errors import ConnectionFailed, DomainFailed, HypervisorError
 from pytest_kvm.hypervisor import libvirt_hypervisor
 from pytest_kvm.hypervisor.connect import open_hypervisor
+from pytest_kvm.hypervisor.lifecycle import Lifecycle
 from pytest_kvm.waiting import NotYet, wait_until
 
 XML = """
@@ -49,6 +51,30 @@ def test_a_name_is_not_free_before_libvirt_has_told_of_the_end(hypervisor, monke
         with pytest.raises(DomainFailed, match="web has ended, and libvirt did not remove it within"):
             hypervisor.create(XML.format(name="web", kind="hvm"))
     life._settled.set()
+    hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
+
+
+def tell_of_a_full_disk(hypervisor):
+    """Do what libvirt does: the test driver has no such event."""
+    raw, paused = hypervisor._connection.get().lookupByName("web"), libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE
+    hypervisor._on_io_error(None, raw, "/root.qcow2", "virtio-disk0", paused, "enospc", None)
+
+
+def test_a_full_disk_is_the_end_of_the_domain_that_has_the_name_now(hypervisor):
+    """libvirt's event has only the name; a former domain may not be forgotten yet."""
+    former = hypervisor.create(XML.format(name="web", kind="hvm"))
+    new = hypervisor._lives["web"] = Lifecycle("web", autopsy=str)
+    tell_of_a_full_disk(hypervisor)
+    assert (former.alive(), new.alive, new.was_given_up) == (True, False, True)
+    former.destroy()
+
+
+def test_a_domain_with_a_full_disk_is_removed(hypervisor):
+    domain = hypervisor.create(XML.format(name="web", kind="hvm"))
+    tell_of_a_full_disk(hypervisor)
+    assert "the host's disk is full" in domain.end_reason()
+    with pytest.raises(DomainFailed, match="web has ended: QEMU has stopped it at its virtio-disk0"):
+        domain.suspend()
     hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
 
 

@@ -170,6 +170,28 @@ def test_a_pidfile_of_nobody_is_passed_over(tmp_path, text):
     assert PidfileWatch(tmp_path, ("*.pid",)).find_child("a.pid") is None
 
 
+def test_whether_a_signal_has_stopped_a_process(child):
+    assert not child.is_stopped
+    os.kill(child.pid, signal.SIGSTOP)
+    eventually(lambda: child.is_stopped)
+    os.kill(child.pid, signal.SIGCONT)
+    eventually(lambda: not child.is_stopped)
+    child.kill()
+    assert child.wait(10)
+    assert (child.is_stopped, child.bytes_moved) == (False, None)
+
+
+def test_what_a_process_has_read_and_written():
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:
+        process = HostProcess(cat.pid, began_session=False)
+        before = process.bytes_moved
+        cat.stdin.write(b"x" * 1000)
+        cat.stdin.flush()
+        assert len(cat.stdout.read(1000)) == 1000
+        assert process.bytes_moved - before == 2000
+        process.kill()
+
+
 def test_a_process_that_does_not_exist():
     with pytest.raises(ProcessLookupError):
         HostProcess(999_999_999)

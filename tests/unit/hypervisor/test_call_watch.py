@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import count
 
 import pytest
 
@@ -8,13 +9,14 @@ from pytest_kvm.hypervisor import call_watch
 from pytest_kvm.hypervisor.call_watch import CallWatch
 from pytest_kvm.waiting import NotYet, wait_until
 
+PIDS = count(4711)
+
 
 class Qemu:
     """A process of which a test says how it looks."""
 
-    pid = 4711
-
-    def __init__(self):
+    def __init__(self, pid):
+        self.pid = pid
         self.is_stopped = False
         self.looks = 0
         self.moved_with_each_look: int | None = 0
@@ -32,7 +34,7 @@ class Qemu:
 @pytest.fixture
 def qemu(monkeypatch):
     monkeypatch.setattr(call_watch, "_LOOK_EVERY", 0.001)
-    qemu = Qemu()
+    qemu = Qemu(next(PIDS))
     yield qemu
     qemu.ended.set()
 
@@ -116,7 +118,7 @@ def test_one_that_does_nothing_is_given_up(watch, qemu, given_up):
 
 def test_no_thread_is_left_once_nobody_waits_and_the_next_call_is_watched(watch, qemu, given_up):
     def threads():
-        return [each for each in threading.enumerate() if each.name == "kvm-call-watch-4711"]
+        return [each for each in threading.enumerate() if each.name == f"kvm-call-watch-{qemu.pid}"]
 
     def look():
         if threads():

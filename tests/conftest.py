@@ -9,9 +9,9 @@ import hypothesis
 import pytest
 
 from pytest_kvm.hypervisor.libvirt_log import logging_to
+from scripts.folders import own_folder
+from tests.figures import figures_in
 
-FIGURES = "figures"
-"""The property of a test's report with what the test has measured."""
 ROOT = Path(__file__).resolve().parent.parent
 
 # A machine that is busy with guests is no reason for a property not to hold.
@@ -33,10 +33,16 @@ def pytest_addoption(parser):
 
 def pytest_terminal_summary(terminalreporter):
     """Write what tests have measured."""
-    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
-        for name, value in report.user_properties:
-            if name == FIGURES:
-                terminalreporter.write_line(f"{report.nodeid}: {value}")
+    stats = terminalreporter.stats
+    for line in figures_in([*stats.get("passed", []), *stats.get("failed", [])]):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def run_dir():
+    """Make a folder for runs, with a path that is short enough for sockets."""
+    with own_folder("kvm-") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

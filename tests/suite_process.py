@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -155,12 +155,13 @@ class Suites:
         self._settings = settings
         self._started: list[SuiteProcess] = []
 
-    def start(self, source: str, *arguments: str) -> SuiteProcess:
+    def start(self, source: str, *arguments: str, within: Sequence[str] = ()) -> SuiteProcess:
         """Start a suite and return at once.
 
         Args:
             source: Its tests.
             arguments: For pytest.
+            within: A command that becomes (execve(2)) the command that it is given.
         """
         folder = self._folder / f"suite{len(self._started)}"
         folder.mkdir()
@@ -172,7 +173,7 @@ class Suites:
         output = folder / "output"
         with output.open("w") as sink:
             process = subprocess.Popen(
-                [sys.executable, *argv, "-v", "-s", *arguments],
+                [*within, sys.executable, *argv, "-v", "-s", *arguments],
                 cwd=folder,
                 env={**other_pytest.environment(), _MARK: str(self.run_dir)},
                 stdin=subprocess.DEVNULL,

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.plugin.session import settings_stashed
-from scripts.folders import own_folder
-from tests.conftest import FIGURES
+from tests.figures import FIGURES
 from tests.own_cache import OwnCache
 from tests.suite_process import Suites, suites_in
 
@@ -25,13 +24,6 @@ def figures(record_property: Callable[[str, object], None]) -> Callable[[str], N
 def soak(pytestconfig: pytest.Config) -> bool:
     """Whether there is time for the long form."""
     return bool(pytestconfig.getoption("--soak"))
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    """A folder for runs."""
-    with own_folder("kvm-") as folder:
-        yield folder
 
 
 @pytest.fixture

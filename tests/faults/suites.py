@@ -23,11 +23,6 @@ def machine():
     return small()
 """
 
-ONE = f"""{HEAD}
-def test_one(machine):
-    machine.run("true")
-"""
-
 BUSY = f"""{HEAD}
 @kvm.network(scope="module")
 def lan():

@@ -62,7 +62,7 @@ def test_more_workers_than_processors(suites):
 def test_many_resets_in_a_row(suites, soak, figures):
     resets = SOAK_RESETS if soak else RESETS
     suite = suites.start(MANY_RESETS.replace("{resets}", str(resets)), "--kvm-pool=1")
-    assert suite.wait(SOAK_SECONDS) == pytest.ExitCode.OK, suite.output[-5000:]
+    assert suite.wait(400 + 10 * resets) == pytest.ExitCode.OK, suite.output[-5000:]
     (grown,) = (line for line in suite.output.splitlines() if line.startswith("descriptors"))
     (told,) = (line for line in suite.output.splitlines() if f", {resets} resets" in line)
     figures(f"{told}; {grown}")

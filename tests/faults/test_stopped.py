@@ -8,7 +8,7 @@ import signal
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import CommandTimeout, DomainFailed, GuestGone, SshUnavailable
+from pytest_kvm.errors import AgentError, CommandTimeout, DomainFailed, GuestGone, SshUnavailable
 from tests.guest_specs import SMALL
 
 
@@ -28,6 +28,8 @@ def test_commands_time_out(machine):
         sleeper.wait(timeout=2)
     with pytest.raises(SshUnavailable, match="sshd did not answer within 2 s"):
         machine.run("true", timeout=2)
+    with pytest.raises(AgentError):
+        machine.machine.domain.agent("guest-ping", timeout=2)
 
 
 def test_the_next_test_has_another(machine):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 
-from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
-from scripts.folders import own_folder
-from tests import other_pytest
 from tests.small_disk import on_small_disk
-
-WITHIN = 400
+from tests.suite_process import suites_in
 
 HEAD = """
 import os, shutil
@@ -119,33 +114,17 @@ def test_here(machine):
 
 
 @pytest.fixture
-def run_dir():
-    with own_folder("kvm-") as folder:
-        yield folder
-
-
-@pytest.fixture
-def run(pytester, tmp_path, run_dir, pytestconfig):
+def run(tmp_path, run_dir, pytestconfig):
     """Run a suite on a disk of its own and return its output."""
-    cache = settings_stashed(pytestconfig).cache_dir
+    settings = replace(settings_stashed(pytestconfig), limits_dir=tmp_path / "limits")
+    with suites_in(tmp_path, run_dir=run_dir, settings=settings) as suites:
 
-    def run(source, disk, *arguments):
-        pytester.makepyfile(source)
-        pytest_arguments = other_pytest.arguments(cache=cache, run_dir=run_dir, limits=tmp_path / "limits")
-        done = subprocess.run(
-            [*on_small_disk(run_dir, disk), sys.executable, *pytest_arguments, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=pytester.path,
-            env=other_pytest.environment(),
-            timeout=WITHIN,
-            check=False,
-        )
-        assert processes_of(run_dir) == []
-        return done.stdout
+        def run(source, disk, *arguments):
+            suite = suites.start(source, *arguments, within=on_small_disk(run_dir, disk))
+            suite.wait()
+            return suite.output
 
-    return run
+        yield run
 
 
 def test_a_disk_that_is_full_while_guests_run(run):
@@ -154,13 +133,13 @@ def test_a_disk_that_is_full_while_guests_run(run):
 
 
 def test_a_guest_that_has_filled_the_disk_makes_room_for_its_successor(run):
-    output = run(NEVER_EMPTY, "size=30m", "--kvm-pool=1", "-v")
+    output = run(NEVER_EMPTY, "size=30m", "--kvm-pool=1")
     assert " 2 passed in " in output, output
     assert "machine: 1 cow reset" in output, "no spare clone was made, which leaves room"
 
 
 def test_spare_clones_give_way_to_guests_in_use(run):
-    output = run(SPARE_IN_THE_WAY, "size=900m", "--kvm-clone=snapshot", "--kvm-pool=1", "-v")
+    output = run(SPARE_IN_THE_WAY, "size=900m", "--kvm-clone=snapshot", "--kvm-pool=1")
     assert " 1 passed in " in output, output
     assert "its clone has no room on the disk" not in output
 
@@ -184,7 +163,7 @@ def test_what_has_no_room_is_not_begun(run, run_dir, disk, arguments, said):
 
 
 def test_a_clone_that_would_be_copied_is_booted_where_only_that_has_room(run):
-    output = run(ONE_GUEST, "size=100m", "--kvm-clone=snapshot", "-v")
+    output = run(ONE_GUEST, "size=100m", "--kvm-clone=snapshot")
     assert " 1 passed in " in output, output
     assert "1 cold boot" in output
     assert "(its clone has no room on the disk: " in output

@@ -21,7 +21,6 @@ from pytest_kvm.host.resources import cpus_available
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.plugin.session import settings_stashed
 from pytest_kvm.waiting import NotYet, wait_until
-from scripts.folders import own_folder
 from tests import other_pytest
 from tests.memory_group import MemoryGroup
 
@@ -92,12 +91,6 @@ def test_one(base):
 def test_two(base, kvm_guests):
     kvm_guests.boot(SMALL)
 """
-
-
-@pytest.fixture
-def run_dir():
-    with own_folder("kvm-") as folder:
-        yield folder
 
 
 @pytest.fixture

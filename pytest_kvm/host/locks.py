@@ -23,6 +23,7 @@ from pytest_kvm.errors import NoCapacity
 OnWait = Callable[[str], None]
 
 _POLL = 0.1
+_HOLDER = ".holder"
 
 
 @contextmanager
@@ -187,9 +188,31 @@ def holder(path: Path) -> str:
     return "another process"
 
 
+def of_killed_holders(folder: Path) -> list[Path]:
+    """Return the locks in a folder whose holder was killed: nobody has them, and its note is still there."""
+    killed: list[Path] = []
+    for note in sorted(folder.glob(f"*{_HOLDER}")):
+        path = note.with_name(note.name.removesuffix(_HOLDER))
+        with suppress(FileNotFoundError):
+            if held := try_exclusive(path):
+                held.release()
+                killed.append(path)
+    return killed
+
+
+def forget_killed_holder(path: Path) -> None:
+    """Remove the note of a holder that was killed.
+
+    Raises:
+        NoCapacity: Somebody has the lock now.
+    """
+    with exclusive(path, describe="cleaning up", timeout=0):
+        pass  # whoever has had a lock leaves no note
+
+
 def _note(path: Path) -> Path:
     # A file beside the lock file, as taking a lock truncates the lock file.
-    return path.with_name(path.name + ".holder")
+    return path.with_name(path.name + _HOLDER)
 
 
 def _never_released(path: Path, timeout: float) -> NoCapacity:

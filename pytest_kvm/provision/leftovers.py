@@ -120,6 +120,14 @@ def _cache_leftovers(settings: Settings) -> Iterator[Leftover]:
             path=work,
             remove=partial(images.remove_killed_build, work),
         )
+    for folder in (layout.folder / "locks", images.folder / "locks", settings.cache_dir / "libvirt"):
+        for lock in locks.of_killed_holders(folder):
+            yield Leftover(
+                what="a note of who holds a lock",
+                why="its process has ended",
+                path=lock,
+                remove=partial(locks.forget_killed_holder, lock),
+            )
 
 
 def _is_shared(folder: Path) -> bool:

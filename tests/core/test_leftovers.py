@@ -42,7 +42,7 @@ def suites(tmp_path, run_dir, pytestconfig):
     [("joined: power on", [COLD], False), ("GUEST IS UP", [], True)],
 )
 def test_after_kill_9(suites, when, arguments, switch_is_stopped):
-    suite = suites.start(FOREVER, *arguments)
+    suite = suites.start(FOREVER, "-k", "test_forever", *arguments)
     suite.wait_shown(when)
     suite.wait_qemu()
     (switch,) = suite.children("switch.server")
@@ -54,7 +54,7 @@ def test_after_kill_9(suites, when, arguments, switch_is_stopped):
 
 
 def test_after_ctrl_c(suites):
-    suite = suites.start(FOREVER)
+    suite = suites.start(FOREVER, "-k", "test_forever")
     suite.wait_shown("GUEST IS UP")
     (switch,) = suite.children("switch.server")
     suite.process.send_signal(signal.SIGINT)
@@ -65,7 +65,7 @@ def test_after_ctrl_c(suites):
 
 
 def test_a_dead_watcher_is_made_up_for_by_the_next_run(suites):
-    suite = suites.start(FOREVER, COLD)
+    suite = suites.start(FOREVER, "-k", "test_forever", COLD)
     suite.wait_shown("the kernel speaks")
     (watcher,) = suite.children("host.watcher")
     watcher.kill()
@@ -78,7 +78,7 @@ def test_a_dead_watcher_is_made_up_for_by_the_next_run(suites):
 
 
 def test_a_live_run_is_not_swept(suites):
-    suite = suites.start(FOREVER, COLD)
+    suite = suites.start(FOREVER, "-k", "test_forever", COLD)
     suite.wait_shown("joined: power on")
     assert sweep(suites.run_dir) == []
     assert not suite.has_ended

@@ -70,6 +70,9 @@ def run_forever(joined):
     print("GUEST IS UP", flush=True)
     joined.run("sleep 3600", timeout=3600)
 
+def test_once(joined):
+    joined.run("true")
+
 def test_forever(joined):
     run_forever(joined)
 

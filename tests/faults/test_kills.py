@@ -106,3 +106,14 @@ def test_a_job_that_is_cancelled(suites, number):
     suite.process.send_signal(number)
     assert suite.wait(60) == -number
     suite.wait_gone()
+
+
+def test_a_run_that_was_killed_while_it_made_a_template_anew(loners, cache):
+    assert loners.start(FOREVER, "-k", "test_once").wait() == 0
+    suite = loners.start(FOREVER, "-k", "test_once", "--kvm-cache=refresh")
+    suite.wait_shown("joined: the kernel speaks")
+    suite.kill()
+    suite.wait_gone()
+    assert list(cache.templates.glob("locks/*.holder")), "the killed process has left its note"
+    assert loners.start(FOREVER, "-k", "test_once").wait() == 0
+    cache.check_no_litter()

@@ -315,6 +315,21 @@ def test_what_killed_runs_left_in_the_cache(gc, half_made):
     assert not any(path.exists() for path in half_made)
 
 
+def test_notes_of_who_held_locks(gc, settings):
+    notes = []
+    for name in ("images", "templates"):
+        folder = settings.cache_dir / name / "locks"
+        folder.mkdir(parents=True)
+        (folder / "key.lock").touch()
+        notes.append(folder / "key.lock.holder")
+        notes[-1].write_text("{}")
+    told = gc()
+    assert told.count("a note of who holds a lock in ") == 2
+    assert all(note.exists() for note in notes)
+    assert gc("--yes").endswith("2 of 2 leftovers removed\n")
+    assert not any(note.exists() for note in notes)
+
+
 def test_what_is_made_now_is_not_in_it(gc, settings, memory):
     with (
         TemplateStore.of(settings).building(KEY) as building,

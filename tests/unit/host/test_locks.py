@@ -91,6 +91,26 @@ def test_a_killed_holder_lets_go(lock, other_process):
         assert locks.holder(lock) == f"pid {os.getpid()}, testing"
 
 
+def test_the_note_of_a_killed_holder_is_found_and_removed(lock, other_process):
+    assert locks.of_killed_holders(lock.parent) == [], "it lives"
+    with pytest.raises(NoCapacity):
+        locks.forget_killed_holder(lock)
+    other_process.kill()
+    other_process.wait()
+    assert locks.of_killed_holders(lock.parent) == [lock]
+    assert locks.holder(lock).startswith(f"pid {other_process.pid}"), "nobody has removed it by looking"
+    locks.forget_killed_holder(lock)
+    assert [path.name for path in lock.parent.iterdir()] == [lock.name]
+    assert locks.of_killed_holders(lock.parent) == []
+
+
+def test_a_note_without_a_lock_is_none(lock):
+    assert locks.of_killed_holders(lock.parent) == [], "there is no folder"
+    lock.parent.mkdir()
+    lock.with_name(f"{lock.name}.holder").touch()
+    assert locks.of_killed_holders(lock.parent) == []
+
+
 # ---------------------------------------------------------------- locks on files that exist
 
 

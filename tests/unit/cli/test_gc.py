@@ -72,10 +72,10 @@ def gc(settings, capsys, alone):
 
 @pytest.fixture
 def dead(parent):
-    """The folder of a run that has ended."""
+    """The folder of a run that has ended; who removes a run ends processes by its name, so it has its own."""
     with held_run_folder(parent):
         pass
-    folder = parent / RUNS / "5ca1ab1e"
+    folder = parent / RUNS / secrets.token_hex(4)
     folder_marker.make(folder, **run_folder.host_facts())
     return folder
 
@@ -98,7 +98,7 @@ def test_a_dead_run_with_its_guest(gc, dead):
     with machine(dead) as qemu:
         UndoNotes(dead).add("network", "qemu:///system", "some-uuid")
         told = gc()
-        assert f"run 5ca1ab1e in {dead}, " in told
+        assert f"run {dead.name} in {dead}, " in told
         assert f": its process {os.getpid()} has ended\n" in told
         assert f"\n    guest web\n    QEMU {qemu.pid}\n    network\n" in told
         assert told.endswith("1 leftover; remove with: pytest-kvm gc --yes\n")
@@ -136,7 +136,7 @@ def test_what_cannot_be_undone_stays_and_is_told(gc, dead, monkeypatch):
 
 def test_a_folder_that_another_host_may_use_is_left_alone(gc, parent, dead, monkeypatch):
     monkeypatch.setattr(mounts, "is_shared", lambda _folder: True)
-    assert f"run 5ca1ab1e in {dead}" in gc(), "this host made it"
+    assert f"run {dead.name} in {dead}" in gc(), "this host made it"
     shutil.rmtree(dead)
     folder_marker.make(dead, boot="another", host="elsewhere")
     (blank := dead.with_name("0ddba110")).mkdir()
@@ -158,7 +158,7 @@ def test_a_folder_that_is_open_to_others_is_left_alone(gc, dead):
 def test_a_run_that_another_process_removes_is_dead(gc, dead):
     """Whoever removes it holds its lock."""
     shutil.rmtree(dead)
-    folder_marker.make(dead, token="1:1:" + "0" * 16)
+    folder_marker.make(dead, token="1:1:" + secrets.token_hex(8))
     lock = locks.try_exclusive(dead / folder_marker.MARKER)
     told = gc("--yes")
     assert "    another process removes it\n1 of 1 leftover removed\n" in told
@@ -171,7 +171,7 @@ def test_a_run_that_was_started_through_a_link(gc, parent, dead, monkeypatch):
     (parent / "link").symlink_to(".")
     with machine(parent / "link" / RUNS / dead.name) as qemu:
         told = gc()
-        assert told.count("run 5ca1ab1e in") == 1
+        assert told.count(f"run {dead.name} in") == 1
         assert f"\n    QEMU {qemu.pid}\n" in told
         gc("--yes")
         assert qemu.wait(20) == -signal.SIGKILL
@@ -187,7 +187,7 @@ def test_a_command_line_of_any_length_can_be_noted(gc, parent):
 def test_a_qemu_whose_run_was_removed_by_hand(gc, dead):
     with machine(dead) as qemu:
         shutil.rmtree(dead)
-        assert f"a QEMU of the run 5ca1ab1e (pid {qemu.pid}): {dead} is gone\n" in gc()
+        assert f"a QEMU of the run {dead.name} (pid {qemu.pid}): {dead} is gone\n" in gc()
         assert qemu.poll() is None
         gc("--yes")
         assert qemu.poll() is not None
@@ -275,14 +275,14 @@ def test_the_switch_of_a_dead_run_goes_with_it(gc, dead, run_with_switch):
 
 
 def test_a_watcher_that_was_stopped_and_has_lost_its_run(gc, parent, dead):
-    arguments = [str(Path.cwd()), str(dead), "1:1:" + "0" * 16]
+    arguments = [str(Path.cwd()), str(dead), "1:1:" + secrets.token_hex(8)]
     argv = [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as stopped:
         stopped.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
         shutil.rmtree(dead)
         assert (
-            f"the watcher of the run 5ca1ab1e (pid {stopped.pid}): it is stopped, and {dead} is gone\n"
+            f"the watcher of the run {dead.name} (pid {stopped.pid}): it is stopped, and {dead} is gone\n"
             in gc()
         )
         gc("--yes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from pytest_kvm.host import run_folder as paths
 from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor import embed
+
+RUN = secrets.token_hex(4)
+"""The name of a run's folder; each test process has its own: who removes a run ends processes by its name."""
 
 
 @pytest.fixture
@@ -60,11 +64,11 @@ def test_a_strangers_folder_among_the_runs_is_left_alone_and_named(parent, runs,
 
 def test_a_strangers_file_and_link_are_left_alone_and_named(parent, runs):
     (runs / "notes.txt").write_text("kept")
-    (runs / "5ca1ab1e").symlink_to(parent / "precious")
+    (runs / RUN).symlink_to(parent / "precious")
     with paths.held_run_folder(parent):
-        assert paths.foreign_files(parent) == [runs / "5ca1ab1e", runs / "notes.txt"]
+        assert paths.foreign_files(parent) == [runs / RUN, runs / "notes.txt"]
     assert (runs / "notes.txt").read_text() == "kept"
-    assert (runs / "5ca1ab1e").is_symlink()
+    assert (runs / RUN).is_symlink()
 
 
 def test_a_link_in_the_place_of_the_runs_is_refused(parent):
@@ -85,7 +89,7 @@ def test_a_link_in_the_place_of_a_run_is_not_followed_when_the_run_ends(parent, 
 
 
 def test_a_dead_run_is_swept(parent, runs):
-    dead = runs / "5ca1ab1e"
+    dead = runs / RUN
     folder_marker.make(dead)
     (dead / "console.log").touch()
     assert paths.foreign_files(parent) == []
@@ -95,7 +99,7 @@ def test_a_dead_run_is_swept(parent, runs):
 
 @pytest.mark.parametrize("has_marker", [True, False])
 def test_a_run_that_was_killed_while_it_began_is_swept(parent, runs, has_marker):
-    begun = runs / "5ca1ab1e"
+    begun = runs / RUN
     begun.mkdir()
     if has_marker:
         (begun / MARKER).touch()
@@ -111,14 +115,14 @@ def test_nothing_is_swept_where_no_run_ever_was(parent):
 
 def test_a_process_of_a_strangers_folder_is_not_ended(parent, runs):
     """QEMU of somebody who keeps his machines among the runs."""
-    (runs / "5ca1ab1e").mkdir()
-    (runs / "5ca1ab1e" / "disk").touch()
+    (runs / RUN).mkdir()
+    (runs / RUN / "disk").touch()
     argv = ["qemu-of-somebody", "-c", "import time; print(flush=True); time.sleep(60)"]
-    argv.append(f"{runs}/5ca1ab1e/disk")
+    argv.append(f"{runs}/{RUN}/disk")
     with subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE) as process:
         try:
             process.stdout.readline()  # Popen returns before the kernel shows the command line
-            assert watcher.processes_of(runs / "5ca1ab1e") == [process.pid]
+            assert watcher.processes_of(runs / RUN) == [process.pid]
             with paths.held_run_folder(parent):
                 pass
             assert process.poll() is None
@@ -127,11 +131,11 @@ def test_a_process_of_a_strangers_folder_is_not_ended(parent, runs):
 
 
 def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs):
-    folder_marker.make(runs / "5ca1ab1e")
+    folder_marker.make(runs / RUN)
     (runs / "0ddba110").mkdir()
     (runs / "0ddba110" / "file").write_text("kept")
     (runs / "decade00").symlink_to(parent / "precious")
-    for name in ("5ca1ab1e", "0ddba110", "decade00"):
+    for name in (RUN, "0ddba110", "decade00"):
         arguments = [str(Path(watcher.__file__).parents[2]), str(runs / name), str(_dead_pid())]
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments],
@@ -140,7 +144,7 @@ def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs)
             text=True,
             check=True,
         )
-        assert ("was not made by pytest-kvm" in done.stderr) == (name != "5ca1ab1e")
+        assert ("was not made by pytest-kvm" in done.stderr) == (name != RUN)
     assert {path.name for path in runs.iterdir()} == {"0ddba110", "decade00"}
     assert (runs / "0ddba110/file").read_text() == "kept"
 
@@ -152,7 +156,7 @@ def undoing(monkeypatch):
 
 @pytest.mark.usefixtures("undoing")
 def test_the_notes_of_a_dead_run_stay_until_what_it_made_is_undone(parent, runs, capsys):
-    dead, made = runs / "5ca1ab1e", parent / "made"
+    dead, made = runs / RUN, parent / "made"
     folder_marker.make(dead)
     (dead / "console.log").touch()
     UndoNotes(dead).add("network", "remove", str(made))
@@ -168,7 +172,7 @@ def test_the_notes_of_a_dead_run_stay_until_what_it_made_is_undone(parent, runs,
 
 @pytest.mark.usefixtures("undoing")
 def test_notes_in_a_strangers_folder_are_not_carried_out(parent, runs):
-    stranger, made = runs / "5ca1ab1e", parent / "made"
+    stranger, made = runs / RUN, parent / "made"
     stranger.mkdir()
     made.touch()
     UndoNotes(stranger).add("network", "remove", str(made))
@@ -179,7 +183,7 @@ def test_notes_in_a_strangers_folder_are_not_carried_out(parent, runs):
 
 @pytest.mark.usefixtures("undoing")
 def test_others_can_begin_while_a_dead_run_is_undone(parent, runs, monkeypatch):
-    dead = runs / "5ca1ab1e"
+    dead = runs / RUN
     folder_marker.make(dead)
     seen: list[bool] = []
 
@@ -218,7 +222,7 @@ def test_a_file_in_the_place_of_the_parent_is_refused(parent):
 def test_the_longest_path_is_what_sockets_allow(tmp_path):
     with pytest.raises(HostError, match="more than 32 bytes"):
         paths.held_run_folder(Path("/" + "x" * 32)).__enter__()
-    longest = Path("/" + "x" * 31, paths.RUNS, "5ca1ab1e", "v", embed._LONGEST_SOCKET)
+    longest = Path("/" + "x" * 31, paths.RUNS, RUN, "v", embed._LONGEST_SOCKET)
     assert len(os.fsencode(longest)) == embed._SOCKET_PATH_MAX
 
 

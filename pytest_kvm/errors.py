@@ -159,7 +159,7 @@ class DomainFailed(HypervisorError):
 
 
 class StateDamaged(DomainFailed):
-    """QEMU cannot load the state that a template holds; every other clone of the template fails too."""
+    """QEMU cannot load a template's state, or its files are gone; every other clone fails, too."""
 
 
 class SnapshotFailed(HypervisorError):

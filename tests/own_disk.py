@@ -1,11 +1,12 @@
-"""Commands that find a file system of their own, and a small one, in some folder; root is not needed."""
+"""Commands that find a folder on another file system: a small one, or read-only; root is not needed."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-_MOUNT = 'mount -t tmpfs -o "mode=700,$1" tmpfs "$2" && shift 2 && exec "$@"'
+_SMALL = 'mount -t tmpfs -o "mode=700,$1" tmpfs "$2" && shift 2 && exec "$@"'
+_READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
 
 
 def on_small_disk(folder: Path, options: str) -> list[str]:
@@ -15,5 +16,14 @@ def on_small_disk(folder: Path, options: str) -> list[str]:
         folder: What is in it is hidden from the command; what the command leaves there goes with it.
         options: Of tmpfs(5), such as ``size=100m`` or ``nr_inodes=40``.
     """
+    return _mounted(_SMALL, options, str(folder))
+
+
+def with_read_only(folder: Path) -> list[str]:
+    """Return the words to write before a command that must not write to a folder."""
+    return _mounted(_READ_ONLY, str(folder))
+
+
+def _mounted(script: str, *arguments: str) -> list[str]:
     own = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", "--mount", *own, "sh", "-c", _MOUNT, "sh", options, str(folder)]
+    return ["unshare", "--mount", *own, "sh", "-c", script, "sh", *arguments]

@@ -32,6 +32,7 @@ from pathlib import Path
 from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.boot_cache.template_files import USED, Damage, read, sync
 from pytest_kvm.host import folder_marker, locks
+from pytest_kvm.host.writable_folder import make_writable
 from pytest_kvm.settings import Settings
 
 _INDEX_TIMEOUT = 120.0
@@ -56,9 +57,25 @@ class Layout:
         """Return the layout of a run's settings."""
         return cls(settings.cache_dir / "templates")
 
+    def make(self) -> None:
+        """Make the store's folder and that of its locks if they are missing, and check that they can be used.
+
+        Raises:
+            HostError: They cannot be made or written to.
+            OSError: The disk is full.
+        """
+        for folder in (self.folder, self.folder / "locks"):
+            make_writable(folder, what="the boot cache", flag="--kvm-cache-dir")
+
     @contextmanager
     def index(self) -> Iterator[None]:
-        """Hold the index lock: nobody else can change links and folders, or lock an entry exclusively."""
+        """Hold the index lock: nobody else can change links and folders, or lock an entry exclusively.
+
+        Raises:
+            HostError: The boot cache cannot be written to.
+            NoCapacity: Somebody else holds it for too long.
+        """
+        self.make()
         lock = self.folder / "locks" / "index"
         with locks.exclusive(lock, describe="looking after templates", timeout=_INDEX_TIMEOUT):
             yield

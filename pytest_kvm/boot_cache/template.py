@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Self
 from pytest_kvm.boot_cache import template_files
 from pytest_kvm.boot_cache.ram_file import RamFilePlace
 from pytest_kvm.boot_cache.template_files import FORMAT, Damage, TemplateManifest
-from pytest_kvm.errors import SnapshotFailed
+from pytest_kvm.errors import SnapshotFailed, StateDamaged
 from pytest_kvm.host.locks import HeldLock
 
 
@@ -49,6 +50,16 @@ class Template:
         """
         self.manifest.files[name]
         return self.folder / name
+
+    def check_is_there(self) -> None:
+        """Check that nobody has removed a file of it, whatever the lock says.
+
+        Raises:
+            StateDamaged: Somebody has.
+        """
+        gone = [name for name in self.manifest.files if not os.path.exists(self.folder / name)]  # noqa: PTH110 - it raises nothing
+        if gone:
+            raise StateDamaged(f"somebody has removed files of the template: {', '.join(gone)}")
 
     def close(self) -> None:
         """Release the files; clones that run from them are not disturbed. A second call does nothing."""

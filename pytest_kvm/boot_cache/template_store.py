@@ -103,10 +103,12 @@ class TemplateStore:
             on_wait: Called with who holds the right, if another process does.
 
         Raises:
+            HostError: The boot cache cannot be written to.
             NoCapacity: The other process did not finish in time, or there is no room for the files.
             OSError: The disk is full; :meth:`disk_full_as_no_capacity` says so in words.
         """
         lock = self._layout.build_lock(_check_key(key))
+        self._layout.make()
         describe = f"making template {key[:12]}"
         with locks.exclusive(lock, describe=describe, timeout=BUILD_TIMEOUT, on_wait=on_wait):
             folder, held = self._layout.new(key)
@@ -156,7 +158,8 @@ class TemplateStore:
 
     def _template(self, folder: Path, manifest: TemplateManifest, held: locks.HeldLock) -> Template:
         def on_close() -> None:
-            if self._layout.find(manifest.key) != folder:  # dropped or replaced meanwhile
+            is_wanted = self._layout.find(manifest.key) == folder
+            if not is_wanted and folder.exists():  # dropped or replaced meanwhile
                 with self._layout.index():
                     self._layout.sweep()
 

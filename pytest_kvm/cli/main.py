@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is left in the buffer would fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a folder that belongs to somebody else, a full disk
+        sys.stderr.write(f"pytest-kvm: {error}\n")
+        return 1
 
 
 def parser() -> argparse.ArgumentParser:

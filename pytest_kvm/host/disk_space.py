@@ -14,23 +14,29 @@ from pytest_kvm.host.resources import disk_free_mib, files_free
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a disk, or a quota, that has no room left."""
 _FILES = 16
-"""Files that have to be possible: a guest has about ten."""
+"""A guest has about ten."""
 
 
-def why_no_space(folder: Path, *, mib: int) -> str:
+def why_no_space(folder: Path, *, mib: int, files: int = _FILES) -> str:
     """Return what is missing on a folder's disk, "" if it has room.
 
     Args:
         folder: It need not exist yet.
         mib: The space that is needed, in MiB.
+        files: How many files have to be possible.
     """
     free = disk_free_mib(folder)
     if free < mib:
         return f"{mib} MiB are needed in {folder}, and {free} MiB are free"
-    files = files_free(folder)
-    if files < _FILES:
-        return f"the file system of {folder} has room for {files} more files, whatever their size"
+    possible = files_free(folder)
+    if possible < files:
+        return f"the file system of {folder} has room for {possible} more files, whatever their size"
     return ""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Say whether an error tells that a disk, or a quota, has no room left."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 @contextmanager
@@ -48,7 +54,7 @@ def full_disk_in_words(folder: Path, *, what: str, resolution: str) -> Generator
     try:
         yield
     except OSError as failure:
-        if failure.errno not in _FULL:
+        if not is_full_disk(failure):
             raise
         named = failure.filename2 or failure.filename
         place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else folder

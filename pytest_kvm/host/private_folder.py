@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pytest_kvm.errors import HostError
+from pytest_kvm.host.writable_folder import check_writable
 
 
 def make_private(folder: Path, *, what: str, flag: str) -> None:
@@ -19,7 +20,7 @@ def make_private(folder: Path, *, what: str, flag: str) -> None:
         flag: The option that names another.
 
     Raises:
-        HostError: It cannot be made, is no folder, or is open to others.
+        HostError: It cannot be made or written to, is no folder, or is open to others.
     """
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -36,3 +37,4 @@ def make_private(folder: Path, *, what: str, flag: str) -> None:
             details=f"owner {found.st_uid}, mode {stat.filemode(found.st_mode)}",
             resolution=f"move it away, `chmod 700 {folder}`, or choose another with {flag}",
         )
+    check_writable(folder, what=what, flag=flag)

@@ -20,6 +20,7 @@ from typing import Literal
 from pytest_kvm.host import install_hints as packages
 from pytest_kvm.host.accelerator import kvm_usable
 from pytest_kvm.host.resources import cpus_available, disk_free_mib, memory_available_mib
+from pytest_kvm.host.writable_folder import why_not_writable
 
 Severity = Literal["ok", "warning", "error"]
 Version = tuple[int, int, int]
@@ -60,8 +61,8 @@ def all_facts(*, cache_dir: Path, run_dir: Path) -> Iterator[Fact]:
     yield filters_fact()
     yield memory_fact()
     yield cpu_fact()
-    yield space_fact("space for images", cache_dir, needed=_SPACE_FOR_AN_IMAGE_MIB)
-    yield space_fact("space for runs", run_dir, needed=_SPACE_FOR_A_RUN_MIB)
+    yield space_fact("space for images", cache_dir, needed=_SPACE_FOR_AN_IMAGE_MIB, flag="--kvm-cache-dir")
+    yield space_fact("space for runs", run_dir, needed=_SPACE_FOR_A_RUN_MIB, flag="--kvm-run-dir")
 
 
 def accelerator_fact(cache_dir: Path) -> Fact:
@@ -190,8 +191,13 @@ def cpu_fact() -> Fact:
     return Fact(name="processors", severity="ok", seen=f"{cpus_available()}")
 
 
-def space_fact(name: str, folder: Path, *, needed: int) -> Fact:
-    """Look whether ``folder`` has ``needed`` MiB left."""
+def space_fact(name: str, folder: Path, *, needed: int, flag: str) -> Fact:
+    """Look whether ``folder``, which an option names, can be written to and has ``needed`` MiB left."""
+    if why := why_not_writable(folder):
+        remedy = f"choose another with {flag}"
+        return Fact(
+            name=name, severity="warning", seen=f"{folder} cannot be written to: {why}", remedy=remedy
+        )
     free = disk_free_mib(folder)
     seen = f"{free} MiB are free in {folder}"
     if free < needed:

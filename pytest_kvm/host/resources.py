@@ -84,11 +84,19 @@ def files_free(path: Path) -> float:
     return found.f_favail if found.f_files else math.inf  # without a limit it says 0 of 0
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return a file or folder, or what is there of the folders around it."""
+    return next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - it raises nothing
+
+
 def _file_system_of(path: Path) -> os.statvfs_result:
-    there = next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - it raises nothing
-    return os.statvfs(there)
+    return os.statvfs(nearest_existing(path))
 
 
 def disk_taken_mib(files: Iterable[Path]) -> int:
-    """Return how much (MiB) of their disk files take, which may be less than their size."""
-    return sum(file.stat().st_blocks for file in files) * _BLOCK // _MIB
+    """Return how much (MiB) of their disk files take, which may be less than their size; nothing if gone."""
+    blocks = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            blocks += file.stat().st_blocks
+    return blocks * _BLOCK // _MIB

@@ -67,8 +67,30 @@ def held_run_folder(parent: Path, *, token: str | None = None, **facts: str) -> 
         with _watched(folder, token):
             yield folder
     finally:
-        watcher.remove_run(folder)
+        watcher.remove_run(folder, token=token)
         lock.release()
+
+
+def check_is_there(folder: Path) -> None:
+    """Check that nobody has removed a run's folder while the run goes on.
+
+    Raises:
+        HostError: Somebody has.
+    """
+    if not os.path.lexists(folder / folder_marker.MARKER):  # libvirt makes the folder anew, without one
+        raise folder_gone(f"the folder of this run, {folder}, or a part of it")
+
+
+def folder_gone(what: str) -> HostError:
+    """Return the error that something in the run folder is gone.
+
+    Args:
+        what: Begins the sentence.
+    """
+    return HostError(
+        f"{what} is gone: somebody has removed it",
+        resolution="exclude it from what cleans up on this host, or choose another with --kvm-run-dir",
+    )
 
 
 def host_facts() -> dict[str, str]:

@@ -28,7 +28,11 @@ _PATIENCE_MS = 5000
 """How long a killed process may take to disappear."""
 
 
-def processes_of(folder: Path) -> list[int]:
+_MADE_ANEW = frozenset({"v", "test.json"})
+"""What a run makes in its folder's place if somebody removes that: libvirt's folders, and a test's record."""
+
+
+def processes_of(folder: Path, *, token: str = "") -> list[int]:
     """Return the ids of a run's QEMU processes, of its switch and its watcher, but for this process.
 
     Every domain of a run has its console log in the run's folder, so QEMU's command
@@ -36,15 +40,20 @@ def processes_of(folder: Path) -> list[int]:
     by accident; the folders above it may have other names for QEMU, by a symbolic link.
     The command lines of the switch and the watcher have the run's token, and so has
     the folder's marker.
+
+    Args:
+        folder: The run's folder.
+        token: The run's token; "": that of the marker.
     """
     in_folder = os.fsencode(f"/{folder.parent.name}/{folder.name}/")
-    token = str((folder_marker.marker_of(folder) or {}).get("token", "")).encode()
+    token = token or str((folder_marker.marker_of(folder) or {}).get("token", ""))
+    in_arguments = b"\0" + token.encode() + b"\0"
 
     def is_qemu(program: bytes, arguments: bytes) -> bool:
         return b"qemu" in program.rpartition(b"/")[2] and in_folder in arguments
 
     def has_token(arguments: bytes) -> bool:
-        return bool(token) and b"\0" + token + b"\0" in arguments and b"pytest_kvm" in arguments
+        return bool(token) and in_arguments in arguments and b"pytest_kvm" in arguments
 
     return [
         pid
@@ -67,10 +76,10 @@ def command_lines() -> dict[int, tuple[bytes, bytes]]:
     return found
 
 
-def end_processes(folder: Path) -> list[int]:
-    """Kill the processes of a run and wait until they are gone."""
+def end_processes(folder: Path, *, token: str = "") -> list[int]:
+    """Kill the processes of a run and wait until they are gone; see :func:`processes_of`."""
     ended: list[int] = []
-    for pid in processes_of(folder):
+    for pid in processes_of(folder, token=token):
         try:
             handle = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -78,7 +87,7 @@ def end_processes(folder: Path) -> list[int]:
         try:
             # Before the pidfd was opened, another process may have been given
             # the id. From now on that cannot happen, so look again.
-            if pid in processes_of(folder):
+            if pid in processes_of(folder, token=token):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 _await_end(handle)
                 ended.append(pid)
@@ -89,14 +98,21 @@ def end_processes(folder: Path) -> list[int]:
     return ended
 
 
-def remove_run(folder: Path) -> list[int]:
+def remove_run(folder: Path, *, token: str = "") -> list[int]:
     """Kill a run's processes, remove its folder, and return the ids of the killed processes.
 
     A folder that the plugin did not make is left alone, even if it has the run folder's name.
     If something that the run has made outside of it cannot be undone, the notes of that stay in the folder.
+
+    Args:
+        folder: The run's folder.
+        token: The run's token. Who gives it knows that the run had this folder, so what
+            the run has made in its place, after somebody removed it, is removed, too.
     """
-    ended = end_processes(folder)
+    ended = end_processes(folder, token=token)
     try:
+        if token and _is_made_anew(folder):
+            folder_marker.discard_tree(folder)
         is_undone = not folder_marker.is_ours(folder) or undo_notes.carry_out(folder)
         keeps = () if is_undone else (undo_notes.FOLDER,)
         folder_marker.remove(folder, keeps=keeps)
@@ -104,7 +120,14 @@ def remove_run(folder: Path) -> list[int]:
         sys.stderr.write(f"pytest-kvm: cannot remove {folder}: {problem}\n")
     # A QEMU that was between fork and exec at the first look has its own
     # command line by now.
-    return ended + end_processes(folder)
+    return ended + end_processes(folder, token=token)
+
+
+def _is_made_anew(folder: Path) -> bool:
+    """Say whether a folder has no marker, and nothing that a run does not make in its folder's place."""
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.geteuid():
+        return False
+    return {path.name for path in folder.iterdir()} <= _MADE_ANEW
 
 
 def _await_end(handle: int) -> bool:
@@ -136,10 +159,11 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: The run's folder and its token, which begins with its process id.
     """
-    folder, parent = Path(arguments[0]), int(arguments[1].partition(":")[0])
+    folder, token = Path(arguments[0]), arguments[1]
+    parent = int(token.partition(":")[0])
     # Ctrl-C and a closing terminal end the run; the watcher has to outlive both.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     if not _run_ended_well(parent):
-        remove_run(folder)
+        remove_run(folder, token=token)
     return 0

@@ -12,13 +12,14 @@ kernel (``virQEMUCapsIsValid``).
 from __future__ import annotations
 
 import filecmp
+import logging
 import os
 import platform
 import shutil
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import libvirt
@@ -27,6 +28,7 @@ from pytest_kvm.host.locks import exclusive
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.protocol import HostFacts
 
+_log = logging.getLogger("pytest_kvm.hypervisor")
 _BELOW_ROOT = Path("cache/qemu/capabilities")
 _LONGEST_PROBE = 180.0
 
@@ -50,6 +52,7 @@ class CapabilityStore:
         """Copy the stored answers to the root; after the block, store what libvirt has learned in it.
 
         In the block the caller makes libvirt ask QEMU for its capabilities.
+        If the store cannot be written to, nothing is stored.
         Only one thread at a time runs the block and, while the store is empty,
         only one process.
         """
@@ -60,14 +63,19 @@ class CapabilityStore:
             with self._alone_if_empty():
                 self._load()
                 yield
-                self._publish()
+                with _working_without_store():
+                    self._publish()
             self._done = True
 
-    def _alone_if_empty(self) -> AbstractContextManager[None]:
-        if any(_answers(self._kept)):
-            return nullcontext()
-        doing = "asking QEMU for its capabilities"
-        return exclusive(self._kept / "probe.lock", describe=doing, timeout=_LONGEST_PROBE)
+    @contextmanager
+    def _alone_if_empty(self) -> Generator[None]:
+        with ExitStack() as stack:
+            if not any(_answers(self._kept)):
+                doing = "asking QEMU for its capabilities"
+                lock = exclusive(self._kept / "probe.lock", describe=doing, timeout=_LONGEST_PROBE)
+                with _working_without_store():
+                    stack.enter_context(lock)
+            yield
 
     def _load(self) -> None:
         self._used.mkdir(parents=True, exist_ok=True)
@@ -82,6 +90,15 @@ class CapabilityStore:
                 fresh = kept.with_name(f"{kept.name}.{os.getpid()}")
                 shutil.copyfile(answer, fresh)
                 fresh.replace(kept)
+
+
+@contextmanager
+def _working_without_store() -> Generator[None]:
+    """Have a store that cannot be written to cost the next run a question, and no more."""
+    try:
+        yield
+    except OSError as problem:
+        _log.info("QEMU's capabilities are not kept for later runs: %s", problem)
 
 
 def _answers(folder: Path) -> Iterator[Path]:

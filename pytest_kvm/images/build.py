@@ -8,16 +8,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
-from pytest_kvm.errors import ImageError
+from pytest_kvm.errors import ImageError, NoCapacity
 from pytest_kvm.host import command
+from pytest_kvm.host.disk_space import why_no_space
 from pytest_kvm.images import checks, disk_layout, kernel, namespace, qemu_img, rootfs, toolbox
 from pytest_kvm.images.build_progress import BuildProgress
 from pytest_kvm.images.image import Image, ImageManifest, digest_of
-from pytest_kvm.images.image_store import ImageStore
+from pytest_kvm.images.image_store import MAKE_ROOM, ImageStore
 from pytest_kvm.images.recipe import Recipe, recipe_for
 
 _VERSIONS_OF = ("cloud-init", "linux-image-cloud-amd64", "openssh-server", "qemu-guest-agent", "systemd")
 _SERIAL = "console=ttyS0"
+_BUILD_MIB = 1200
+"""MiB that the build of the smallest image takes at its fullest (measured)."""
+_BUILD_FILES = 13_000
+"""Files that it makes (measured)."""
 
 Fill = Callable[[Path, str], None]
 """Makes the root filesystem; called with its folder and the UUID that it will have."""
@@ -44,6 +49,7 @@ def build(store: ImageStore, recipe: Recipe, *, work: Path, progress: BuildProgr
 
     Raises:
         HostError: A host program is absent or failed.
+        NoCapacity: The store's disk has no room.
     """
     plan = _Plan(store=store, recipe=recipe, name=recipe.name, work=work, progress=progress)
 
@@ -70,6 +76,7 @@ def derive(
     Raises:
         ImageError: A package does not exist, or the base was not built from packages.
         HostError: A host program is absent or failed.
+        NoCapacity: The store's disk has no room.
     """
     recipe = recipe_for(base.manifest.recipe or "")
     archive = base.manifest.rootfs
@@ -122,8 +129,15 @@ class _Plan:
         return self.work / "tmp"
 
     def carry_out(self, fill: Fill) -> Image:
-        """Run all steps, and return the published image."""
+        """Run all steps, and return the published image.
+
+        Raises:
+            HostError: A host program is absent or failed.
+            NoCapacity: The disk has no room.
+        """
         check_host()
+        if why := why_no_space(self.work, mib=_BUILD_MIB, files=_BUILD_FILES):
+            raise NoCapacity(f"no room on the disk to make image {self.name}: {why}", resolution=MAKE_ROOM)
         self.temporary.mkdir()
         uuid = str(uuid5(NAMESPACE_URL, f"pytest-kvm:{self.name}:{self.recipe.version}"))
         cmdline = f"root=UUID={uuid} {self.recipe.cmdline}"

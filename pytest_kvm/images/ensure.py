@@ -55,6 +55,7 @@ def ensure(
         UnknownImage: The image is not in the store, and there is no recipe for it.
         ImageError: A package does not exist.
         HostError: This host cannot build the image.
+        NoCapacity: The store's disk has no room for it, or another process does not finish its build.
     """
     store = ImageStore.of(settings)
     image = None if refresh else _current(store, ref)

@@ -110,6 +110,19 @@ class Image:
     packages: tuple[str, ...]
     manifest: ImageManifest
 
+    def check_is_there(self) -> None:
+        """Check that nobody has removed a file of it since it was found.
+
+        Raises:
+            ImageError: Somebody has.
+        """
+        for file in filter(None, (self.disk, self.kernel, self.initrd)):
+            if not os.path.exists(file):  # noqa: PTH110 - it raises nothing
+                raise ImageError(
+                    f"image {self.name}: {file} is gone: somebody has removed it",
+                    resolution="remove nothing from the cache while tests run",
+                )
+
 
 def digest_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""

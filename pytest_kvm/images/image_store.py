@@ -31,6 +31,8 @@ from pathlib import Path
 
 from pytest_kvm.errors import ImageError, NoCapacity, UnknownImage
 from pytest_kvm.host import folder_marker, locks
+from pytest_kvm.host.disk_space import full_disk_in_words
+from pytest_kvm.host.writable_folder import make_writable
 from pytest_kvm.images import namespace
 from pytest_kvm.images.image import (
     BLOB,
@@ -44,6 +46,8 @@ from pytest_kvm.images.image import (
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.image import ImageRef
 
+MAKE_ROOM = "make room there, or choose another disk with --kvm-cache-dir"
+"""What to do about a full disk."""
 BUILD_TIMEOUT = 3600.0
 """Seconds one process waits for another that builds the same image."""
 
@@ -174,21 +178,25 @@ class ImageStore:
             on_wait: Called with who holds the right, if another process does.
 
         Raises:
-            NoCapacity: The other process did not finish in time.
+            HostError: The store cannot be written to.
+            NoCapacity: The other process did not finish in time, or the disk is full.
         """
         self._named_images.path(name)
         lock = self.folder / "locks" / f"{name}.lock"
         works = self.folder / "work"
         work = works / f"{name}.{secrets.token_hex(4)}"
-        with locks.exclusive(lock, describe=f"making {name}", timeout=BUILD_TIMEOUT, on_wait=on_wait):
-            for left in _works_in(works, name):
-                folder_marker.remove(left, namespace.remove_tree)
-            works.mkdir(parents=True, exist_ok=True)
-            folder_marker.make(work)
-            try:
-                yield work
-            finally:
-                folder_marker.remove(work, namespace.remove_tree)
+        no_room = f"no room on the disk to make image {name}"
+        with full_disk_in_words(self.folder, what=no_room, resolution=MAKE_ROOM):
+            make_writable(self.folder, what="the folder of images", flag="--kvm-cache-dir")
+            with locks.exclusive(lock, describe=f"making {name}", timeout=BUILD_TIMEOUT, on_wait=on_wait):
+                for left in _works_in(works, name):
+                    folder_marker.remove(left, namespace.remove_tree)
+                works.mkdir(parents=True, exist_ok=True)
+                folder_marker.make(work)
+                try:
+                    yield work
+                finally:
+                    folder_marker.remove(work, namespace.remove_tree)
 
     def killed_builds(self) -> tuple[Path, ...]:
         """Return the folders of builds that were killed."""

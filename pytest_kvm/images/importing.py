@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from pytest_kvm.errors import DownloadFailed, ImageError
+from pytest_kvm.host.disk_space import is_full_disk
 from pytest_kvm.images import qemu_img
 from pytest_kvm.images.build_progress import BuildProgress, silent
 from pytest_kvm.images.image import Image, ImageManifest, digest_of, verify
@@ -37,6 +38,7 @@ def take(
         ImageError: The source is no disk, or needs other files.
         ChecksumMismatch: The file has another digest than ``sha256``.
         DownloadFailed: The address cannot be downloaded.
+        NoCapacity: The store's disk is full.
     """
     if recipe_for(name) is not None:
         raise ImageError(
@@ -96,6 +98,7 @@ def fetch(address: str, target: Path, *, progress: BuildProgress = silent) -> No
 
     Raises:
         DownloadFailed: The server refuses, or the transfer keeps breaking off.
+        OSError: The disk is full.
     """
     if not is_address(address):
         raise DownloadFailed(f"{address} is no http or https address")
@@ -109,6 +112,8 @@ def fetch(address: str, target: Path, *, progress: BuildProgress = silent) -> No
                 raise _failure(address, f"{refusal.code} {refusal.reason}") from None
             raise NotYet(f"{refusal.code} {refusal.reason}") from None
         except (OSError, http.client.HTTPException) as broken:
+            if is_full_disk(broken):
+                raise
             raise NotYet(f"{type(broken).__name__}: {broken}") from None
 
     wait_until(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_kvm.errors import GuestGone
+from pytest_kvm.host import run_folder
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.machine.console import Console
@@ -117,6 +118,15 @@ class Machine:
         """
         if not self.domain.alive():
             raise GuestGone(f"{self.name} has ended: {self.domain.end_reason()}")
+
+    def check_folder(self) -> None:
+        """Check that nobody has removed its files: QEMU has them open, but finds its sockets there no more.
+
+        Raises:
+            HostError: Somebody has.
+        """
+        if not self.folder.is_dir():
+            raise run_folder.folder_gone(f"the folder of {self.name}, {self.folder},")
 
     @property
     def at_work(self) -> list[object]:

@@ -229,6 +229,7 @@ def restore(points: Sequence[tuple[Machine, str]]) -> None:
         SavepointGone: A guest has ended; nothing is done.
         SavepointRefused: A guest's devices have changed since; nothing is done.
         SwitchFailed: The switch of their segments has ended; nothing is done.
+        HostError: Somebody has removed a guest's folder; nothing is done.
         SnapshotFailed: QEMU failed for a guest, which is of no use any more.
         GuestError: A guest could not be renewed.
         DomainFailed: QEMU has ended.
@@ -284,7 +285,7 @@ class _Restoring(JointSteps):
         self._due_to_run: list[Machine] = []
 
     def check(self) -> None:
-        """Check that the guests live, and have the devices of then."""
+        """Check that the guests live, and have the files and devices of then."""
 
         def check_can_be_restored(machine: Machine) -> None:
             if not machine.domain.alive():
@@ -292,6 +293,7 @@ class _Restoring(JointSteps):
                     f"{machine.name} has ended ({machine.domain.end_reason()}), and its savepoints with it",
                     resolution="let the guest run on: a savepoint lasts as long as its QEMU",
                 )
+            machine.check_folder()
             machine.domain.check_snapshot(self._names[machine.name])
 
         self.each(check_can_be_restored)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_kvm.errors import KvmError
 from pytest_kvm.plugin.collection import uses_guests
 from pytest_kvm.plugin.record import event_text, events_of
 from pytest_kvm.plugin.report import header_lines
@@ -90,10 +91,16 @@ class Summary:
         yield from self._cache()
 
     def _cache(self) -> Iterable[str]:
-        """Yield number and size of the templates that this run used."""
+        """Yield number and size of the templates that this run used, or why they cannot be read."""
+        if self._settings.cache == "off":
+            return
         from pytest_kvm.boot_cache.inventory import Inventory  # noqa: PLC0415 - only runs with guests pay for it
 
-        used = [each for each in Inventory.of(self._settings).list() if each.last_used >= self._began]
+        try:
+            used = [each for each in Inventory.of(self._settings).list() if each.last_used >= self._began]
+        except (KvmError, OSError) as failure:
+            yield failure.brief if isinstance(failure, KvmError) else f"the boot cache fails: {failure}"
+            return
         if used:
             size = sum(each.size for each in used) / _MIB
             yield f"{_count(len(used), 'cache entry', 'cache entries')} {size:.0f} MiB"

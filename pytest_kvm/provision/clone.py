@@ -117,7 +117,9 @@ def start_paused(
 
     Raises:
         DomainFailed: The state does not fit, or libvirt refused the domain.
+        StateDamaged: The same, or the template's files are gone.
     """
+    template.check_is_there()
     facts = TemplateFacts.from_json(template.manifest.facts)
     folder = stack.enter_context(guest_folder(resources, request.place))
     plan = plan_domain(resources, request, uuid=str(uuid4()), folder=folder)

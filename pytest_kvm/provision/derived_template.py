@@ -64,7 +64,9 @@ def copy_files(spec: GuestSpec, *, base: Template, building: Building) -> StateF
     Raises:
         HostCommandFailed: A file could not be copied.
         ImageError: A copy cannot be read.
+        StateDamaged: The template's files are gone.
     """
+    base.check_is_there()
     folder = building.folder
     for name in (SEED, KEY):
         shutil.copyfile(base.path(name), folder / name)

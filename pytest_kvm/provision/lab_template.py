@@ -199,8 +199,13 @@ class LabTemplates:
 
         def start(member: Member, request: StartRequest, stack: ExitStack) -> Clone:
             building = buildings[members.index(member)]
-            files = copy_files(request.spec, base=member.template, building=building)
-            return start_paused(self._resources, request, template=member.template, stack=stack, files=files)
+            base = member.template
+            try:
+                files = copy_files(request.spec, base=base, building=building)
+                return start_paused(self._resources, request, template=base, stack=stack, files=files)
+            except StateDamaged as failure:
+                self._templates.discard(request, base, reason=failure.brief)
+                raise
 
         replace_machines(members, start, known_addresses=None)
 

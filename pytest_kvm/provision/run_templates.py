@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -158,8 +158,9 @@ class RunTemplates:
             templates = [*self._in_use.values(), *self._discarded]
             self._in_use.clear()
             self._discarded.clear()
-        for template in templates:
-            template.close()
+        with ExitStack() as all_of_them:
+            for template in templates:
+                all_of_them.callback(template.close)
 
     def _claim(self, key: str, request: StartRequest) -> Template | None:
         with self._lock:

@@ -9,6 +9,7 @@ from functools import partial
 
 from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import DomainFailed, GuestGone, KvmError, NoCapacity, SnapshotFailed, StateDamaged
+from pytest_kvm.host import run_folder
 from pytest_kvm.host.disk_space import why_no_space
 from pytest_kvm.images.image import Image
 from pytest_kvm.machine import savepoints
@@ -105,10 +106,12 @@ class GuestStarter:
         Raises:
             BootFailed: The machine did not become ready.
             GuestGone: Its guest was removed meanwhile.
+            HostError: Somebody has removed the run folder.
+            ImageError: Somebody has removed the image.
             NetworkFailed: A card cannot be on its network of the host.
             NoCapacity: The run folder's disk has no room for it.
         """
-        self._check_disk(request, mib=CLONE_MIB)
+        self._check_places(request, mib=CLONE_MIB)
         with self._full_disk_in_words(request):
             return self._start(request)
 
@@ -128,7 +131,7 @@ class GuestStarter:
                 if problem is None:
                     return self._start_from_template(request, tier, key=key, why="; ".join(problems))
             except (DomainFailed, NoCapacity, SnapshotFailed) as failure:
-                self._check_disk(request, mib=CLONE_MIB)  # if that is full, no other way works
+                self._check_places(request, mib=CLONE_MIB)  # if one is missing, no other way works
                 _log.warning("%s: no template (%s): %s", request.name, tier, failure)
                 problem = self._refused[key] = f"{tier}: {failure.brief}"
             problems.append(problem)
@@ -141,10 +144,12 @@ class GuestStarter:
             BootFailed: The machine did not become ready.
             DomainFailed: The template could not be cloned, in two attempts.
             GuestGone: Its guest was removed meanwhile.
+            HostError: Somebody has removed the run folder.
+            ImageError: Somebody has removed the image.
             NetworkFailed: A card cannot be on its network of the host.
             NoCapacity: The run folder's disk has no room for it.
         """
-        self._check_disk(request, mib=needed_mib(former.template))
+        self._check_places(request, mib=needed_mib(former.template))
         with self._full_disk_in_words(request):
             if former.template is None:
                 return self._boot_cold(request, why="its first boot was a cold one")
@@ -163,12 +168,14 @@ class GuestStarter:
 
         Raises:
             GuestGone: Its guest was removed meanwhile.
+            HostError: Somebody has removed the run folder.
             HypervisorError: libvirt refused the domain; the machine stays off.
+            ImageError: Somebody has removed the image.
             NoCapacity: The run folder's disk has no room for its boot; the machine stays off.
             SwitchFailed: The switch has ended.
         """
         request = former.request
-        self._check_disk(request, mib=COLD_BOOT_MIB)
+        self._check_places(request, mib=COLD_BOOT_MIB)
         with self._full_disk_in_words(request), request.teardown.adding():
             machine = start_again(
                 self._resources, request, plan=former.plan, former=former.machine, stack=former.undo
@@ -193,7 +200,7 @@ class GuestStarter:
 
     def _boot_now(self, request: StartRequest, why: str) -> Started:
         request = replace(request, phases=request.phases.of_next_boot())
-        self._check_disk(request, mib=COLD_BOOT_MIB)
+        self._check_places(request, mib=COLD_BOOT_MIB)
         request.on_step("power on")
         with request.teardown.adding() as stack:
             undo = stack.enter_context(ExitStack())
@@ -228,7 +235,10 @@ class GuestStarter:
         why = self._why_no_space(needed_mib(template))
         return f"its clone has no room on the disk: {why}" if why else ""
 
-    def _check_disk(self, request: StartRequest, *, mib: int) -> None:
+    def _check_places(self, request: StartRequest, *, mib: int) -> None:
+        """Check that the run folder and the image are there, and that the disk has room."""
+        run_folder.check_is_there(self._resources.folder)
+        request.image.check_is_there()
         if why := self._why_no_space(mib):
             raise no_disk_room(request.name, why)
 

@@ -13,12 +13,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import paramiko
 from paramiko.packet import Packetizer
 
-from pytest_kvm.errors import LoginRefused, SshUnavailable
+from pytest_kvm.errors import HostError, LoginRefused, SshUnavailable
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.output import Channel
 from pytest_kvm.waiting import Clock, NotYet, wait_until
@@ -106,13 +107,15 @@ class Connection:
         Raises:
             LoginRefused: sshd refused the key or showed a foreign host key.
             SshUnavailable: The connection broke off.
+            HostError: The key's file is gone.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             try:
+                key = _key_in(access.key_file, guest=self._guest)
                 self._transport.start_client(timeout=self._transport.handshake_timeout)
                 _check_host_key(self._transport.get_remote_server_key(), access, guest=self._guest)
-                self._transport.auth_publickey(access.user, paramiko.PKey.from_path(access.key_file))
+                self._transport.auth_publickey(access.user, key)
             except _BROKEN as error:
                 if isinstance(error, paramiko.AuthenticationException) and self._transport.is_active():
                     raise LoginRefused(
@@ -201,6 +204,16 @@ def _check_host_key(shown: paramiko.PKey, access: Access, *, guest: str) -> None
         details=f"pinned: {kind} {pinned.fingerprint}\nshown:  {shown.get_name()} {shown.fingerprint}",
         resolution="let the guest keep its seed's host key (cloud-init's ssh_keys): no other is accepted",
     )
+
+
+def _key_in(file: Path, *, guest: str) -> paramiko.PKey:
+    try:
+        return paramiko.PKey.from_path(file)
+    except FileNotFoundError as failure:
+        raise HostError(
+            f"{guest}: its SSH key {file} is gone: somebody has removed it",
+            resolution="remove nothing from the cache or the run folder while tests run",
+        ) from failure
 
 
 def _why(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvm.plugin.session import settings_stashed
-from tests.small_disk import on_small_disk
+from tests.own_disk import on_small_disk
 from tests.suite_process import suites_in
 
 HEAD = """

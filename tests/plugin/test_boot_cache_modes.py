@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from tests.small_disk import on_small_disk
+from tests.own_disk import on_small_disk
 
 FULL_WHEN_FREEZING = """
 import os, shutil

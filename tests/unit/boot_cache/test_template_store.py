@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import stat
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from pytest_kvm.boot_cache import template_files
 from pytest_kvm.boot_cache.template_store import TemplateStore
-from pytest_kvm.errors import NoCapacity, SnapshotFailed
+from pytest_kvm.errors import NoCapacity, SnapshotFailed, StateDamaged
 from tests.unit.boot_cache.conftest import FACTS, FILES, KEY, OTHER
 
 
@@ -69,6 +70,20 @@ def test_what_was_made_can_be_thrown_away_to_begin_anew(settings, place):
         building.ram.write_bytes(b"memory")
         with building.publish(summary="", versions={}, facts={}) as template:
             assert list(template.manifest.files) == ["ram"]
+
+
+def test_files_that_somebody_has_removed_are_named(store, make):
+    folder = make()
+    with store.claim(KEY) as template:
+        template.check_is_there()
+        (folder / "ram").unlink()
+        (folder / "state").unlink()
+        with pytest.raises(StateDamaged, match="somebody has removed files of the template: ram, state"):
+            template.check_is_there()
+        shutil.rmtree(folder)
+    make()
+    with store.claim(KEY) as template:
+        template.check_is_there()
 
 
 def test_nobody_else_may_read_a_template(store, make):
@@ -158,6 +173,27 @@ def test_a_disk_that_fills_up_while_the_template_is_published(store, make, monke
     with store.claim(KEY) as template:
         assert template.folder == old
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_disk_without_room_for_the_stores_own_folders(store, settings, monkeypatch):
+    def find_no_room(path, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", find_no_room)
+    with (
+        pytest.raises(NoCapacity, match="no room for a template: No space left on device"),
+        store.disk_full_as_no_capacity(),
+        store.building(KEY),
+    ):
+        raise ZeroDivisionError
+
+
+def test_a_cache_that_is_gone_is_not_made_again(store, settings, make):
+    make()
+    template = store.claim(KEY)
+    shutil.rmtree(settings.cache_dir)
+    template.close()
+    assert not settings.cache_dir.exists()
 
 
 def test_other_errors_stay_what_they_are(store):

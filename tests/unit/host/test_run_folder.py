@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,32 @@ def test_a_link_in_the_place_of_a_run_is_not_followed_when_the_run_ends(parent, 
         folder.rename(parent / "aside")
         folder.symlink_to(parent / "precious")
     assert folder.is_symlink()
+    assert [path.name for path in (parent / "precious").iterdir()] == ["file"]
+    assert f"cannot remove {folder}: {folder} was not made by pytest-kvm" in capsys.readouterr().err
+
+
+def make_anew(folder):
+    """Do as libvirt, which makes folders for its sockets, and as a test that begins."""
+    (folder / "v" / "run" / "qemu").mkdir(parents=True)
+    (folder / "test.json").touch()
+
+
+def test_a_run_whose_folder_somebody_removes_knows_it_and_leaves_nothing(parent):
+    with paths.held_run_folder(parent) as folder:
+        paths.check_is_there(folder)
+        shutil.rmtree(folder)
+        make_anew(folder)
+        with pytest.raises(HostError, match=f"the folder of this run, {folder}, or a part of it is gone"):
+            paths.check_is_there(folder)
+    assert [path.name for path in (parent / "kvm-runs").iterdir()] == ["guard"]
+
+
+def test_what_others_put_in_the_place_of_a_runs_folder_stays(parent, capsys):
+    with paths.held_run_folder(parent) as folder:
+        folder.rename(parent / "aside")
+        make_anew(folder)
+        (folder / "thesis").write_text("kept")
+    assert (folder / "thesis").read_text() == "kept"
     assert f"cannot remove {folder}: {folder} was not made by pytest-kvm" in capsys.readouterr().err
 
 
@@ -135,7 +162,8 @@ def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs)
     (runs / "0ddba110").mkdir()
     (runs / "0ddba110" / "file").write_text("kept")
     (runs / "decade00").symlink_to(parent / "precious")
-    for name in (RUN, "0ddba110", "decade00"):
+    make_anew(runs / "ba5eba11")
+    for name in (RUN, "0ddba110", "decade00", "ba5eba11"):
         arguments = [str(Path(watcher.__file__).parents[2]), str(runs / name), str(_dead_pid())]
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments],
@@ -144,7 +172,7 @@ def test_the_watcher_removes_a_run_and_nothing_that_took_its_place(parent, runs)
             text=True,
             check=True,
         )
-        assert ("was not made by pytest-kvm" in done.stderr) == (name != RUN)
+        assert ("was not made by pytest-kvm" in done.stderr) == (name in ("0ddba110", "decade00"))
     assert {path.name for path in runs.iterdir()} == {"0ddba110", "decade00"}
     assert (runs / "0ddba110/file").read_text() == "kept"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -31,6 +32,21 @@ def test_a_newer_answer_replaces_the_kept_one_and_nothing_else_stays(tmp_path):
     kept = tmp_path / "kept"
     assert (kept / "qemu.xml").read_text() == "<new/>"
     assert {file.name for file in kept.iterdir()} - {"probe.lock"} == {"qemu.xml"}
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_store_that_cannot_be_written_to_is_done_without(tmp_path, is_known):
+    kept = tmp_path / "kept"
+    if is_known:
+        kept.mkdir()
+        (kept / "old.xml").write_text("<old/>")
+        (kept / f"qemu.xml.{os.getpid()}").mkdir()  # where the new answer would be written first
+    else:
+        kept.touch()
+    store, folder = store_for(tmp_path, "root")
+    with store.shared():
+        (folder / "qemu.xml").write_text("<new/>")
+    assert not (kept / "qemu.xml").exists()
 
 
 def test_a_root_asks_once(tmp_path):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from pytest_kvm.errors import DownloadFailed
+from pytest_kvm.errors import DownloadFailed, NoCapacity
 from pytest_kvm.images import importing, qemu_img
 
 _CONTENTS = bytes(range(256)) * 4096
@@ -81,6 +83,23 @@ def test_a_server_without_ranges_is_asked_from_the_start(server, address, tmp_pa
     server.ranges = False
     importing.fetch(address, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == _CONTENTS
+
+
+def test_a_full_disk_is_no_broken_transfer(server, address):
+    with pytest.raises(OSError, match="No space left"):
+        importing.fetch(address, Path("/dev/full"))
+    assert len(server.asked) == 1
+
+
+def test_a_full_disk_is_told(store, address, monkeypatch):
+    monkeypatch.setattr(importing, "fetch", partial(_fetch_to_full_disk, importing.fetch))
+    with pytest.raises(NoCapacity, match="no room on the disk to make image mine: No space left on device"):
+        importing.take(store, address, name="mine")
+    assert list((store.folder / "work").iterdir()) == []
+
+
+def _fetch_to_full_disk(fetch, address, _target, *, progress):
+    fetch(address, Path("/dev/full"), progress=progress)
 
 
 def test_a_refusal_is_not_repeated(server, address, tmp_path):

@@ -91,7 +91,11 @@ def test_images_derived_from_a_replaced_one_go_with_it(store, publish):
 
 
 def test_an_image_whose_disk_is_gone_is_no_image(store, publish):
-    publish("mine", b"disk").disk.unlink()
+    image = publish("mine", b"disk")
+    image.check_is_there()
+    image.disk.unlink()
+    with pytest.raises(ImageError, match=f"image mine: {image.disk} is gone"):
+        image.check_is_there()
     assert store.find(ImageRef("mine")) is None
 
 

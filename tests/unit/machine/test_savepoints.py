@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from concurrent.futures import Future
 
 import pytest
@@ -11,6 +12,7 @@ from pytest_kvm.errors import (
     DomainFailed,
     GuestError,
     GuestGone,
+    HostError,
     SavepointGone,
     SavepointRefused,
     SnapshotFailed,
@@ -301,6 +303,15 @@ def test_if_one_has_other_devices_none_is_put_back(pair, events):
     events.clear()
     pair[1].domain.devices_changed = True
     with pytest.raises(SavepointRefused, match="web: cannot go back to s"):
+        savepoints.restore([(machine, "s") for machine in pair])
+    assert events == []
+
+
+def test_if_the_files_of_one_are_gone_none_is_put_back(pair, events):
+    savepoints.take(pair, "s")
+    events.clear()
+    shutil.rmtree(pair[1].folder)
+    with pytest.raises(HostError, match="the folder of web, .*, is gone: somebody has removed it"):
         savepoints.restore([(machine, "s") for machine in pair])
     assert events == []
 

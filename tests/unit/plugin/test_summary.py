@@ -249,6 +249,23 @@ def test_templates_that_were_used_are_counted(run, monkeypatch):
     assert lines_of(run()) == [LINE + ", 2 cache entries 412 MiB"]
 
 
+def test_a_cache_that_cannot_be_read_is_told(run, pytester):
+    (pytester.path / "templates").touch()
+    assert lines_of(run()) == [
+        LINE + f", the boot cache {pytester.path}/templates cannot be made: File exists"
+    ]
+
+
+def test_a_cache_that_fails_is_told(run, pytester):
+    (lock := pytester.path / "templates" / "locks" / "index").mkdir(parents=True)
+    assert lines_of(run()) == [LINE + f", the boot cache fails: [Errno 21] Is a directory: '{lock}'"]
+
+
+def test_a_cache_that_is_off_is_not_looked_at(run, pytester):
+    (pytester.path / "templates").touch()
+    assert lines_of(run("--kvm-cache=off")) == [LINE]
+
+
 def test_properties_of_each_test(run, pytester):
     run("--junit-xml=junit.xml")
     found = {

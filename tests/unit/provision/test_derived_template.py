@@ -11,6 +11,7 @@ import pytest
 
 import pytest_kvm as kvm
 from pytest_kvm.boot_cache import template_store
+from pytest_kvm.boot_cache.template import Template
 from pytest_kvm.errors import (
     DomainFailed,
     GuestGone,
@@ -24,7 +25,7 @@ from pytest_kvm.errors import (
 from pytest_kvm.host import disk_space
 from pytest_kvm.provision import derived_template, run_templates
 from pytest_kvm.provision.cache_key import fingerprint
-from pytest_kvm.provision.derived_template import can_derive, without_segments
+from pytest_kvm.provision.derived_template import can_derive, copy_files, without_segments
 from pytest_kvm.provision.events import cold_boot_event
 from pytest_kvm.provision.machine_plan import direct_boot
 from pytest_kvm.provision.run_templates import RunTemplates
@@ -128,6 +129,15 @@ def attempts(tmp_path, monkeypatch):
     attempts.templates = RunTemplates(settings, resources)
     attempts.get = lambda: attempts.templates.get(attempts.request, "cow", key=key(attempts.request))
     return attempts
+
+
+def test_nothing_is_copied_of_a_template_whose_files_are_gone(tmp_path):
+    manifest: Any = SimpleNamespace(files=["ram", "state"])
+    held: Any = None
+    building: Any = SimpleNamespace(folder=tmp_path)
+    template = Template(tmp_path, manifest, held=held, on_close=lambda: None)
+    with pytest.raises(StateDamaged, match="somebody has removed files of the template: ram, state"):
+        copy_files(START_REQUEST.spec, base=template, building=building)
 
 
 def test_one_boot_serves_guests_with_different_cards(attempts):

@@ -427,6 +427,15 @@ def test_a_damaged_template_is_dropped(world):
     assert world.stored == {}
 
 
+def test_a_guests_own_template_that_is_damaged_is_dropped(world, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(world, "discard", lambda request, *_template, reason: dropped.append(request.name))
+    world.failures["start copy right"] = StateDamaged("somebody has removed files of the template: ram")
+    assert "somebody has removed files" in world.start()
+    assert dropped == ["right"]
+    assert world.steps[-2:] == ANEW
+
+
 def test_if_one_guest_cannot_be_started_no_machine_of_the_attempt_is_left(world):
     world.failures["start copy right"] = DomainFailed("no more processes")
     world.start()

@@ -16,7 +16,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pytest_kvm.errors import CommandFailed, CommandTimeout, GuestGone, LoginRefused, SshUnavailable
+from pytest_kvm.errors import (
+    CommandFailed,
+    CommandTimeout,
+    GuestGone,
+    HostError,
+    LoginRefused,
+    SshUnavailable,
+)
 from pytest_kvm.host.ssh_keys import new_key_pair, write_private
 from pytest_kvm.machine.watchdog import run_watched
 from pytest_kvm.settings import Timeouts
@@ -281,6 +288,12 @@ def test_a_foreign_host_key_is_refused_without_trying_again(server, shell_to):
     with pytest.raises(LoginRefused):
         shell_to(server.access(host_key=new_key_pair().public), login=30.0).run("true")
     assert time.monotonic() - begun < 10
+
+
+def test_a_key_that_somebody_has_removed_is_told(server, shell_to, tmp_path):
+    gone = tmp_path / "gone"
+    with pytest.raises(HostError, match=f"its SSH key {gone} is gone: somebody has removed it"):
+        shell_to(server.access(key_file=gone)).run("true")
 
 
 def test_a_refused_key_is_told(server, shell_to, tmp_path):

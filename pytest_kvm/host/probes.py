@@ -20,7 +20,7 @@ from typing import Literal
 from pytest_kvm.host import install_hints as packages
 from pytest_kvm.host.accelerator import kvm_usable
 from pytest_kvm.host.resources import cpus_available, disk_free_mib, memory_available_mib
-from pytest_kvm.host.writable_folder import why_not_writable
+from pytest_kvm.host.usable_folder import why_not_writable
 
 Severity = Literal["ok", "warning", "error"]
 Version = tuple[int, int, int]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvm.errors import HostError, NoCapacity
-from pytest_kvm.host.private_folder import make_private
+from pytest_kvm.host.usable_folder import make_private
 from pytest_kvm.waiting import NotYet, wait_until
 
 _FORMAT = 1

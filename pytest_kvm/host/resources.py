@@ -86,7 +86,7 @@ def files_free(path: Path) -> float:
 
 def nearest_existing(path: Path) -> Path:
     """Return a file or folder, or what is there of the folders around it."""
-    return next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - it raises nothing
+    return next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
 
 
 def _file_system_of(path: Path) -> os.statvfs_result:

@@ -25,8 +25,8 @@ from typing import Any
 
 from pytest_kvm.errors import HostError
 from pytest_kvm.host import folder_marker, locks, mounts, watcher
-from pytest_kvm.host.private_folder import make_private
 from pytest_kvm.host.run_token import new_run_token
+from pytest_kvm.host.usable_folder import make_private
 from pytest_kvm.waiting import NotYet, wait_until
 
 RUNS = "kvm-runs"

@@ -32,7 +32,7 @@ from pathlib import Path
 from pytest_kvm.errors import ImageError, NoCapacity, UnknownImage
 from pytest_kvm.host import folder_marker, locks
 from pytest_kvm.host.disk_space import full_disk_in_words
-from pytest_kvm.host.writable_folder import make_writable
+from pytest_kvm.host.usable_folder import make_writable
 from pytest_kvm.images import namespace
 from pytest_kvm.images.image import (
     BLOB,

@@ -158,9 +158,9 @@ class RunTemplates:
             templates = [*self._in_use.values(), *self._discarded]
             self._in_use.clear()
             self._discarded.clear()
-        with ExitStack() as all_of_them:
+        with ExitStack() as closing:  # one that cannot be closed keeps no other open
             for template in templates:
-                all_of_them.callback(template.close)
+                closing.callback(template.close)
 
     def _claim(self, key: str, request: StartRequest) -> Template | None:
         with self._lock:

@@ -51,7 +51,7 @@ def test_both(kept, fresh, lan, turn):
 BUSY_TEST = "test_it.py::test_both"
 """Its test, which has numbers as parameter."""
 
-FOREVER = f"""{HEAD}
+JOINED = f"""{HEAD}
 @kvm.network
 def lan():
     return kvm.NetworkSpec()
@@ -59,7 +59,10 @@ def lan():
 @kvm.guest
 def joined(lan):
     return small(kvm.Nic(lan))
+"""
+"""Has a guest on a segment, besides ``machine``."""
 
+FOREVER = f"""{JOINED}
 @pytest.fixture
 def slow(joined):
     yield

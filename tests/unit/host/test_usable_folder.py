@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.errors import HostError
-from pytest_kvm.host.writable_folder import make_writable
+from pytest_kvm.host.usable_folder import make_writable
 
 
 def make(folder):
@@ -43,6 +43,6 @@ def _find_no_room(path, **_options):
 
 def test_one_of_somebody_else_is_told(tmp_path, monkeypatch):
     """Root may write everywhere, so the kernel's answer is made up."""
-    monkeypatch.setattr(os, "access", lambda *_asked, **_more: False)
+    monkeypatch.setattr(os, "access", lambda _path, asked: asked == os.F_OK)
     with pytest.raises(HostError, match=f"the cache {tmp_path} cannot be written to: permission denied"):
         make(tmp_path)

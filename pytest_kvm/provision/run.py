@@ -77,7 +77,8 @@ class Run:
             overhead=self._qemu_overhead,
         )
         self._switch = Lazy(lambda: closing(Switch(self._token)))
-        self._resources = Lazy(self._open_resources)
+        # libvirt cannot work in a second folder once it is loaded (pytest_kvm.hypervisor.embed).
+        self._resources = Lazy(self._open_resources, once=True)
         self._about = about or {}
         self._test = ""
         self.faults = SegmentFaults(coordinator, seed=settings.seed)

@@ -113,10 +113,14 @@ class Lazy(Generic[T]):
 
     Args:
         opener: Returns a context manager that yields the value.
+        once: Whether the opener is not called again after it has failed.
     """
 
-    def __init__(self, opener: Callable[[], AbstractContextManager[T]]) -> None:
+    def __init__(self, opener: Callable[[], AbstractContextManager[T]], *, once: bool = False) -> None:
         self._opener = opener
+        self._once = once
+        self._failure: Exception | None = None
+        """What the opener raised, if it is not called again."""
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._opened: list[T] = []
@@ -128,14 +132,24 @@ class Lazy(Generic[T]):
 
         Raises:
             GuestGone: The run has ended: nobody would close the value any more.
-            Exception: Whatever the opener raises; it is called again the next time.
+            Exception: Whatever the opener raises, or raised when it was called once.
         """
         with self._lock:
             if self._is_closed:
                 raise GuestGone("the run has ended")
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
             if not self._opened:
-                self._opened.append(self._stack.enter_context(self._opener()))
+                self._opened.append(self._open())
             return self._opened[0]
+
+    def _open(self) -> T:
+        try:
+            return self._stack.enter_context(self._opener())
+        except Exception as failure:
+            if self._once:
+                self._failure = failure
+            raise
 
     def get_open(self) -> T | None:
         """Return the value if it is open already; None if it is not, or is being opened."""

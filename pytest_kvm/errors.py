@@ -5,7 +5,7 @@
     KvmError
     ├── SpecError                 a mistake in what the user wrote; reported at collection
     ├── HostError                 this machine cannot do it
-    │   ├── MissingDependency     a host program or library is absent
+    │   ├── MissingDependency     a host program or library is absent or too old
     │   ├── KvmUnavailable        KVM was asked for and does not work
     │   ├── NoCapacity            no room: disk, memory, a lock that is never released
     │   ├── HostCommandFailed     a host program failed
@@ -103,7 +103,7 @@ class HostError(KvmError):
 
 
 class MissingDependency(HostError):
-    """A host program or library is absent."""
+    """A host program or library is absent or too old."""
 
 
 class KvmUnavailable(HostError):

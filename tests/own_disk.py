@@ -1,4 +1,4 @@
-"""Commands that find a folder on another file system: a small one, or read-only; root is not needed."""
+"""Commands that find a folder on another file system, or a file in another's place; root is not needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 _SMALL = 'mount -t tmpfs -o "mode=700,$1" tmpfs "$2" && shift 2 && exec "$@"'
 _READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+_IN_PLACE = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
 
 
 def on_small_disk(folder: Path, options: str) -> list[str]:
@@ -22,6 +23,16 @@ def on_small_disk(folder: Path, options: str) -> list[str]:
 def with_read_only(folder: Path) -> list[str]:
     """Return the words to write before a command that must not write to a folder."""
     return _mounted(_READ_ONLY, str(folder))
+
+
+def with_in_place(other: Path, path: Path) -> list[str]:
+    """Return the words to write before a command that finds another file in a file's place."""
+    return _mounted(_IN_PLACE, str(other), str(path))
+
+
+def without(path: Path) -> list[str]:
+    """Return the words to write before a command for which a program, library or device is of no use."""
+    return with_in_place(Path("/dev/null"), path)
 
 
 def _mounted(script: str, *arguments: str) -> list[str]:

@@ -104,6 +104,25 @@ class SuiteProcess:
         wait_until(lambda: check_gone(self.run_dir), describe="nothing left", timeout=60)
 
 
+def run_command(*arguments: str, within: Sequence[str] = ()) -> tuple[int, str]:
+    """Return exit code and output of pytest-kvm.
+
+    Args:
+        arguments: For it.
+        within: See :meth:`Suites.start`.
+    """
+    program = Path(sys.executable).with_name("pytest-kvm")
+    finished = subprocess.run(
+        [*within, program, *arguments],
+        env=other_pytest.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return finished.returncode, finished.stdout
+
+
 def check_gone(run_dir: Path) -> None:
     """Raise NotYet while a file or a process of a run is there.
 

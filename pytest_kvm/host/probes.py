@@ -19,14 +19,12 @@ from typing import Literal
 
 from pytest_kvm.host import install_hints as packages
 from pytest_kvm.host.accelerator import kvm_usable
+from pytest_kvm.host.oldest_versions import REMEDY, Program, version_in, why_too_old
 from pytest_kvm.host.resources import cpus_available, disk_free_mib, memory_available_mib
 from pytest_kvm.host.usable_folder import why_not_writable
 
 Severity = Literal["ok", "warning", "error"]
-Version = tuple[int, int, int]
 
-QEMU_FLOOR: Version = (7, 2, 0)
-LIBVIRT_FLOOR: Version = (9, 0, 0)
 _MEMORY_FOR_A_GUEST_MIB = 1024
 _SPACE_FOR_AN_IMAGE_MIB = 4096
 _SPACE_FOR_A_RUN_MIB = 2048
@@ -50,8 +48,10 @@ def all_facts(*, cache_dir: Path, run_dir: Path) -> Iterator[Fact]:
     """Run every check and yield each result at once; all of them take a second or two."""
     yield accelerator_fact(cache_dir)
     yield nested_fact()
-    yield qemu_fact()
-    yield from program_facts()
+    yield program_fact("QEMU", "qemu-system-x86_64", need="qemu-system")
+    yield program_fact("qemu-img", "qemu-img", need="qemu-img")
+    for need in ("mmdebstrap", "zstd", "base-tools"):
+        yield _need_fact(need, severity="warning")
     yield libvirt_library_fact()
     yield libvirt_module_fact()
     yield libvirt_driver_fact()
@@ -84,42 +84,43 @@ def nested_fact(modules: Path = Path("/sys/module")) -> Fact:
     return Fact(name="nested guests", severity="ok", seen="off: no hardware virtualization module is loaded")
 
 
-def qemu_fact() -> Fact:
-    """Look for QEMU and its version."""
-    hint = packages.install_hint("qemu-system")
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        return Fact(name="QEMU", severity="error", seen="not installed", remedy=hint)
-    version = _version_in(_output_of(qemu, "--version"))
-    if version is None or version < QEMU_FLOOR:
-        seen = f"{qemu} is version {_dot(version)}; {_dot(QEMU_FLOOR)} is the oldest that will do"
-        return Fact(name="QEMU", severity="error", seen=seen, remedy=hint)
-    return Fact(name="QEMU", severity="ok", seen=f"{_dot(version)} ({qemu})")
+def program_fact(program: Program, name: str, *, need: str) -> Fact:
+    """Look for a program and its version.
 
-
-def program_facts() -> Iterator[Fact]:
-    """Look for the other host programs that pytest-kvm calls."""
-    yield _need_fact("qemu-img", severity="error")
-    for need in ("mmdebstrap", "zstd", "base-tools"):
-        yield _need_fact(need, severity="warning")
+    Args:
+        program: Whose version has to be new enough.
+        name: The program's file on PATH.
+        need: Its row in the table of needs.
+    """
+    hint = packages.install_hint(need)
+    path = shutil.which(name)
+    if path is None:
+        return Fact(name=program, severity="error", seen="not installed", remedy=hint)
+    said = _output_of(path, "--version")
+    if said is None:
+        return Fact(name=program, severity="error", seen=f"{path} does not run", remedy=hint)
+    version = version_in(said)
+    if why := why_too_old(program, version):
+        return Fact(name=program, severity="error", seen=f"{path} is {why}", remedy=REMEDY)
+    return Fact(name=program, severity="ok", seen=f"{version} ({path})")
 
 
 def libvirt_library_fact() -> Fact:
     """Look for libvirt's client library: its file name tells the version."""
     found = [
-        (int(match[1]) // 1000, int(match[1]) % 1000, int(match[2]))
+        f"{int(match[1]) // 1000}.{int(match[1]) % 1000}.{match[2]}"
         for folder in ("usr/lib", "usr/lib64", "usr/lib/*-linux-gnu", "usr/local/lib")
         for file in Path("/").glob(f"{folder}/libvirt.so.0.*")
         if (match := re.fullmatch(r"libvirt\.so\.0\.(\d+)\.(\d+)", file.name))
     ]
-    hint = packages.install_hint("libvirt-qemu-driver")
+    name = "libvirt library"
     if not found:
-        return Fact(name="libvirt library", severity="error", seen="not installed", remedy=hint)
-    version = max(found)
-    if version < LIBVIRT_FLOOR:
-        seen = f"version {_dot(version)}; {_dot(LIBVIRT_FLOOR)} is the oldest that will do"
-        return Fact(name="libvirt library", severity="error", seen=seen, remedy=hint)
-    return Fact(name="libvirt library", severity="ok", seen=_dot(version))
+        hint = packages.install_hint("libvirt-qemu-driver")
+        return Fact(name=name, severity="error", seen="not installed", remedy=hint)
+    old = [why for version in found if (why := why_too_old("libvirt", version))]
+    if len(old) == len(found):
+        return Fact(name=name, severity="error", seen=old[0], remedy=REMEDY)
+    return Fact(name=name, severity="ok", seen=", ".join(found))
 
 
 def libvirt_module_fact() -> Fact:
@@ -220,15 +221,6 @@ def _output_of(*argv: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return ran.stdout
-
-
-def _version_in(text: str | None) -> Version | None:
-    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text or "")
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
-
-
-def _dot(version: Version | None) -> str:
-    return ".".join(map(str, version)) if version else "unknown"
 
 
 def _has_subordinate_ids(subuid: Path) -> bool:

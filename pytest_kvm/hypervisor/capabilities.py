@@ -24,6 +24,8 @@ from pathlib import Path
 
 import libvirt
 
+from pytest_kvm.errors import MissingDependency
+from pytest_kvm.host.install_hints import install_hint
 from pytest_kvm.host.locks import exclusive
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.protocol import HostFacts
@@ -106,9 +108,14 @@ def _answers(folder: Path) -> Iterator[Path]:
 
 
 def host_facts(connection: libvirt.virConnect) -> HostFacts:
-    """Return what a connection says about its host; this may take seconds if libvirt has to ask QEMU."""
+    """Return what a connection says about its host; this may take seconds if libvirt has to ask QEMU.
+
+    Raises:
+        MissingDependency: libvirt finds no QEMU there.
+        HypervisorError: libvirt cannot tell.
+    """
     with translated("ask the connection about its machine"):
-        known = _capabilities(connection, kind=None)
+        known = _default_capabilities(connection)
         return HostFacts(
             uri=connection.getURI(),
             hypervisor_version=_version_text(connection.getVersion()),
@@ -117,6 +124,19 @@ def host_facts(connection: libvirt.virConnect) -> HostFacts:
             kvm=_offers_kvm(connection),
             uefi=any(value.text == "efi" for value in known.iterfind("os/enum[@name='firmware']/value")),
         )
+
+
+def _default_capabilities(connection: libvirt.virConnect) -> ET.Element:
+    try:
+        return _capabilities(connection, kind=None)
+    except libvirt.libvirtError as failure:
+        # libvirt may choose the program: it can lack nothing else (virQEMUCapsCacheLookupDefault).
+        if failure.get_error_code() != libvirt.VIR_ERR_CONFIG_UNSUPPORTED:
+            raise
+        raise MissingDependency(
+            f"libvirt finds no QEMU for {platform.machine()} ({connection.getURI().partition('?')[0]})",
+            resolution=install_hint("qemu-system"),
+        ) from None
 
 
 def _capabilities(connection: libvirt.virConnect, *, kind: str | None) -> ET.Element:

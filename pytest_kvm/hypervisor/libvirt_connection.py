@@ -50,11 +50,6 @@ _CAUSES = (
         resolution=f"libvirt's QEMU driver is not installed: {install_hint('libvirt-qemu-driver')}",
     ),
     _Cause(
-        text="Cannot find suitable emulator",
-        error=MissingDependency,
-        resolution=f"QEMU is not installed: {install_hint('qemu-system')}",
-    ),
-    _Cause(
         text="Resource temporarily unavailable",
         error=ConnectionFailed,
         resolution="another process works in that root folder: one root has one process",
@@ -81,7 +76,7 @@ def open_connection(uri: str) -> ProcessBound[libvirt.virConnect]:
     """Start the event loop and open a connection.
 
     Raises:
-        MissingDependency: QEMU, its libvirt driver or an account is missing.
+        MissingDependency: libvirt's QEMU driver or an account is missing.
         ConnectionFailed: The connection cannot be opened for another reason.
     """
     ensure_event_loop()

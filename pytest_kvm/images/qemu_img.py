@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pytest_kvm.errors import ConvertFailed, HostCommandFailed, ImageError
 from pytest_kvm.host import command
+from pytest_kvm.host.oldest_versions import check_version, version_in
 
 Format = Literal["qcow2", "raw"]
 
@@ -26,6 +27,17 @@ class DiskInfo:
     backing_file: str | None
     data_file: str | None
     encrypted: bool
+
+
+def check_installed() -> None:
+    """Check that qemu-img is there, and new enough.
+
+    Raises:
+        MissingDependency: It is not.
+        HostCommandFailed: It does not run.
+    """
+    said = command.run(["qemu-img", "--version"], timeout=_QUICK).stdout
+    check_version("qemu-img", version_in(said))
 
 
 def info(path: Path) -> DiskInfo:

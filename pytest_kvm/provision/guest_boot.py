@@ -148,8 +148,8 @@ class GuestBoot:
 
     def _start(self) -> Started:
         self._room.wait(self._on_step)
+        starter = self._starter.get()  # before the image: a host that runs no guests need not build one
         image, packages_left = self._image()
-        starter = self._starter.get()
         request = StartRequest(
             spec=self._spec,
             name=self._name,

@@ -18,6 +18,7 @@ from pytest_kvm.host.ssh_keys import KeyPair, new_key_pair, write_private
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.protocol import Hypervisor
+from pytest_kvm.images import qemu_img
 from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.boot_turns import BootTurns
 from pytest_kvm.provision.leftovers import sweep_cache
@@ -86,6 +87,7 @@ def open_run_resources(
     factor = settings.timeout_factor or (TCG_FACTOR if chosen.kind == "tcg" else 1.0)
     timeouts = settings.timeouts.scaled(factor)
     key = new_key_pair()
+    qemu_img.check_installed()
     sweep_cache(settings)
     with (
         held_run_folder(settings.run_dir, token=token, uri=settings.uri, **about) as folder,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
-from tests import other_pytest
+from tests import suite_process
 from tests.faults.suites import HEAD, JOINED
 from tests.own_disk import on_small_disk, with_read_only
 
@@ -103,20 +100,6 @@ def check_told(output):
     assert "/pytest_kvm/" not in output, "no frames of the plugin"
 
 
-def command(*arguments, within):
-    """Return exit code and output of pytest-kvm."""
-    program = Path(sys.executable).with_name("pytest-kvm")
-    finished = subprocess.run(
-        [*within, program, *arguments],
-        env=other_pytest.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return finished.returncode, finished.stdout
-
-
 # ------------------------------------------------------------ read-only
 
 
@@ -186,7 +169,7 @@ def test_captures_that_cannot_be_kept_fail_no_test(suites, tmp_path):
 )
 def test_commands_tell_it_in_words(empty, run_dir, arguments, exit_code, said):
     places = [f"--kvm-cache-dir={empty}", f"--kvm-run-dir={run_dir}"]
-    code, output = command(*places, *arguments, within=with_read_only(empty))
+    code, output = suite_process.run_command(*places, *arguments, within=with_read_only(empty))
     assert code == exit_code, output
     assert f"{said.format(cache=empty)}\n" in output
     assert "→ choose another with --kvm-cache-dir\n" in output

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import libvirt
 import pytest
 
-from pytest_kvm.errors import ConnectionFailed, DomainFailed, HypervisorError
+from pytest_kvm.errors import ConnectionFailed, DomainFailed, HypervisorError, MissingDependency
+from pytest_kvm.host import oldest_versions
 from pytest_kvm.hypervisor import libvirt_hypervisor
 from pytest_kvm.hypervisor.connect import open_hypervisor
 from pytest_kvm.hypervisor.lifecycle import Lifecycle
@@ -141,3 +142,11 @@ def test_many_threads_create_and_destroy_on_one_connection(hypervisor):
 def test_an_unknown_scheme_is_a_failed_connection(tmp_path):
     with pytest.raises(ConnectionFailed, match="bogus:///x"):
         open_hypervisor("bogus:///x", run_dir=tmp_path, cache_dir=tmp_path)
+
+
+def test_libvirt_has_to_be_new_enough(tmp_path, monkeypatch):
+    monkeypatch.setitem(oldest_versions.OLDEST, "libvirt", (99, 0, 0))
+    with pytest.raises(
+        MissingDependency, match=r"^libvirt is version \d+\.\d+\.\d+; 99\.0\.0 is the oldest that"
+    ):
+        open_hypervisor("test:///default", run_dir=tmp_path, cache_dir=tmp_path)

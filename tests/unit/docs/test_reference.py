@@ -303,11 +303,11 @@ def test_host_packages():
 
 
 def test_versions_that_are_needed():
-    from pytest_kvm.host.probes import LIBVIRT_FLOOR, QEMU_FLOOR
+    from pytest_kvm.host.oldest_versions import OLDEST
 
     text = (DOCS / "how-to" / "ci.md").read_text()
-    assert f"QEMU {QEMU_FLOOR[0]}.{QEMU_FLOOR[1]} or later" in text
-    assert f"libvirt {LIBVIRT_FLOOR[0]}.{LIBVIRT_FLOOR[1]} or later" in text
+    for program in ("QEMU", "libvirt"):
+        assert "{} {}.{} or later".format(program, *OLDEST[program]) in text
 
 
 def test_images_that_can_be_built():

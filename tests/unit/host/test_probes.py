@@ -211,7 +211,7 @@ def test_every_fact_that_is_not_fine_says_what_to_do(tmp_path, monkeypatch):
 )
 def test_qemu_has_to_be_new_enough(qemu, printed, severity, seen):
     qemu(f"echo '{printed}'")
-    fact = probes.qemu_fact()
+    fact = probes.program_fact("QEMU", "qemu-system-x86_64", need="qemu-system")
     assert fact.severity == severity
     assert seen in fact.seen
 

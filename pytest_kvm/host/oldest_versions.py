@@ -18,13 +18,13 @@ OLDEST: Mapping[Program, tuple[int, int, int]] = {
 
 REMEDY = "use a newer distribution: Debian 12, Ubuntu 24.04, Fedora 38 and later ones have it"
 """What to do about a version that is too old."""
-_VERSION = r"\d+\.\d+\.\d+"
+_VERSION = r"version (\d+(\.\d+)+)"
 
 
 def version_in(text: str) -> str:
     """Return the version in what a program prints when it is asked for it, "7.2.22"; "" if there is none."""
     found = re.search(_VERSION, text)
-    return found[0] if found else ""
+    return found[1] if found else ""
 
 
 def why_too_old(program: Program, version: str) -> str:
@@ -32,10 +32,11 @@ def why_too_old(program: Program, version: str) -> str:
 
     Args:
         program: Whose version it is.
-        version: See :func:`version_in`.
+        version: Numbers with dots between them; "" for one that cannot be read.
     """
     oldest = OLDEST[program]
-    if version and tuple(map(int, version.split("."))) >= oldest:
+    numbers = tuple(map(int, version.split("."))) if version else ()
+    if numbers and numbers >= oldest[: len(numbers)]:
         return ""
     seen = f"version {version}" if version else "an unknown version"
     return f"{seen}; {'.'.join(map(str, oldest))} is the oldest that will do"
@@ -46,8 +47,8 @@ def check_version(program: Program, version: str, *, where: str = "") -> None:
 
     Args:
         program: Whose version it is.
-        version: See :func:`version_in`.
-        where: The program's path, for the error.
+        version: See :func:`why_too_old`.
+        where: Tells in the error which one it is.
 
     Raises:
         MissingDependency: It is too old.

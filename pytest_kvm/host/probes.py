@@ -108,7 +108,7 @@ def program_fact(program: Program, name: str, *, need: str) -> Fact:
 def libvirt_library_fact() -> Fact:
     """Look for libvirt's client library: its file name tells the version."""
     found = [
-        f"{int(match[1]) // 1000}.{int(match[1]) % 1000}.{match[2]}"
+        (int(match[1]) // 1000, int(match[1]) % 1000, int(match[2]))
         for folder in ("usr/lib", "usr/lib64", "usr/lib/*-linux-gnu", "usr/local/lib")
         for file in Path("/").glob(f"{folder}/libvirt.so.0.*")
         if (match := re.fullmatch(r"libvirt\.so\.0\.(\d+)\.(\d+)", file.name))
@@ -117,10 +117,10 @@ def libvirt_library_fact() -> Fact:
     if not found:
         hint = packages.install_hint("libvirt-qemu-driver")
         return Fact(name=name, severity="error", seen="not installed", remedy=hint)
-    old = [why for version in found if (why := why_too_old("libvirt", version))]
-    if len(old) == len(found):
-        return Fact(name=name, severity="error", seen=old[0], remedy=REMEDY)
-    return Fact(name=name, severity="ok", seen=", ".join(found))
+    version = ".".join(map(str, max(found)))
+    if why := why_too_old("libvirt", version):
+        return Fact(name=name, severity="error", seen=why, remedy=REMEDY)
+    return Fact(name=name, severity="ok", seen=version)
 
 
 def libvirt_module_fact() -> Fact:

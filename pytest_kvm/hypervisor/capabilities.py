@@ -21,12 +21,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import libvirt
 
 from pytest_kvm.errors import MissingDependency
 from pytest_kvm.host.install_hints import install_hint
 from pytest_kvm.host.locks import exclusive
+from pytest_kvm.host.oldest_versions import check_version
 from pytest_kvm.hypervisor.libvirt_errors import translated
 from pytest_kvm.hypervisor.protocol import HostFacts
 
@@ -111,31 +113,40 @@ def host_facts(connection: libvirt.virConnect) -> HostFacts:
     """Return what a connection says about its host; this may take seconds if libvirt has to ask QEMU.
 
     Raises:
-        MissingDependency: libvirt finds no QEMU there.
+        MissingDependency: libvirt finds no QEMU there, or libvirt or QEMU is too old.
         HypervisorError: libvirt cannot tell.
     """
     with translated("ask the connection about its machine"):
-        known = _default_capabilities(connection)
+        uri = connection.getURI()
+        place = uri.partition("?")[0]
+        libvirt_version = _version_text(connection.getLibVersion())
+        check_version("libvirt", libvirt_version, where=place)
+        known = _default_capabilities(connection, place)
+        emulator = known.findtext("path") or ""
+        qemu_version = _version_text(connection.getVersion())
+        if emulator:  # the test driver has none
+            check_version("QEMU", qemu_version, where=f"{emulator}, {place}")
         return HostFacts(
-            uri=connection.getURI(),
-            hypervisor_version=_version_text(connection.getVersion()),
-            library_version=_version_text(connection.getLibVersion()),
-            emulator=known.findtext("path") or "",
+            uri=uri,
+            hypervisor_version=qemu_version,
+            library_version=libvirt_version,
+            emulator=emulator,
             kvm=_offers_kvm(connection),
             uefi=any(value.text == "efi" for value in known.iterfind("os/enum[@name='firmware']/value")),
         )
 
 
-def _default_capabilities(connection: libvirt.virConnect) -> ET.Element:
+def _default_capabilities(connection: libvirt.virConnect, place: str) -> ET.Element:
     try:
         return _capabilities(connection, kind=None)
     except libvirt.libvirtError as failure:
         # libvirt may choose the program: it can lack nothing else (virQEMUCapsCacheLookupDefault).
         if failure.get_error_code() != libvirt.VIR_ERR_CONFIG_UNSUPPORTED:
             raise
+        host = urlsplit(place).hostname
         raise MissingDependency(
-            f"libvirt finds no QEMU for {platform.machine()} ({connection.getURI().partition('?')[0]})",
-            resolution=install_hint("qemu-system"),
+            f"libvirt finds no QEMU for {platform.machine()} ({place})",
+            resolution=f"install QEMU on {host}" if host else install_hint("qemu-system"),
         ) from None
 
 

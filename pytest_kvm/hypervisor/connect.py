@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import KvmError, MissingDependency
+from pytest_kvm.errors import MissingDependency
 from pytest_kvm.host.install_hints import install_hint
-from pytest_kvm.host.oldest_versions import check_version
 from pytest_kvm.hypervisor.libvirt_log import logging_to
 
 if TYPE_CHECKING:
-    from pytest_kvm.hypervisor.protocol import HostFacts, Hypervisor
+    from pytest_kvm.hypervisor.protocol import Hypervisor
 
 
 def open_hypervisor(uri: str, *, run_dir: Path, cache_dir: Path) -> Hypervisor:
@@ -27,9 +26,10 @@ def open_hypervisor(uri: str, *, run_dir: Path, cache_dir: Path) -> Hypervisor:
 
     Raises:
         MissingDependency: libvirt, its Python module, its QEMU driver or QEMU
-            is not installed, or too old.
+            is not installed. For the embedded driver also: QEMU or libvirt is too old.
         ConnectionFailed: The connection was refused, or this process has
             another embedded driver open already.
+        KvmError: The embedded driver could not be opened the first time, and why.
     """
     try:
         with logging_to(run_dir / "libvirt.log"):
@@ -42,16 +42,4 @@ def open_hypervisor(uri: str, *, run_dir: Path, cache_dir: Path) -> Hypervisor:
             f"libvirt's Python module cannot be loaded: {failure}",
             resolution=f"pip install libvirt-python, after {install_hint('libvirt-build')}",
         ) from None
-    hypervisor = connect(uri, run_dir=run_dir, cache_dir=cache_dir)
-    try:
-        _check_versions(hypervisor.facts())
-    except KvmError:
-        hypervisor.close()
-        raise
-    return hypervisor
-
-
-def _check_versions(facts: HostFacts) -> None:
-    check_version("libvirt", facts.library_version)
-    if facts.emulator:  # libvirt's test driver has none
-        check_version("QEMU", facts.hypervisor_version, where=facts.emulator)
+    return connect(uri, run_dir=run_dir, cache_dir=cache_dir)

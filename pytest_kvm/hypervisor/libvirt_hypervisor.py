@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import xml.etree.ElementTree as ET
@@ -13,7 +14,7 @@ from pathlib import Path
 import libvirt
 import psutil
 
-from pytest_kvm.errors import DomainFailed
+from pytest_kvm.errors import ConnectionFailed, DomainFailed, KvmError
 from pytest_kvm.host.qemu_process import HostProcess
 from pytest_kvm.hypervisor import libvirt_connection, libvirt_networks, qemu_log
 from pytest_kvm.hypervisor.capabilities import host_facts
@@ -40,15 +41,40 @@ def connect(uri: str, *, run_dir: Path, cache_dir: Path) -> LibvirtHypervisor:
     """Open a connection; see :func:`pytest_kvm.hypervisor.connect.open_hypervisor`."""
     if not is_embed(uri):
         return LibvirtHypervisor(libvirt_connection.open_connection(uri), root=None)
-    root = embed_root(uri, run_dir=run_dir, cache_dir=cache_dir)
+    process = os.getpid()
+    if process in _failures:
+        raise copy.copy(_failures[process])  # each caller's has a traceback of its own
+    try:
+        return _connect_embedded(process, embed_root(uri, run_dir=run_dir, cache_dir=cache_dir))
+    except BaseException as failure:
+        if process not in _embedded:
+            _failures[process] = _in_words(failure)
+        raise
+
+
+def _connect_embedded(process: int, root: EmbedRoot) -> LibvirtHypervisor:
     with root.watch.watching(), root.capabilities.shared():
-        if os.getpid() not in _embedded:
+        if process not in _embedded:
             hypervisor = LibvirtHypervisor(libvirt_connection.open_connection(root.uri), root=root)
             hypervisor.facts()  # has libvirt ask QEMU for its capabilities, unless they are known
-            _embedded[os.getpid()] = hypervisor
-    return _embedded[os.getpid()]
+            _embedded[process] = hypervisor
+    return _embedded[process]
 
 
+def _in_words(failure: BaseException) -> KvmError:
+    if isinstance(failure, KvmError):
+        return copy.copy(failure)  # without the traceback, which would keep what its frames hold
+    return ConnectionFailed(
+        f"libvirt's embedded driver could not be opened in this process: {failure!r}",
+        resolution="start a new process: there is no second try in this one",
+    )
+
+
+_failures: dict[int, KvmError] = {}
+"""Why the embedded driver could not be opened, by process id.
+
+There is no second try: libvirt works in the folder of the first, which is gone with the failure.
+"""
 _embedded: dict[int, LibvirtHypervisor] = {}
 """The embedded driver's only connection, by process id, because a forked child has to open its own.
 

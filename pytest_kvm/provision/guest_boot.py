@@ -148,8 +148,9 @@ class GuestBoot:
 
     def _start(self) -> Started:
         self._room.wait(self._on_step)
-        starter = self._starter.get()  # before the image: a host that runs no guests need not build one
+        self._starter.get()  # a host that runs no guests need not build an image
         image, packages_left = self._image()
+        starter = self._starter.get()  # the run may have ended meanwhile
         request = StartRequest(
             spec=self._spec,
             name=self._name,

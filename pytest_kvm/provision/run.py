@@ -77,8 +77,7 @@ class Run:
             overhead=self._qemu_overhead,
         )
         self._switch = Lazy(lambda: closing(Switch(self._token)))
-        # libvirt cannot work in a second folder once it is loaded (pytest_kvm.hypervisor.embed).
-        self._resources = Lazy(self._open_resources, once=True)
+        self._resources = Lazy(self._open_resources)
         self._about = about or {}
         self._test = ""
         self.faults = SegmentFaults(coordinator, seed=settings.seed)

@@ -89,22 +89,25 @@ def open_run_resources(
     key = new_key_pair()
     qemu_img.check_installed()
     sweep_cache(settings)
-    with (
-        held_run_folder(settings.run_dir, token=token, uri=settings.uri, **about) as folder,
-        closing(open_hypervisor(settings.uri, run_dir=folder, cache_dir=settings.cache_dir)) as hypervisor,
-    ):
-        yield RunResources(
-            folder=folder,
-            hypervisor=hypervisor,
-            accel=chosen.kind,
-            timeouts=timeouts,
-            key=key,
-            key_file=write_private(folder / "id_ed25519", key.private),
-            switch=switch,
-            undo_notes=UndoNotes(folder),
-            admission=admission,
-            boot_turns=BootTurns(settings.limits_folder, number=cpus_available(), timeout=timeouts.admission),
-        )
+    with held_run_folder(settings.run_dir, token=token, uri=settings.uri, **about) as folder:
+        key_file = write_private(folder / "id_ed25519", key.private)
+        opened = open_hypervisor(settings.uri, run_dir=folder, cache_dir=settings.cache_dir)
+        with closing(opened) as hypervisor:
+            hypervisor.facts()  # refuses versions that are too old
+            yield RunResources(
+                folder=folder,
+                hypervisor=hypervisor,
+                accel=chosen.kind,
+                timeouts=timeouts,
+                key=key,
+                key_file=key_file,
+                switch=switch,
+                undo_notes=UndoNotes(folder),
+                admission=admission,
+                boot_turns=BootTurns(
+                    settings.limits_folder, number=cpus_available(), timeout=timeouts.admission
+                ),
+            )
 
 
 T = TypeVar("T")
@@ -115,14 +118,10 @@ class Lazy(Generic[T]):
 
     Args:
         opener: Returns a context manager that yields the value.
-        once: Whether the opener is not called again after it has failed.
     """
 
-    def __init__(self, opener: Callable[[], AbstractContextManager[T]], *, once: bool = False) -> None:
+    def __init__(self, opener: Callable[[], AbstractContextManager[T]]) -> None:
         self._opener = opener
-        self._once = once
-        self._failure: Exception | None = None
-        """What the opener raised, if it is not called again."""
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._opened: list[T] = []
@@ -134,24 +133,14 @@ class Lazy(Generic[T]):
 
         Raises:
             GuestGone: The run has ended: nobody would close the value any more.
-            Exception: Whatever the opener raises, or raised when it was called once.
+            Exception: Whatever the opener raises; it is called again the next time.
         """
         with self._lock:
             if self._is_closed:
                 raise GuestGone("the run has ended")
-            if self._failure is not None:
-                raise self._failure.with_traceback(None)
             if not self._opened:
-                self._opened.append(self._open())
+                self._opened.append(self._stack.enter_context(self._opener()))
             return self._opened[0]
-
-    def _open(self) -> T:
-        try:
-            return self._stack.enter_context(self._opener())
-        except Exception as failure:
-            if self._once:
-                self._failure = failure
-            raise
 
     def get_open(self) -> T | None:
         """Return the value if it is open already; None if it is not, or is being opened."""

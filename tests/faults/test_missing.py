@@ -55,22 +55,21 @@ def check_refused(suite, error):
 # ------------------------------------------------------------ missing
 
 
-def test_qemu(suites, tmp_path):
+def test_qemu_is_named(suites, tmp_path):
     """It is told before an image is built."""
     (empty := tmp_path / "empty").mkdir()
     suite = suites.start(TWO_TESTS, f"--kvm-cache-dir={empty}", within=without(where("qemu-system-x86_64")))
     check_refused(suite, r"MissingDependency: libvirt finds no QEMU for \w+ \(qemu:///embed\)\n→ .*qemu")
-    assert "no KVM: QEMU is not installed" in suite.output
     assert not (empty / "images").exists()
 
 
-def test_qemu_img(suites):
+def test_qemu_img_is_named(suites):
     suite = suites.start(TWO_TESTS, within=without(where("qemu-img")))
     check_refused(suite, "MissingDependency: the program 'qemu-img' is not installed\n→ .*qemu")
     assert "power on" not in suite.output
 
 
-def test_libvirts_driver(suites):
+def test_libvirts_driver_is_named(suites):
     folders = {
         path.parent for glob in NEEDS["libvirt-qemu-driver"].files for path in Path("/").glob(glob[1:])
     }
@@ -82,7 +81,7 @@ def test_libvirts_driver(suites):
     )
 
 
-def test_libvirts_python_module(suites):
+def test_libvirts_python_module_is_named(suites):
     module = importlib.util.find_spec("libvirtmod")
     suite = suites.start(TWO_TESTS, within=without(Path(module.origin)))
     check_refused(
@@ -102,7 +101,7 @@ def test_doctor_names_what_is_missing(cache, run_dir, program):
 # ------------------------------------------------------------ too old
 
 
-def test_qemu_that_is_too_old(loners, cache):
+def test_a_qemu_that_is_too_old_is_named(loners, cache):
     """libvirt takes the version from what it noted when it asked QEMU."""
     places = [f"--kvm-cache-dir={cache.folder}", f"--kvm-run-dir={loners.run_dir}"]
     code, output = suite_process.run_command(*places, "doctor")
@@ -115,11 +114,12 @@ def test_qemu_that_is_too_old(loners, cache):
         note.write_text(re.sub("<version>.*</version>", "<version>6002000</version>", note.read_text()))
     suite = loners.start(TWO_TESTS)
     check_refused(
-        suite, r"MissingDependency: QEMU \(/.*\) is version 6\.2\.0; 7\.2\.0 is the oldest that will do\n→ "
+        suite,
+        r"MissingDependency: QEMU \(/.*, qemu:///embed\) is version 6\.2\.0; 7\.2\.0 is the oldest .*\n→ ",
     )
 
 
-def test_qemu_img_that_is_too_old(suites, program):
+def test_a_qemu_img_that_is_too_old_is_named(suites, program):
     old = program("echo 'qemu-img version 5.2.0 (Debian 1:5.2+dfsg-11+deb11u5)'")
     suite = suites.start(TWO_TESTS, within=with_in_place(old, where("qemu-img")))
     check_refused(
@@ -130,14 +130,14 @@ def test_qemu_img_that_is_too_old(suites, program):
 # ------------------------------------------------------------ does not work
 
 
-def test_qemu_that_does_not_run(loners, program):
+def test_a_qemu_that_does_not_run_is_named(loners, program):
     said = "error while loading shared libraries: libslirp.so.0"
     broken = program(f"echo '{said}' >&2; exit 127")
     suite = loners.start(TWO_TESTS, within=with_in_place(broken, where("qemu-system-x86_64")))
     check_refused(suite, f"HypervisorError: libvirt could not .*{said}")
 
 
-def test_qemu_img_that_does_not_run(suites, program):
+def test_a_qemu_img_that_does_not_run_is_named(suites, program):
     broken = program("echo 'cannot execute' >&2; exit 126")
     suite = suites.start(TWO_TESTS, within=with_in_place(broken, where("qemu-img")))
     check_refused(suite, "HostCommandFailed: qemu-img exited with 126\n.*--version\ncannot execute\n")
@@ -149,7 +149,7 @@ def without_kvm():
     return without(Path("/dev/kvm")) if Path("/dev/kvm").exists() else []
 
 
-def test_kvm_that_was_asked_for(suites, without_kvm):
+def test_kvm_that_was_asked_for_is_an_error(suites, without_kvm):
     suite = suites.start(TWO_TESTS, "--kvm-accel=kvm", within=without_kvm)
     check_refused(suite, "KvmUnavailable: KVM was asked for and does not work here: /dev/kvm does not ")
 

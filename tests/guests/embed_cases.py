@@ -22,8 +22,16 @@ from pathlib import Path
 
 import psutil
 
-from pytest_kvm.errors import AgentError, ConnectionFailed, DomainFailed, SavepointRefused, SnapshotFailed
+from pytest_kvm.errors import (
+    AgentError,
+    ConnectionFailed,
+    DomainFailed,
+    MissingDependency,
+    SavepointRefused,
+    SnapshotFailed,
+)
 from pytest_kvm.hypervisor.connect import open_hypervisor
+from pytest_kvm.hypervisor.libvirt_log import logging_to
 from pytest_kvm.hypervisor.protocol import DomainState
 
 CASE, RUN_DIR, CACHE_DIR = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
@@ -194,6 +202,37 @@ def one_root():
     elsewhere = "qemu:///embed?root=/tmp/elsewhere"
     call = lambda: open_hypervisor(elsewhere, run_dir=RUN_DIR, cache_dir=CACHE_DIR)  # noqa: E731
     assert "new process" in refused(ConnectionFailed, call)
+
+
+def one_try():
+    """An error of its own for each caller, as another thread may be telling of the first."""
+    path, os.environ["PATH"] = os.environ["PATH"], "/nonexistent"
+    said = refused(MissingDependency, opened)
+    assert "finds no QEMU" in said, said
+    os.environ["PATH"] = path
+    shutil.rmtree(RUN_DIR)
+    assert refused(MissingDependency, opened) == said
+    failures = []
+    for _ in range(2):
+        try:
+            opened()
+        except MissingDependency as failure:
+            failures.append(failure)
+    assert failures[0] is not failures[1]
+
+
+def interrupted():
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with logging_to(RUN_DIR / "libvirt.log"):
+        import_module("pytest_kvm.hypervisor.libvirt_hypervisor").LibvirtHypervisor = interrupt
+    refused(KeyboardInterrupt, opened)
+    shutil.rmtree(RUN_DIR)
+    assert refused(ConnectionFailed, opened).splitlines() == [
+        "libvirt's embedded driver could not be opened in this process: KeyboardInterrupt()",
+        "→ start a new process: there is no second try in this one",
+    ]
 
 
 def fork():
@@ -379,7 +418,8 @@ def revived():
 CASES = {
     case.__name__: case
     for case in (
-        *(life, same_name, death, told_to_quit, bad_start, many, one_root, fork, abandon, adopt),
+        *(life, same_name, death, told_to_quit, bad_start, many, one_root, one_try, interrupted, fork),
+        *(abandon, adopt),
         *(snapshots, snapshots_refused, revived, stopped, hung),
     )
 }

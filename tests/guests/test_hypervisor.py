@@ -94,6 +94,7 @@ def start(user, place, cache, project_root):
     "case",
     [
         *("life", "same_name", "death", "told_to_quit", "bad_start", "many", "one_root", "fork"),
+        *("one_try", "interrupted"),
         *("stopped", "hung"),
         *("snapshots", "snapshots_refused", "revived"),
     ],

@@ -11,8 +11,9 @@ from pytest_kvm.host.oldest_versions import check_version, version_in, why_too_o
     [
         ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003-2022", "7.2.22"),
         ("qemu-img version 9.2.50 (v9.1.0-2-g0ff5ab6f57)", "9.2.50"),
-        ("10.0.0", "10.0.0"),
-        ("QEMU", ""),
+        ("QEMU emulator version 10.0", "10.0"),
+        ("warning: libfoo 1.2.3\nqemu-img version 8.2.2", "8.2.2"),
+        ("QEMU 8.2.2", ""),
     ],
 )
 def test_a_version_is_read(said, version):
@@ -24,6 +25,8 @@ def test_a_version_is_read(said, version):
     [
         ("7.2.0", ""),
         ("10.0.0", ""),
+        ("7.2", ""),
+        ("6.2", "version 6.2; 7.2.0 is the oldest that will do"),
         ("7.1.99", "version 7.1.99; 7.2.0 is the oldest that will do"),
         ("", "an unknown version; 7.2.0 is the oldest that will do"),
     ],

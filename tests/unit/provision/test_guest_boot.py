@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import BootFailed
+from pytest_kvm.errors import BootFailed, GuestGone, MissingDependency
 from pytest_kvm.provision import guest_boot as boot_module
 from pytest_kvm.provision.guest_boot import GuestBoot
 from pytest_kvm.provision.start_request import Place
@@ -35,10 +35,13 @@ class Progress:
 class Starter:
     """Starts guests, or fails to."""
 
-    def __init__(self, failure=None):
+    def __init__(self, failure=None, *, refusal=None):
         self.failure = failure
+        self.refusal = refusal
 
     def get(self):
+        if self.refusal:
+            raise self.refusal
         return self
 
     def draft(self, spec, image):
@@ -94,3 +97,22 @@ def test_a_failure_that_cannot_be_told_is_raised_by_who_waits(start, failure, te
     boot = start(Starter(failure), progress=Progress(), tell=tell)
     assert boot.machine.exception(WITHIN) is failure
     assert boot.started.exception(WITHIN) is failure
+
+
+def test_a_host_that_runs_no_guests_builds_no_image(start, monkeypatch):
+    built = []
+    monkeypatch.setattr(boot_module, "ensure", lambda *_, **__: built.append("an image"))
+    boot = start(Starter(refusal=MissingDependency("no QEMU")), progress=Progress())
+    assert isinstance(boot.started.exception(WITHIN), MissingDependency)
+    assert built == []
+
+
+def test_a_run_that_ends_while_an_image_is_built_starts_nothing(start, monkeypatch):
+    starter = Starter()
+
+    def ensure(*_, **__):
+        starter.refusal = GuestGone("the run has ended")
+        return SimpleNamespace(built_from_packages=False)
+
+    monkeypatch.setattr(boot_module, "ensure", ensure)
+    assert isinstance(start(starter, progress=Progress()).started.exception(WITHIN), GuestGone)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-ALL = ["import_time", "admission", "boot", "handle", "state", "segments", "formed_cluster"]
+ALL = ["import_time", "admission", "cleanup", "boot", "handle", "state", "segments", "formed_cluster"]
 
 
 def main() -> int:

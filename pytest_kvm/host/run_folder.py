@@ -245,7 +245,7 @@ def _watched(folder: Path, token: str) -> Iterator[None]:
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", watcher.BOOTSTRAP, *arguments],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # it writes nothing there: the pipe closes as soon as it has ended
         start_new_session=True,
     )
     try:
@@ -257,4 +257,4 @@ def _watched(folder: Path, token: str) -> Iterator[None]:
             process.communicate(b"done", timeout=_FAREWELL_WITHIN)
         except subprocess.TimeoutExpired:  # somebody has stopped it
             process.kill()
-            process.wait()
+            process.communicate()

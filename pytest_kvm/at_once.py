@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _log = logging.getLogger("pytest_kvm.at_once")
+_STEP = 1.0
+"""Seconds after which Ctrl-C is noticed."""
 
 
 def do_at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
@@ -54,8 +56,18 @@ def outcomes_at_once(actions: Sequence[Callable[[], T]]) -> list[T | Exception]:
     if len(actions) == 1:
         return [_outcome(actions[0])]
     futures = [in_thread(partial(_outcome, action)) for action in actions]
-    wait(futures)
+    wait_for(futures)
     return [future.result() for future in futures]
+
+
+def wait_for(futures: Sequence[Future[Any]]) -> None:
+    """Wait until all futures are done.
+
+    It waits in steps, because a signal ends a wait for a lock only if it comes during
+    the wait: after a Ctrl-C that comes just before, Python would notice it at the end.
+    """
+    while wait(futures, timeout=_STEP).not_done:
+        pass
 
 
 def _outcome(action: Callable[[], T]) -> T | Exception:

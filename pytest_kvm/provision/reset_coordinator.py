@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_kvm.at_once import do_at_once, in_thread
+from pytest_kvm.at_once import do_at_once, in_thread, wait_for
 from pytest_kvm.errors import GuestGone, SwitchFailed
 from pytest_kvm.provision.events import EventListener, ignore
 from pytest_kvm.provision.joint_reset import (
@@ -142,6 +142,7 @@ class ResetCoordinator:
 
         try:
             done = in_thread(work)
+            wait_for([done])
             done.result()
         except KeyboardInterrupt:
             with self._lock:

@@ -21,26 +21,13 @@ from pathlib import Path
 import psutil
 
 from pytest_kvm.host.run_folder import held_run_folder
-from pytest_kvm.host.run_records import MachineRecord, now, write_machine, write_state
+from pytest_kvm.host.run_records import write_machine, write_state
 from pytest_kvm.host.undo_notes import UndoNotes
 from pytest_kvm.host.watcher import processes_of
 from pytest_kvm.waiting import NotYet, wait_until
+from tests.unit.host.machine_folders import RECORD
 
 OTHERS = (0, 8)
-RECORD = MachineRecord(
-    guest="web",
-    state="starting",
-    since=now(),
-    domain="pytest-kvm-web",
-    image="debian-13-lean",
-    memory_mib=512,
-    vcpus=1,
-    user="root",
-    port=40000,
-    key_file="/run-folder/key",
-    host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB",
-    known_hosts="/run-folder/web/known_hosts",
-)
 
 
 class Stopwatch:

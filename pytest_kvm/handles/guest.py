@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_kvm.at_once import wait_for
 from pytest_kvm.handles import keyboard
 from pytest_kvm.handles.callbacks import Callbacks
 from pytest_kvm.handles.savepoint import Savepoint
@@ -102,6 +103,8 @@ class Guest:
             BootFailed: The guest did not become ready; the subclass says why.
             TimeoutError: The guest still boots after ``timeout`` seconds; the boot goes on.
         """
+        if timeout is None:
+            wait_for([self._boot])
         self._callbacks.on_booted(self, self._boot.exception(timeout))
         self._boot.result()
 

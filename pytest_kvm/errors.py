@@ -37,6 +37,7 @@
         │   ├── UnitNotActive
         │   ├── NicWithoutDriver
         │   └── PrepareFailed
+        ├── GuestUnhealthy        its kernel reported an error while a test ran
         ├── GuestGone             the domain ended while something waited for it
         ├── SshUnavailable        the connection to a guest that was ready is lost
         ├── WaitTimeout           a wait ran out; carries the last observation
@@ -50,9 +51,10 @@
             └── RemoteDiskFull
 
     CleanupFailed                 an ExceptionGroup of what went wrong during teardown
+    KernelErrorWarning            a UserWarning: a guest's kernel reported an error
 
 A failing *test* is none of these except ``CommandFailed``, ``CommandTimeout``,
-``WaitTimeout`` and ``UnitFailed`` raised inside the test's own call.
+``WaitTimeout`` and ``UnitFailed`` raised inside the test's own call, and ``GuestUnhealthy``.
 """
 
 from __future__ import annotations
@@ -228,6 +230,14 @@ class NicWithoutDriver(BootFailed):
 
 class PrepareFailed(BootFailed):
     """A step of the spec's ``prepare`` failed; the message says which."""
+
+
+class GuestUnhealthy(GuestError):
+    """Something went wrong in a guest that the test did not ask about, such as an oops of its kernel."""
+
+
+class KernelErrorWarning(UserWarning):
+    """A guest's kernel reported an error, and the policy is to warn."""
 
 
 class GuestGone(GuestError):

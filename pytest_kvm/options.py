@@ -8,13 +8,24 @@ comes before all of them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from pytest_kvm.errors import SpecError
-from pytest_kvm.settings import Accel, CacheMode, CloneTier, Keep, Limit, RamPlace, Settings, Timeouts
+from pytest_kvm.settings import (
+    Accel,
+    CacheMode,
+    CloneTier,
+    Keep,
+    KernelPolicy,
+    Limit,
+    RamPlace,
+    Settings,
+    Timeouts,
+)
 from pytest_kvm.sizes import parse_kib
 
 Lookup = Callable[["Option"], tuple[str, str | None]]
@@ -70,6 +81,16 @@ def _clones(text: str) -> int | None:
     if number < 0:
         raise ValueError(text)
     return number
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    patterns = tuple(line.strip() for line in text.splitlines() if line.strip())
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+    except re.error as mistake:
+        raise ValueError(text) from mistake
+    return patterns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +228,29 @@ OPTIONS: tuple[Option, ...] = (
         parse=_path,
         default="/var/tmp/pytest-kvm-UID/limits",  # noqa: S108 - made private and checked before use
         help="runs that are to count each other's guests note here what theirs have",
+    ),
+    Option(
+        name="kernel_errors",
+        metavar="POLICY",
+        choices=get_args(KernelPolicy),
+        default="fail",
+        help="what becomes of a test if the kernel of one of its guests panics, oopses, stalls or runs out "
+        "of memory: fail, warn in the summary of warnings, or ignore",
+    ),
+    Option(
+        name="kernel_warnings",
+        metavar="POLICY",
+        choices=get_args(KernelPolicy),
+        default="ignore",
+        help="the same for what the kernel itself calls a WARNING",
+    ),
+    Option(
+        name="allow_kernel_errors",
+        metavar="REGEX",
+        parse=_patterns,
+        default="none",
+        help="kernel errors and warnings in whose text the regular expression is found are expected; "
+        "one on each line",
     ),
     Option(
         name="capture",

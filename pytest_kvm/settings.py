@@ -17,6 +17,8 @@ CloneTier = Literal["auto", "cow", "snapshot", "cold"]
 RamPlace = Literal["disk", "tmpfs"]
 Keep = Literal["never", "on-failure", "always"]
 """Of which tests something is kept."""
+KernelPolicy = Literal["fail", "warn", "ignore"]
+"""What becomes of a test if a guest's kernel reports an error or a warning."""
 Limit = int | Literal["auto", "none"]
 """What all guests of this host may have together; ``auto``: what the host has for them."""
 
@@ -90,6 +92,13 @@ class Settings:
     """How many guests there may be."""
     limits_dir: Path | None = None
     """Folder in which runs note what their guests have; None: ``limits`` in ``run_dir``."""
+    kernel_errors: KernelPolicy = "fail"
+    """What becomes of a test if the kernel of one of its guests panics, oopses, stalls or runs out of
+    memory."""
+    kernel_warnings: KernelPolicy = "ignore"
+    """The same for what the kernel itself calls a warning."""
+    allow_kernel_errors: tuple[str, ...] = ()
+    """Regular expressions: errors and warnings in whose text one of them is found are expected."""
     capture: Keep = "never"
     """Of which tests the frames on segments are captured and kept."""
     artifacts: Path = Path("kvm-artifacts")

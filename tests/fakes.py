@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from pytest_kvm.errors import AgentError, DomainFailed, GuestGone, SavepointRefused
 from pytest_kvm.hypervisor.protocol import CardFrames, DomainState
 from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.kernel_watch import KernelWatch
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.results import CommandResult
 from pytest_kvm.settings import Timeouts
@@ -304,11 +305,13 @@ def fake_machine(
     """Return a machine of fakes whose console is a file that the test writes."""
     real_domain: Domain = domain  # the type checker compares fake and protocol here
     (folder / "console.log").touch()
+    console = Console(folder / "console.log", None, ended=domain.end_reason, clock=domain.clock)
     return Machine(
         name=domain.name,
         domain=real_domain,
         shell=cast("Shell", shell),
-        console=Console(folder / "console.log", None, ended=domain.end_reason, clock=domain.clock),
+        console=console,
+        kernel=KernelWatch(console, real_domain, patience=1.0),
         access=Access(
             port=port, key_file=folder / "key", host_key="ssh-ed25519 AAAA", known_hosts=folder / "kh"
         ),

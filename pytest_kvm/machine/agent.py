@@ -10,7 +10,7 @@ import base64
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pytest_kvm.errors import AgentError, CommandTimeout, WaitTimeout
 from pytest_kvm.hypervisor.protocol import Domain
@@ -183,14 +183,27 @@ class GuestAgent:
             "if the agent is silent now: systemctl restart qemu-guest-agent",
         )
 
-    def open(self, path: str) -> int:
-        """Open an existing file, FIFO or device for :meth:`write`, and return the agent's handle.
+    def open(self, path: str, *, mode: Literal["r", "r+"] = "r+") -> int:
+        """Open an existing file, FIFO or device, and return the agent's handle.
+
+        Args:
+            path: The file.
+            mode: ``r``: for :meth:`read` alone.
 
         Raises:
             AgentError: There is no such file, or the agent did not answer.
         """
-        handle: int = self.call("guest-file-open", {"path": path, "mode": "r+"})
+        handle: int = self.call("guest-file-open", {"path": path, "mode": mode})
         return handle
+
+    def read(self, handle: int, count: int) -> bytes:
+        """Read up to ``count`` bytes from a file that :meth:`open` opened.
+
+        Raises:
+            AgentError: The file cannot be read, or has nothing to read now; or the agent did not answer.
+        """
+        answer = self.call("guest-file-read", {"handle": handle, "count": count})
+        return base64.b64decode(answer["buf-b64"])
 
     def write(self, handle: int, data: bytes) -> None:
         """Write to a file that :meth:`open` opened.
@@ -209,10 +222,10 @@ class GuestAgent:
         """
         handle = self.call("guest-file-open", {"path": path, "mode": "r"})
         try:
-            read = self.call("guest-file-read", {"handle": handle, "count": limit})
+            read = self.read(handle, limit)
         finally:
             self.call("guest-file-close", {"handle": handle})
-        return base64.b64decode(read["buf-b64"]).decode("utf-8", "replace")
+        return read.decode("utf-8", "replace")
 
 
 def _result(argv: Sequence[str], status: Mapping[str, Any]) -> CommandResult:

@@ -16,6 +16,7 @@ from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.carriers import Carriers
 from pytest_kvm.machine.console import Console
 from pytest_kvm.machine.hosts_file import HostsFile
+from pytest_kvm.machine.kernel_watch import KernelWatch
 from pytest_kvm.machine.port_forwards import Forwards
 from pytest_kvm.settings import Timeouts
 from pytest_kvm.ssh.access import Access
@@ -89,6 +90,7 @@ class Machine:
     domain: Domain
     shell: Shell
     console: Console
+    kernel: KernelWatch
     access: Access
     folder: Path
     """This guest's run files; removed with the guest."""

@@ -48,6 +48,7 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     if hard:
         # Otherwise a panic that the old system is still printing would count as the new system's.
         machine.domain.suspend()
+        machine.kernel.note_boot()
     offset = machine.console.offset()
     boot = _new_boot(machine)
     if hard:
@@ -195,6 +196,7 @@ def crash(machine: Machine, *, nmi: bool, timeout: float = _PANIC_TIMEOUT) -> st
         trigger = "(sleep 0.5; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"
         machine.shell.run(f"echo 1 >/proc/sys/kernel/sysrq; {trigger}", user="root", timeout=_ASK_TIMEOUT)
     panic = machine.console.wait(r"^.*Kernel panic - not syncing.*$", timeout=timeout, since=offset)
+    machine.kernel.expect_panic(since=offset)
     with contextlib.suppress(HypervisorError):
         machine.shell.close()
     return panic[0].strip()

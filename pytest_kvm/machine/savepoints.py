@@ -344,6 +344,7 @@ class _Restoring(JointSteps):
 def _close_ends(machine: Machine) -> None:
     """Close the host's ends of what is gone from a guest that was loaded."""
     machine.renewal_due.set()
+    machine.kernel.note_restore()
     machine.hosts_file.forget()
     for thing in machine.open_resources.all():
         thing.close()

@@ -11,15 +11,29 @@ from typing import Any
 
 import pytest
 
-from pytest_kvm.errors import KvmError, SpecError
+from pytest_kvm.errors import GuestUnhealthy, SpecError
 from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 from pytest_kvm.plugin import newhooks
 from pytest_kvm.plugin.artifacts import keep_captures, record_segments
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
+from pytest_kvm.plugin.kernel_errors import (
+    add_kernel_sections,
+    begin_test,
+    check_kernels,
+    is_skip,
+    note_guests,
+    show_replaced,
+)
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
-from pytest_kvm.plugin.report import add_sections, guests_of, is_infrastructure, without_plugin_frames
+from pytest_kvm.plugin.report import (
+    add_sections,
+    guests_of,
+    is_infrastructure,
+    shorten_traceback,
+    show_text_alone,
+)
 from pytest_kvm.plugin.reservation import Reservation, end_reservation
 from pytest_kvm.plugin.session import (
     begin_session,
@@ -84,6 +98,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     boot, or cannot be reset, is an error of set-up.
     """
     note_test(item.config, item.nodeid)
+    begin_test(item)
     scopes_of(item.config).begin(item)
     record_segments(item)
     try:
@@ -94,6 +109,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     for guest in guests:
         guest.wait_ready()
     coordinator_of(item.config).settle(guests)
+    note_guests(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,11 +122,24 @@ def pytest_fixture_setup(
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test that passed, or has skipped itself, if a guest's kernel reported an error."""
+    try:
+        yield
+    except BaseException as outcome:
+        if is_skip(outcome):
+            check_kernels(item, after_call=True)
+        raise
+    check_kernels(item, after_call=True)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """End the test's changes to guests once all its fixtures are torn down."""
     try:
         with scopes_of(item.config).tearing_down():
             yield
+        check_kernels(item, after_call=False)
     finally:
         note_test(item.config, "")
 
@@ -121,10 +150,16 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add guests' events and consoles to a test's report; report a guest that does not boot as an error."""
     error = None if call.excinfo is None else call.excinfo.value
-    if isinstance(error, KvmError) and not item.config.option.fulltrace:
-        call.excinfo = without_plugin_frames(error)
+    has_no_frames = not item.config.option.fulltrace and shorten_traceback(call)
     events = record_of(item.config).add_properties(item, [guest.name for guest in guests_of(item)])
     report = yield
+    outcome = None if call.excinfo is None else call.excinfo.value
+    if outcome is error and error is not None and has_no_frames:
+        show_text_alone(report, error)
+    elif outcome is not None and outcome is not error and isinstance(error, GuestUnhealthy):
+        show_replaced(error, report=report, by=outcome)
+    if outcome is not None:
+        add_kernel_sections(item, report)
     if events:
         attach(report, events)
     keep_captures(item, report)

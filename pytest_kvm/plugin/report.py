@@ -97,19 +97,27 @@ def is_infrastructure(error: BaseException) -> bool:
 _MACHINERY = {"_pytest", "concurrent", "contextlib", "pluggy", "pytest_kvm", "tenacity", "threading"}
 
 
-def without_plugin_frames(error: KvmError) -> pytest.ExceptionInfo[BaseException]:
-    """Return an error with only the frames of the user's own code; if there are none, with its text alone."""
+def shorten_traceback(call: pytest.CallInfo[None]) -> bool:
+    """Leave only frames of the user's own code in an error of the plugin; say whether there are none."""
+    error = None if call.excinfo is None else call.excinfo.value
+    if not isinstance(error, KvmError):
+        return False
     shortened: TracebackType | None = None
     for entry in reversed(list(_users_entries(error.__traceback__))):
         shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-    if shortened is not None:
-        # The text of the error says what caused it.
-        error.__suppress_context__, error.__cause__ = True, None
-        told: BaseException = error.with_traceback(shortened)
-    else:
-        told = cast("BaseException", pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False))
-        told.__traceback__ = error.__traceback__
-    return pytest.ExceptionInfo[BaseException].from_exception(told)
+    if shortened is None:
+        return True
+    # The text of the error says what caused it.
+    error.__suppress_context__, error.__cause__ = True, None
+    call.excinfo = pytest.ExceptionInfo[BaseException].from_exception(error.with_traceback(shortened))
+    return False
+
+
+def show_text_alone(report: pytest.TestReport, error: BaseException) -> None:
+    """Have the report of a failure show an error without any frame."""
+    told = cast("BaseException", pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False))
+    told.__traceback__ = error.__traceback__
+    report.longrepr = pytest.ExceptionInfo[BaseException].from_exception(told).getrepr(style="value")
 
 
 def _users_entries(traceback: TracebackType | None) -> Iterator[TracebackType]:

@@ -66,7 +66,10 @@ class Clone:
     """Renewal scripts that wait in the guest; each can be used once."""
 
     def wake(self, *, host_lines: Sequence[str] = ()) -> Clone:
-        """Resume and renew the machine; return the clone with the renewal scripts that are left.
+        """Resume and renew the machine, and begin to watch its kernel.
+
+        Returns:
+            The clone with the renewal scripts that are left.
 
         Args:
             host_lines: Lines to append to its hosts file; only once for each clone.
@@ -78,6 +81,7 @@ class Clone:
         renewal = replace(self.renewal, hosts=self.machine.hosts_file.append(host_lines))
         self.machine.domain.resume()
         renew(self.machine, renewal, prestarted=first)
+        self.machine.kernel.begin()
         return replace(self, renewal=Renewal(), prestarted=rest)
 
 

@@ -13,6 +13,7 @@ from pytest_kvm.host.run_records import MachineRecord, now, write_machine
 from pytest_kvm.host.ssh_keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.kernel_watch import KernelWatch
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.machine.savepoints import drop_former
@@ -29,6 +30,8 @@ from pytest_kvm.ssh.access import Access
 from pytest_kvm.ssh.shell import Shell
 
 _SSH_PORT = 22
+_LESS_PATIENT = 10
+"""How many times sooner than other calls of the guest agent those for the kernel's log are given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,7 @@ def start_again(
         drop_former(machine, former.savepoints)
         stack.push(attempt.pop_all())
     machine.hosts_file.forget()  # the names are on its disk, unless its last writes were lost
+    machine.kernel.go_on_from(former.kernel)
     return replace(machine, phases=former.phases)
 
 
@@ -250,11 +254,13 @@ def assemble_machine(
         end_reason=domain.end_reason,
         clock=domain.clock,
     )
+    console = Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock)
     return Machine(
         name=request.name,
         domain=domain,
         shell=shell,
-        console=Console(plan.console_log, plan.console_socket, ended=domain.end_reason, clock=domain.clock),
+        console=console,
+        kernel=KernelWatch(console, domain, patience=timeouts.agent / _LESS_PATIENT),
         access=access,
         folder=folder,
         links=GuestLinks(request.nics),

@@ -60,6 +60,13 @@ class GuestMachines:
             self._current = self._first.result()
         return self._current
 
+    @property
+    def if_ready(self) -> Machine | None:
+        """The machine that the handle leads to; None while the guest boots, or if its boot failed."""
+        is_over = self._first.done() and not self._first.cancelled()
+        is_ready = self._current is not None or (is_over and self._first.exception() is None)
+        return self.current.machine if is_ready else None
+
     def start_another(self) -> Tier:
         """Start a machine like the first one and remove the current one; return how it was started."""
         with self._replacing, self.current.request.room.doubled() as has_room_for_both:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import Counter
@@ -32,17 +31,15 @@ from pytest_kvm.provision.run_resources import Lazy, RunResources, open_run_reso
 from pytest_kvm.provision.segment_captures import SegmentCaptures
 from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
-from pytest_kvm.provision.start_request import Place
+from pytest_kvm.provision.start_request import Place, clean_name
 from pytest_kvm.provision.starter import GuestStarter
+from pytest_kvm.provision.watched_kernels import WatchedKernels
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.switch.client import Switch
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _OVERHEAD_MIB = {"kvm": 64, "tcg": 256}
 """What QEMU takes beside its guest's memory: under TCG that is mostly translated code."""
-_LONGEST_NAME = 32
-"""Characters. With a place's number behind the name, a socket's path is still short enough for unix(7)."""
 
 
 class Run:
@@ -80,6 +77,7 @@ class Run:
         self._resources = Lazy(self._open_resources)
         self._about = about or {}
         self._test = ""
+        self.kernels = WatchedKernels()
         self.faults = SegmentFaults(coordinator, seed=settings.seed)
         self.captures = SegmentCaptures(self._resources, coordinator, records=settings.capture != "never")
         self.segments = Segments(
@@ -141,7 +139,7 @@ class Run:
     ) -> tuple[Guest, GuestBoot, GuestMachines]:
         """Make a guest's handle, under a name that is free, and give it its cards on segments."""
         with self._lock:
-            declared_name = _clean(name)
+            declared_name = clean_name(name)
             name = self._unused_name(declared_name)
             self._places[name] += 1
             number = self._places[name]
@@ -174,6 +172,7 @@ class Run:
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
             self._machines[guest] = machines
+            self.kernels.watch(guest, machines, spec=spec)
         return guest, boot, machines
 
     def form(
@@ -318,6 +317,7 @@ class Run:
             self._coordinator.forget(guest)
             with self._lock:
                 boot = self._boots.get(guest)
+            self.kernels.forget(guest)
             try:
                 if boot is not None:
                     boot.remove()
@@ -339,6 +339,7 @@ class Run:
         """
         with self._lock:
             left = list(self._boots)
+        self.kernels.close()
         try:
             self.remove(*left)
         finally:
@@ -380,6 +381,7 @@ class Run:
 
     def _before_use(self, guest: Guest) -> None:
         self._coordinator.before_use(guest)
+        self.kernels.note_use(guest)
         if guest.nics:
             self.segments.tell_names(guest)
 
@@ -390,7 +392,3 @@ class Run:
             number += 1
             unused = f"{base}-{number}"
         return unused
-
-
-def _clean(name: str) -> str:
-    return _NOT_IN_NAMES.sub("-", name).strip("-.~")[:_LONGEST_NAME] or "guest"

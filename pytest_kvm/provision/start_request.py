@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,14 @@ from pytest_kvm.spec.guest import GuestSpec
 
 _OF_TEMPLATE = "~t"
 _OF_SPARE = "+p"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+_LONGEST_NAME = 32
+"""Characters. With a place's number behind the name, a socket's path is still short enough for unix(7)."""
+
+
+def clean_name(name: str) -> str:
+    """Return what can be a guest's name of a text."""
+    return _NOT_IN_NAMES.sub("-", name).strip("-.~")[:_LONGEST_NAME] or "guest"
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ class GuestStarter:
             undo.close()  # so that another machine can have its place
             raise
         machine.hosts_file.update(machine, request.host_lines())
+        machine.kernel.begin()
         return Started(
             machine=replace(machine, phases=request.phases.seconds()),
             request=request,

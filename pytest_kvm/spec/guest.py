@@ -11,13 +11,14 @@ from types import NoneType
 from typing import Literal, cast
 
 from pytest_kvm.errors import SpecError
+from pytest_kvm.settings import KernelPolicy
 from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.cloudinit import CloudInit
 from pytest_kvm.spec.disk import Disk
 from pytest_kvm.spec.image import ImageRef
 from pytest_kvm.spec.nic import Nic, check_subnets
 from pytest_kvm.spec.prepare import HostFile, Script, checked_steps
-from pytest_kvm.spec.value import check_choice, check_sequence, put, spec_value
+from pytest_kvm.spec.value import check_choice, check_patterns, check_sequence, put, spec_value
 
 BootMethod = Literal["auto", "direct", "firmware"]
 Firmware = Literal["bios", "uefi"]
@@ -73,6 +74,13 @@ class GuestSpec:
     """What becomes of a test's changes: ``auto`` undoes them before the next test
     if the guest was used, or reached by frames of another guest that was; ``always``
     undoes them in any case; ``never`` keeps them for the tests that follow."""
+    kernel_errors: KernelPolicy | None = None
+    """What becomes of a test that uses the guest if its kernel panics, oopses, stalls or runs out of
+    memory; None takes ``--kvm-kernel-errors``."""
+    kernel_warnings: KernelPolicy | None = None
+    """The same for what the kernel itself calls a warning; None takes ``--kvm-kernel-warnings``."""
+    allow_kernel_errors: Sequence[str] = ()
+    """Regular expressions: errors and warnings in whose text one of them is found are expected."""
     hostname: str | None = None
     """Host name; None: made of the guest's name."""
     timezone: str | None = None
@@ -176,6 +184,11 @@ class GuestSpec:
     def _check_life(self) -> None:
         check_choice(self.identity, IdentityChoice, field="GuestSpec.identity")
         check_choice(self.reset, Reset, field="GuestSpec.reset")
+        for name in ("kernel_errors", "kernel_warnings"):
+            if getattr(self, name) is not None:
+                check_choice(getattr(self, name), KernelPolicy, field=f"GuestSpec.{name}")
+        allowed = check_patterns(self.allow_kernel_errors, field="GuestSpec.allow_kernel_errors")
+        put(self, "allow_kernel_errors", allowed)
         if self.boot_timeout is not None and not self.boot_timeout > 0:
             raise SpecError(
                 f"GuestSpec.boot_timeout: {self.boot_timeout!r} is not a positive number of seconds"

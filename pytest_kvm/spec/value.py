@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -146,6 +147,28 @@ def check_sequence(values: Iterable[object], *, field: str, one: type[Any] = str
         if not isinstance(item, one):
             raise SpecError(f"{field}[{index}]: {item!r} is not a {one.__name__}")
     return items
+
+
+def check_patterns(values: Iterable[object], *, field: str) -> tuple[str, ...]:
+    """Return regular expressions as a tuple.
+
+    Args:
+        values: The expressions.
+        field: Named in messages.
+
+    Raises:
+        SpecError: They are not texts, or one is not a regular expression.
+    """
+    patterns: tuple[str, ...] = check_sequence(values, field=field)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as mistake:
+            raise SpecError(
+                f"{field}: {pattern!r} is not a regular expression: {mistake}",
+                resolution="re.escape() makes one of a text that is meant word for word",
+            ) from None
+    return patterns
 
 
 def put(self: object, name: str, value: object) -> None:

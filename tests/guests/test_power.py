@@ -115,6 +115,7 @@ def test_a_guest_that_switched_itself_off_can_be_switched_on(victim):
     assert victim.read_text("/root/kept") == "kept\n"
 
 
+@pytest.mark.kvm(allow_kernel_errors=["sysrq triggered crash"])
 def test_a_panic_ends_a_wait_at_once(victim):
     victim.start("sleep 3; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger")
     with pytest.raises(GuestGone, match=r"panicked while waiting for /never to be there: .*sysrq"):

@@ -28,7 +28,14 @@ def test_the_boot_cache_as_it_is_without_a_word():
 def test_the_stated_default_is_the_default():
     """Each default that is a value, said aloud, changes nothing."""
     values = {"cache", "cache_size", "cache_ram", "clone", "pool", "accel", "image", "uri", "boot_timeout"}
-    values |= {"max_memory", "max_vcpus", "max_guests", "admission_timeout"}
+    values |= {
+        "max_memory",
+        "max_vcpus",
+        "max_guests",
+        "admission_timeout",
+        "kernel_errors",
+        "kernel_warnings",
+    }
     said = {option.name: option.default for option in OPTIONS if option.name in values}
     assert said.keys() == values
     assert settings_of(**said) == settings_of()
@@ -52,6 +59,9 @@ def test_the_stated_default_is_the_default():
         ("max_vcpus", "auto", "auto"),
         ("max_vcpus", "3", 3),
         ("max_guests", "1", 1),
+        ("kernel_errors", "warn", "warn"),
+        ("kernel_warnings", "fail", "fail"),
+        ("allow_kernel_errors", "\n  a.*b\n\n  c  \n", ("a.*b", "c")),
         ("limits_dir", "/somewhere", Path("/somewhere")),
     ],
 )
@@ -78,6 +88,8 @@ def test_values(name, text, value):
         ("max_guests", "-1"),
         ("max_guests", "many"),
         ("admission_timeout", "0"),
+        ("kernel_errors", "error"),
+        ("allow_kernel_errors", "(unclosed"),
     ],
 )
 def test_what_cannot_be_meant_is_told_with_its_source(name, text):

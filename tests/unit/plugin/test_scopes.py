@@ -93,7 +93,7 @@ class OneGuest:
     def faults(self):
         return self
 
-    captures = segments = faults
+    captures = segments = kernels = faults
 
     def at_work(self):
         """Return no fault, because the guest is on no segment."""
@@ -101,6 +101,16 @@ class OneGuest:
 
     def all(self):
         """Return no segment."""
+        return []
+
+    def begin_test(self):
+        """The guest has no kernel."""
+
+    def look(self, guests, *, after_call):
+        """There is nothing to see."""
+
+    def take(self):
+        """Return no report."""
         return []
 
     def record(self, segments):

@@ -114,6 +114,9 @@ UNSEEN = {
         "image": ("debian-12", "debian-13"),  # a name; what it leads to is an argument
         "identity": ("unique", "shared"),
         "reset": ("always", "never"),
+        "kernel_errors": ("fail", "ignore"),
+        "kernel_warnings": ("fail", "ignore"),
+        "allow_kernel_errors": ([], ["lockup"]),
         "boot_timeout": (None, 60.0),
     },
     # A clone is told its addresses, and its cards are set up, after it was started.

@@ -436,6 +436,26 @@ MISTAKES = {
     ),
     "identity": (lambda: kvm.GuestSpec(identity="own"), "GuestSpec.identity: 'own' is not one of", "unique"),
     "reset": (lambda: kvm.GuestSpec(reset=False), "GuestSpec.reset: False is not one of", "never"),
+    "kernel errors": (
+        lambda: kvm.GuestSpec(kernel_errors="error"),
+        "GuestSpec.kernel_errors: 'error' is not one of",
+        "warn",
+    ),
+    "kernel warnings": (
+        lambda: kvm.GuestSpec(kernel_warnings=True),
+        "GuestSpec.kernel_warnings: True is not one of",
+        "ignore",
+    ),
+    "allowed kernel errors": (
+        lambda: kvm.GuestSpec(allow_kernel_errors=["(unclosed"]),
+        "GuestSpec.allow_kernel_errors: '(unclosed' is not a regular expression: missing ), unterminated",
+        "re.escape()",
+    ),
+    "one allowed kernel error": (
+        lambda: kvm.GuestSpec(allow_kernel_errors="oops"),
+        "GuestSpec.allow_kernel_errors: 'oops' is one item, a list is wanted",
+        "write ['oops']",
+    ),
     "a number as a string": (
         lambda: kvm.GuestSpec(boot_timeout="60"),
         "GuestSpec.boot_timeout: '60' is not a number or None",

@@ -1,0 +1,227 @@
+"""Watches one machine's kernel: finds the reports that it prints on its console, or writes to its log."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pytest_kvm.errors import WaitTimeout
+from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.machine.console import Console
+from pytest_kvm.machine.kernel_log import KernelLog
+from pytest_kvm.machine.kernel_reports import FoundReport, KernelReport, find_reports, has_stamps
+from pytest_kvm.machine.processor_time import ProcessorTime
+from pytest_kvm.waiting import NotYet, wait_until
+
+_log = logging.getLogger("pytest_kvm.kernel")
+
+_MOST_CONSOLE = 8 * 1024 * 1024
+"""Bytes of a console that are searched at a time; of more, the last ones."""
+_LONGEST_LINE = 4096
+_BOOT_WORDS = re.compile(rb"Linux version |SeaBIOS \(version ")
+_END_WITHIN = 2.0
+"""Seconds to wait for the end of a report that the kernel is still printing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """What has happened to the kernel when the console had come to an offset."""
+
+    offset: int
+    kind: Literal["boot", "restore", "expected panic"]
+
+
+class KernelWatch:
+    """Tells each report once. Whatever is older than :meth:`begin` counts as told.
+
+    Args:
+        console: The machine's console.
+        domain: The machine's domain.
+        patience: Seconds that one answer of its guest agent may take.
+    """
+
+    def __init__(self, console: Console, domain: Domain, *, patience: float) -> None:
+        self._console = console
+        self._name = domain.name
+        self._kernel_log = KernelLog(domain, patience=patience)
+        self._processor_time = ProcessorTime(domain)
+        self._position: int | None = None
+        """How far the console was searched; None: the watch has not begun."""
+        self._changes: list[_Change] = []
+        """Those that the search has not come to yet."""
+        self._untold: list[KernelReport] = []
+        """Found on the console, and not told yet."""
+        self._last: KernelReport | None = None
+        """The last report on the console."""
+        self._told: set[tuple[str, str]] = set()
+        """Time stamps and first lines."""
+        self._expects_panic = False
+        """Whether this kernel was made to panic: all that it prints is expected."""
+        self._has_panicked = False
+        self._has_stamps = False
+
+    def begin(self) -> None:
+        """Begin to watch a guest that has booted."""
+        self._position = self._console.offset()
+        past = self._console.read(max(0, self._position - _MOST_CONSOLE), _MOST_CONSOLE)
+        self._has_stamps = has_stamps(past)
+        # A guest can show again what it has printed before, by dmesg(1) for instance.
+        self._told = {_key(each.report) for each in find_reports(past)}
+        self._kernel_log.skip_to_end()
+        self._processor_time.note()
+
+    def go_on_from(self, former: KernelWatch) -> None:
+        """Go on where the watch of a machine ended that was started again, with the same console log."""
+        self._position = former._position
+        self._has_stamps = former._has_stamps
+        self._changes = [*former._changes, _Change(offset=self._console.offset(), kind="boot")]
+        self._untold, self._last, self._told = former._untold, former._last, former._told
+        self._expects_panic = former._expects_panic
+
+    def expect_panic(self, *, since: int) -> None:
+        """Expect the panic that the kernel was made to print from an offset on the console on.
+
+        That holds for all else that it prints, until the guest is booted or restored.
+        """
+        self._changes.append(_Change(offset=since, kind="expected panic"))
+
+    def note_boot(self) -> None:
+        """Note that the guest was reset: what the console shows from now on is another kernel's."""
+        self._changes.append(_Change(offset=self._console.offset(), kind="boot"))
+
+    def note_restore(self) -> None:
+        """Note that the guest was restored: what the console shows from now on is the kernel's of then.
+
+        What it has printed before is told by the next look.
+        """
+        self.read_console()
+        self._changes.append(_Change(offset=self._console.offset(), kind="restore"))
+        self._processor_time.restart()
+
+    def skip_console(self) -> None:
+        """Tell nothing of what the console shows by now."""
+        self.read_console()
+        self._told |= set(map(_key, self._untold))
+        self._untold.clear()
+
+    def skip_log(self) -> None:
+        """Tell nothing of what the kernel's log holds by now, which takes the guest a moment."""
+        if not self._has_panicked:
+            self._kernel_log.skip_to_end()
+
+    def read_console(self) -> None:
+        """Search what the console shows by now; the next look tells what was found."""
+        if self._position is not None:
+            self._untold += map(self._with_excuse, self._search_console())
+
+    def look(self, *, reads_log: bool) -> list[KernelReport]:
+        """Return the new reports.
+
+        Args:
+            reads_log: Whether to look into the kernel's log, too, which takes the guest a moment.
+        """
+        if self._position is None:
+            return []
+        self.read_console()
+        on_console, self._untold = self._untold, []
+        if on_console and not self._has_panicked:
+            # A console shows what programs write to /dev/kmsg as it shows the kernel's own text.
+            of_programs = self._kernel_log.stamps_of_programs()
+            on_console = [each for each in on_console if each.stamp not in of_programs]
+        new = [each for each in on_console if self._is_new(each)]
+        if reads_log and not self._has_panicked:
+            logged = find_reports(self._kernel_log.read_new(), stamps=True)
+            new += [self._with_excuse(each.report) for each in logged if self._is_new(each.report)]
+            self._processor_time.note()
+        return new
+
+    def _with_excuse(self, report: KernelReport) -> KernelReport:
+        excuse = self._processor_time.excuse(report)
+        return replace(report, text=f"{report.text}\n({excuse})", excuse=excuse) if excuse else report
+
+    def _is_new(self, report: KernelReport) -> bool:
+        """Say whether a report was not told yet: console and log show the same ones."""
+        key = _key(report)
+        if report.stamp and key in self._told:
+            return False
+        self._told.add(key)
+        return True
+
+    # ------------------------------------------------------------ the console
+
+    def _search_console(self) -> list[KernelReport]:
+        """Return the reports that the console shows since the last call, and that nobody expects."""
+        start = self._start()
+        text = self._whole_lines(start)
+        found = self._find(text)
+        if found and not found[-1].is_complete:
+            self._wait_for_silence()
+            text = self._whole_lines(start)
+            found = self._find(text)
+        self._position = start + len(text)
+        self._has_stamps = self._has_stamps or has_stamps(text)
+        boots = [_Change(offset=start + each.start(), kind="boot") for each in _BOOT_WORDS.finditer(text)]
+        changes = sorted([*self._changes, *boots], key=lambda change: change.offset)
+        self._changes.clear()
+        unexpected: list[KernelReport] = []
+        for each in found:
+            while changes and changes[0].offset <= start + each.offset:
+                self._take_in(changes.pop(0))
+            self._has_panicked = self._has_panicked or each.report.kind == "panic"
+            self._last = each.report
+            if not self._expects_panic:
+                unexpected.append(each.report)
+        for change in changes:
+            self._take_in(change)
+        return unexpected
+
+    def _take_in(self, change: _Change) -> None:
+        self._expects_panic = change.kind == "expected panic"
+        if change.kind == "expected panic":
+            return
+        self._has_panicked, self._last = False, None
+        if change.kind == "restore":
+            self._kernel_log.note_restore()
+        else:
+            self._kernel_log.note_boot()
+            self._told.clear()
+
+    def _find(self, text: bytes) -> list[FoundReport]:
+        return find_reports(text, stamps=self._has_stamps, former=self._last)
+
+    def _start(self) -> int:
+        start, end = self._position or 0, self._console.offset()
+        if start > end:  # virtlogd(8) starts a new file at 2 MiB
+            self._changes = [replace(change, offset=0) for change in self._changes]
+            return 0
+        if end - start > _MOST_CONSOLE:
+            left_out = end - start - _MOST_CONSOLE
+            _log.warning("%s: %d bytes of its console were not searched", self._name, left_out)
+            return end - _MOST_CONSOLE
+        return start
+
+    def _whole_lines(self, start: int) -> bytes:
+        """Return what the console shows from an offset on, without a last line that is not complete."""
+        text = self._console.read(start, _MOST_CONSOLE)
+        whole = text.rfind(b"\n") + 1
+        return text[:whole] if len(text) - whole < _LONGEST_LINE else text
+
+    def _wait_for_silence(self) -> None:
+        """Return when the console has shown nothing new for a moment."""
+        size = -1
+
+        def is_silent() -> None:
+            nonlocal size
+            before, size = size, self._console.offset()
+            if size != before:
+                raise NotYet(f"{size} bytes")
+
+        with suppress(WaitTimeout):
+            wait_until(is_silent, describe="the report's end", timeout=_END_WITHIN, every=0.2)
+
+
+def _key(report: KernelReport) -> tuple[str, str]:
+    return report.stamp, report.line

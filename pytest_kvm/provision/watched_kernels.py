@@ -1,0 +1,146 @@
+"""Collects what the kernels of a run's guests report, for the test that runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_kvm.at_once import do_at_once
+from pytest_kvm.errors import KvmError
+from pytest_kvm.machine.kernel_reports import KernelReport
+
+if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.provision.guest_machines import GuestMachines
+    from pytest_kvm.spec.guest import GuestSpec
+
+_log = logging.getLogger("pytest_kvm.kernel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestReport:
+    """A report of one guest's kernel."""
+
+    guest: str
+    """The guest's name."""
+    spec: GuestSpec
+    report: KernelReport
+
+
+@dataclass(kw_only=True)
+class _Watched:
+    machines: GuestMachines
+    spec: GuestSpec
+    test: int
+    """Number of the last test that used the guest."""
+    is_used: bool = False
+    """Whether somebody has used the guest since it was looked at."""
+
+
+class WatchedKernels:
+    """Looks at guests when it is asked to, and keeps what it finds until somebody takes it.
+
+    No failure of a guest is raised here: what cannot be read, nobody knows.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[Guest, _Watched] = {}
+        self._found: list[GuestReport] = []
+        self._test = 0
+
+    def watch(self, guest: Guest, machines: GuestMachines, *, spec: GuestSpec) -> None:
+        """Look at a guest from now on, also if it still boots."""
+        with self._lock:
+            self._watched[guest] = _Watched(machines=machines, spec=spec, test=self._test)
+
+    def forget(self, guest: Guest) -> None:
+        """Look at a guest for the last time, because it is about to be removed."""
+        with self._lock:
+            watched = self._watched.pop(guest, None)
+        if watched is not None:
+            self._look(guest, watched, reads_log=watched.is_used)
+
+    def close(self) -> None:
+        """Look at no guest any more."""
+        with self._lock:
+            self._watched.clear()
+
+    def begin_test(self) -> None:
+        """Begin a test: what guests have reported since the last one ended is nobody's."""
+        with self._lock:
+            self._test += 1
+            self._found.clear()
+            watched = dict(self._watched)
+        for guest, each in watched.items():
+            machine = each.machines.if_ready
+            if machine is not None:
+                with _telling(guest):
+                    machine.kernel.skip_console()
+
+    def note_use(self, guest: Guest) -> None:
+        """Note that somebody uses a guest."""
+        self.note_test(guest)
+        watched = self._watched.get(guest)
+        if watched is not None:
+            watched.is_used = True
+
+    def note_test(self, guest: Guest) -> None:
+        """Note that the test has a guest.
+
+        If the test before did not have it, what its kernel has logged meanwhile is nobody's.
+        """
+        watched = self._watched.get(guest)
+        if watched is None:
+            return
+        former, watched.test = watched.test, self._test
+        machine = watched.machines.if_ready
+        if former < self._test - 1 and machine is not None:
+            machine.kernel.skip_log()
+
+    def look(self, guests: Sequence[Guest], *, after_call: bool) -> None:
+        """Look at the guests that a test has, and at those that were used since the last look.
+
+        Args:
+            guests: The guests that the test has.
+            after_call: Whether to read the kernels' logs of all of them; else only of those that were
+                used since the last look.
+        """
+        with self._lock:
+            looks = [
+                partial(self._look, guest, each, reads_log=after_call or each.is_used)
+                for guest, each in self._watched.items()
+                if each.is_used or guest in guests
+            ]
+        do_at_once(looks)
+
+    def take(self) -> list[GuestReport]:
+        """Return what was found since the last call."""
+        with self._lock:
+            found, self._found = self._found, []
+        return found
+
+    def _look(self, guest: Guest, watched: _Watched, *, reads_log: bool) -> None:
+        machine = watched.machines.if_ready
+        if machine is None:
+            return
+        watched.is_used = watched.is_used and not reads_log
+        with _telling(guest):
+            reports = machine.kernel.look(reads_log=reads_log)
+            found = [GuestReport(guest=guest.name, spec=watched.spec, report=each) for each in reports]
+            with self._lock:
+                self._found += found
+
+
+@contextmanager
+def _telling(guest: Guest) -> Generator[None]:
+    """Log what goes wrong in a block."""
+    try:
+        yield
+    except (KvmError, OSError) as failure:
+        _log.warning("%s: what its kernel reports cannot be read: %s", guest.name, failure)

@@ -1,0 +1,410 @@
+"""What becomes of a test when a guest's kernel has reported an error: marker, spec and options say so."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+import pytest_kvm as kvm
+from pytest_kvm.machine.kernel_reports import KernelReport
+from pytest_kvm.plugin import session
+from pytest_kvm.provision.watched_kernels import GuestReport, WatchedKernels
+
+SUITE = """
+import pytest
+import pytest_kvm as kvm
+
+def test_it(request):
+    request.config.provoke()
+"""
+
+
+def report(kind, *lines, **fields):
+    return KernelReport(kind=kind, stamp="1.000001", line=lines[0], text="\n".join(lines), **fields)
+
+
+OOPS = report("oops", "BUG: Bad page state", "RIP: foo")
+WARNING = report("warning", "WARNING: CPU: 0 PID: 1 at a.c:1 f")
+EXCUSED = report("soft lockup", "stuck", excuse="the host")
+
+
+class Kernels:
+    """Stands for a run whose kernels report what a suite provokes.
+
+    Args:
+        spec: That of the guest.
+        reports: What is provoked.
+    """
+
+    def __init__(self, spec, reports):
+        self._spec = spec
+        self._reports = reports
+        self._found = []
+        self.faults = self.captures = self.segments = self
+        self.kernels = self
+
+    def pytest_configure(self, config):
+        config.provoke = self.provoke
+
+    def pytest_sessionstart(self, session):
+        session.config.stash[run_key] = self
+
+    def provoke(self):
+        self._found = [GuestReport(guest="web", spec=self._spec, report=each) for each in self._reports]
+
+    def begin_test(self):
+        self._found = []
+
+    def look(self, guests, *, after_call):
+        """Find what was provoked."""
+
+    def take(self):
+        found, self._found = self._found, []
+        return found
+
+    def holds(self, value):
+        return False
+
+    def at_work(self):
+        return []
+
+    all = at_work
+
+    def record(self, segments):
+        """Capture nothing."""
+
+    def note_test(self, test):
+        """Nobody looks from outside, and there is no guest."""
+
+    def reserve(self, specs, *, peak, is_wide):
+        """There is room."""
+
+    def end_reservation(self):
+        """Nothing is reserved."""
+
+    def close(self):
+        """Nothing is open."""
+
+
+run_key = session._RUN
+
+
+@pytest.fixture
+def run(pytester):
+    def run(*reports, marker="", spec=None, options=(), source=SUITE):
+        pytester.makepyfile(source.replace("\ndef test_it", f"\n{marker}\ndef test_it"))
+        kernels = Kernels(spec or kvm.GuestSpec(), reports)
+        # Here, a warning is an error.
+        quiet = "-Wdefault::pytest_kvm.KernelErrorWarning"
+        return pytester.runpytest_inprocess(quiet, "-p", "no:cacheprovider", *options, plugins=[kernels])
+
+    return run
+
+
+def test_an_error_fails_a_test_that_passed(run):
+    result = run(OOPS)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*GuestUnhealthy: web: oops in its kernel: BUG: Bad page state", "*RIP: foo*"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [
+        ({"marker": '@pytest.mark.kvm(kernel_errors="ignore")'}, {"passed": 1}),
+        ({"marker": '@pytest.mark.kvm(kernel_errors="warn")'}, {"passed": 1, "warnings": 1}),
+        ({"spec": kvm.GuestSpec(kernel_errors="ignore")}, {"passed": 1}),
+        ({"options": ["--kvm-kernel-errors=warn"]}, {"passed": 1, "warnings": 1}),
+        (
+            {
+                "marker": '@pytest.mark.kvm(kernel_errors="fail")',
+                "spec": kvm.GuestSpec(kernel_errors="ignore"),
+                "options": ["--kvm-kernel-errors=warn"],
+            },
+            {"failed": 1},
+        ),
+        (
+            {"spec": kvm.GuestSpec(kernel_errors="ignore"), "options": ["--kvm-kernel-errors=fail"]},
+            {"passed": 1},
+        ),
+        ({"marker": '@pytest.mark.kvm(allow_kernel_errors=["RIP: foo"])'}, {"passed": 1}),
+        ({"spec": kvm.GuestSpec(allow_kernel_errors=["Bad page"])}, {"passed": 1}),
+        ({"options": ["--kvm-allow-kernel-errors=nothing\nBad .* state"]}, {"passed": 1}),
+        ({"options": ["--kvm-allow-kernel-errors=nothing"]}, {"failed": 1}),
+        ({"marker": "@pytest.mark.xfail(raises=kvm.GuestUnhealthy, strict=True)"}, {"xfailed": 1}),
+    ],
+)
+def test_the_marker_comes_before_the_spec_and_the_spec_before_the_option(run, given, outcome):
+    run(OOPS, **given).assert_outcomes(**outcome)
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [
+        ({}, {"passed": 1}),
+        ({"marker": '@pytest.mark.kvm(kernel_warnings="fail")'}, {"failed": 1}),
+        ({"spec": kvm.GuestSpec(kernel_warnings="warn")}, {"passed": 1, "warnings": 1}),
+        ({"options": ["--kvm-kernel-warnings=fail"]}, {"failed": 1}),
+    ],
+)
+def test_a_warning_has_a_policy_of_its_own(run, given, outcome):
+    run(WARNING, **given).assert_outcomes(**outcome)
+
+
+def test_what_is_the_hosts_fault_warns_instead(run):
+    run(EXCUSED).assert_outcomes(passed=1, warnings=1)
+    run(EXCUSED, options=["--kvm-kernel-errors=ignore"]).assert_outcomes(passed=1)
+
+
+def test_what_is_the_hosts_fault_fails_no_test_even_where_warnings_are_errors(run):
+    result = run(EXCUSED, options=["-Werror::pytest_kvm.KernelErrorWarning"])
+    result.assert_outcomes(passed=1, warnings=1)
+    result = run(EXCUSED, options=["-Wignore::pytest_kvm.KernelErrorWarning"])
+    result.assert_outcomes(passed=1, warnings=0)
+
+
+def test_a_warning_that_is_an_error_fails_the_test(run):
+    options = ["--kvm-kernel-errors=warn", "-Werror::pytest_kvm.KernelErrorWarning"]
+    run(OOPS, options=options).assert_outcomes(failed=1)
+
+
+def test_of_many_reports_the_first_are_shown_whole(run):
+    many = [report("oops", f"BUG: {number}", f"RIP: {number}") for number in range(6)]
+    shown = run(*many).stdout.str()
+    assert "web: oops in its kernel: BUG: 0 (and 5 more)" in shown
+    assert [number for number in range(6) if f"RIP: {number}" in shown] == [0, 1, 2]
+    assert [number for number in range(6) if f"BUG: {number}" in shown] == [*range(6)]
+
+
+FAILING = SUITE + "    assert 'mine' == 'other'\n"
+
+
+def test_a_tests_own_failure_is_followed_by_the_reports(run):
+    result = run(OOPS, source=FAILING)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*assert 'mine' == 'other'", "*kernel of web: oops*", "*RIP: foo"])
+    assert "RIP: foo" not in run(OOPS, source=FAILING, options=["--kvm-kernel-errors=ignore"]).stdout.str()
+
+
+LATE = """
+import pytest
+
+@pytest.fixture
+def late(request):
+    yield
+    request.config.provoke()
+
+def test_it(late):
+    pass
+"""
+
+
+def test_what_teardown_provokes_is_its_error(run):
+    result = run(OOPS, source=LATE)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*GuestUnhealthy: web: oops in its kernel: BUG: Bad page state"])
+
+
+def test_of_a_warning_that_is_an_error_and_an_error_both_are_told(run):
+    options = ["--kvm-kernel-warnings=warn", "-Werror::pytest_kvm.KernelErrorWarning"]
+    shown = run(WARNING, OOPS, options=options)
+    shown.assert_outcomes(failed=1)
+    shown.stdout.fnmatch_lines(
+        ["*GuestUnhealthy: web: oops*", "web: warning in its kernel: WARNING: CPU: 0 *"]
+    )
+
+
+SKIPS = ["pytest.skip('too late')", "raise unittest.SkipTest('too late')"]
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+def test_a_skip_hides_no_error(run, skip):
+    source = f"import unittest\n{SUITE}    {skip}\n"
+    run(OOPS, source=source).assert_outcomes(failed=1)
+    run(source=source).assert_outcomes(skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("marker", "source"),
+    [
+        ("@pytest.mark.xfail", FAILING),
+        ("@pytest.mark.xfail(raises=AssertionError)", FAILING),
+        ("", SUITE + "    pytest.xfail('known')\n"),
+    ],
+)
+def test_a_failure_that_is_expected_stays_so_and_teardown_inherits_nothing(run, marker, source):
+    run(OOPS, marker=marker, source=source).assert_outcomes(xfailed=1)
+
+
+CASE = """
+import unittest
+import pytest
+
+class TestIt(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def config(self, request):
+        self.provoke = request.config.provoke
+
+    def test_it(self):
+        self.provoke()
+        OUTCOME
+"""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "counts", "shown"),
+    [
+        ("pass", {"failed": 1}, ["*GuestUnhealthy: web: oops*", "*RIP: foo*"]),
+        ("self.fail('own')", {"failed": 1}, ["*AssertionError: own*", "*GuestUnhealthy*", "*RIP: foo*"]),
+        ("self.skipTest('too late')", {"failed": 1}, ["*GuestUnhealthy: web: oops*", "*RIP: foo*"]),
+    ],
+)
+def test_methods_of_a_test_case_are_tests_like_others(run, outcome, counts, shown):
+    result = run(OOPS, source=CASE.replace("OUTCOME", outcome))
+    result.assert_outcomes(**counts)
+    result.stdout.fnmatch_lines(shown)
+
+
+def test_a_failure_that_a_test_case_expects_stays_so(run):
+    expected = CASE.replace("    def test_it", "    @unittest.expectedFailure\n    def test_it")
+    run(OOPS, source=expected.replace("OUTCOME", "self.fail()")).assert_outcomes(xfailed=1)
+
+
+# ------------------------------------------------------------ which guests are looked at
+
+
+class Kernel:
+    """Notes what it is asked."""
+
+    def __init__(self, *, fails=False):
+        self.asked = []
+        self._fails = fails
+
+    def skip_log(self):
+        self.asked.append("skip log")
+
+    def look(self, *, reads_log):
+        self.asked.append("console and log" if reads_log else "console")
+        if self._fails:
+            raise OSError("no console")
+        return [OOPS]
+
+    def skip_console(self):
+        self.asked.append("skip console")
+
+
+class Named:
+    """A guest's handle, as a key."""
+
+    name = "web"
+
+
+@pytest.fixture
+def watch():
+    def watch(kernel):
+        kernels, guest = WatchedKernels(), Named()
+        machine = None if kernel is None else SimpleNamespace(kernel=kernel)
+        kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=kvm.GuestSpec())
+        return kernels, guest
+
+    return watch
+
+
+def test_after_the_call_every_log_is_read_and_after_teardown_those_of_guests_that_were_used(watch):
+    kernel = Kernel()
+    kernels, guest = watch(kernel)
+    kernels.begin_test()
+    kernels.note_use(guest)
+    kernels.look([guest], after_call=True)
+    kernels.look([guest], after_call=False)
+    kernels.note_use(guest)
+    kernels.look([guest], after_call=False)
+    assert kernel.asked == ["skip console", "console and log", "console", "console and log"]
+    assert [each.report for each in kernels.take()] == [OOPS] * 3
+    assert kernels.take() == []
+
+
+def test_a_guest_that_is_used_is_looked_at_wherever_the_test_has_it_from(watch):
+    kernel = Kernel()
+    kernels, guest = watch(kernel)
+    kernels.look([], after_call=True)
+    assert kernel.asked == []
+    kernels.note_use(guest)
+    kernels.look([], after_call=True)
+    assert kernel.asked == ["console and log"]
+
+
+@pytest.mark.parametrize("note", ["note_use", "note_test"])
+def test_what_was_logged_while_tests_did_not_have_a_guest_is_nobodys(watch, note):
+    kernel = Kernel()
+    kernels, guest = watch(kernel)
+    for _ in range(2):
+        kernels.begin_test()
+        getattr(kernels, note)(guest)
+    assert "skip log" not in kernel.asked
+    kernels.begin_test()
+    kernels.begin_test()
+    kernel.asked.clear()
+    getattr(kernels, note)(guest)
+    getattr(kernels, note)(guest)
+    assert kernel.asked == ["skip log"]
+
+
+def test_guests_are_looked_at_at_the_same_time():
+    both = threading.Barrier(2, timeout=60)
+
+    class Meets(Kernel):
+        def look(self, *, reads_log):
+            both.wait()
+            return super().look(reads_log=reads_log)
+
+    kernels, guests = WatchedKernels(), [Named(), Named()]
+    for guest in guests:
+        machines = SimpleNamespace(if_ready=SimpleNamespace(kernel=Meets()))
+        kernels.watch(guest, machines, spec=kvm.GuestSpec())
+    kernels.look(guests, after_call=True)
+    assert len(kernels.take()) == 2
+
+
+def test_a_guest_is_looked_at_before_it_is_removed_and_never_again(watch):
+    kernel = Kernel()
+    kernels, guest = watch(kernel)
+    kernels.note_use(guest)
+    kernels.forget(guest)
+    kernels.look([guest], after_call=True)
+    kernels.forget(guest)
+    assert kernel.asked == ["console and log"]
+    assert [each.guest for each in kernels.take()] == ["web"]
+
+
+def test_nothing_is_looked_at_while_a_run_is_closed(watch):
+    kernel = Kernel()
+    kernels, guest = watch(kernel)
+    kernels.close()
+    kernels.forget(guest)
+    assert kernel.asked == []
+
+
+def test_a_guest_that_boots_reports_nothing(watch):
+    kernels, guest = watch(None)
+    kernels.begin_test()
+    kernels.note_use(guest)
+    kernels.look([guest], after_call=True)
+    assert kernels.take() == []
+
+
+def test_what_cannot_be_read_fails_nothing(watch, caplog):
+    kernels, guest = watch(Kernel(fails=True))
+    kernels.look([guest], after_call=True)
+    assert kernels.take() == []
+    assert "web: what its kernel reports cannot be read: no console" in caplog.text
+
+
+def test_what_was_found_before_a_test_is_not_its_own(watch):
+    kernels, guest = watch(Kernel())
+    kernels.look([guest], after_call=True)
+    kernels.begin_test()
+    assert kernels.take() == []

@@ -121,9 +121,12 @@ def pytest_fixture_setup(
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Fail a test that passed, or has skipped itself, if a guest's kernel reported an error."""
+    """Fail a test that passed, or has skipped itself, if a guest's kernel reported an error.
+
+    It is the innermost of all wrappers, so what it logs is in the test's report.
+    """
     try:
         yield
     except BaseException as outcome:

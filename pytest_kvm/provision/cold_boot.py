@@ -216,6 +216,17 @@ def apply_link_state(domain: Domain, request: StartRequest) -> None:
             domain.qmp("set_link", {"name": card_id(user_netdev(index)), "up": False})
 
 
+def _ssh_port(domain: Domain, request: StartRequest) -> int:
+    """Return the port of this host that QEMU forwards to the guest's SSH."""
+    ports = forwarded_ports(domain, _SSH_PORT)
+    if not ports:
+        raise DomainFailed(
+            f"{request.name}: QEMU forwards no port to the guest's SSH",
+            resolution="an xml hook must keep the arguments in <qemu:commandline>",
+        )
+    return ports.pop()
+
+
 def assemble_machine(
     resources: RunResources,
     request: StartRequest,
@@ -230,19 +241,16 @@ def assemble_machine(
     Raises:
         DomainFailed: QEMU forwards no port to the guest's SSH.
     """
-    ports = forwarded_ports(domain, _SSH_PORT)
-    if not ports:
-        raise DomainFailed(
-            f"{request.name}: QEMU forwards no port to the guest's SSH",
-            resolution="an xml hook must keep the arguments in <qemu:commandline>",
-        )
     boot_timeout = request.spec.boot_timeout
     timeouts = resources.timeouts if boot_timeout is None else replace(resources.timeouts, boot=boot_timeout)
-    port = ports.pop()
     folder = plan.console_log.parent
-    known_hosts = write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n")
+    port = _ssh_port(domain, request)
     access = Access(
-        port=port, key_file=key_file, host_key=host_key, known_hosts=known_hosts, user=request.spec.login
+        port=port,
+        key_file=key_file,
+        host_key=host_key,
+        known_hosts=write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n"),
+        user=request.spec.login,
     )
     request.room.note_process(domain.pid)
     _record(request, plan, access)

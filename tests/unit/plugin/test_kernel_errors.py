@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from types import SimpleNamespace
 
@@ -109,6 +110,15 @@ def test_an_error_fails_a_test_that_passed(run):
     result.stdout.fnmatch_lines(
         ["*GuestUnhealthy: web: oops in its kernel: BUG: Bad page state", "*RIP: foo*"]
     )
+
+
+def test_what_is_logged_while_guests_are_looked_at_is_in_the_report(run, monkeypatch):
+    def look(self, guests, *, after_call):
+        logging.getLogger("pytest_kvm.kernel").warning("web: its log cannot be read")
+
+    monkeypatch.setattr(Kernels, "look", look)
+    shown = run(OOPS).stdout
+    shown.fnmatch_lines(["*GuestUnhealthy: web: oops*", "*Captured log call*", "*its log cannot be read*"])
 
 
 @pytest.mark.parametrize(

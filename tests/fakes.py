@@ -50,6 +50,7 @@ class FakeDomain:
         self.agent_replies: dict[str, AgentReply] = {}
         """Replies by command; a command that is not here means: no agent."""
         self.on_shutdown: Callable[[], None] = lambda: None
+        self.when_reset: list[Callable[[], None]] = []
         self._state = DomainState.RUNNING
         self._reason = ""
         self._ended = threading.Event()
@@ -83,6 +84,9 @@ class FakeDomain:
         else:
             callback(self._reason)
 
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        self.when_reset.append(callback)
+
     def wait_end(self, timeout: float) -> bool:
         return self._ended.wait(timeout)
 
@@ -100,6 +104,8 @@ class FakeDomain:
 
     def reset(self) -> None:
         self.done.append("reset")
+        for callback in self.when_reset:
+            callback()
 
     def shutdown(self) -> None:
         self.done.append("shutdown")

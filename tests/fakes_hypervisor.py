@@ -76,6 +76,9 @@ class FakeDomain:
         else:
             callback(self._reason)
 
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        """Nothing resets it."""
+
     def wait_end(self, timeout: float) -> bool:
         return self._ended.wait(timeout)
 

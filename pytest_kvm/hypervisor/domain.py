@@ -116,6 +116,10 @@ class LibvirtDomain:
         """Call ``callback`` once with the reason of the domain's end; see :meth:`Lifecycle.on_end`."""
         self._lifecycle.on_end(callback)
 
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever the machine was reset; see :meth:`Lifecycle.on_reset`."""
+        self._lifecycle.on_reset(callback)
+
     def wait_end(self, timeout: float) -> bool:
         """Block until the domain has ended; return False if it has not after ``timeout`` seconds."""
         return self._lifecycle.wait(timeout)

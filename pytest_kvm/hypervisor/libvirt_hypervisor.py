@@ -109,6 +109,7 @@ class LibvirtHypervisor:
                 connection.get().domainEventRegisterAny(None, event, callback, None)  # pyright: ignore[reportUnknownMemberType]
                 for event, callback in (
                     (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event),
+                    (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reset),
                     (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error),
                 )
             ]
@@ -288,6 +289,12 @@ class LibvirtHypervisor:
         life.event(event, detail)
         if life.settled:
             self._forget(life)
+
+    def _on_reset(self, _connection: object, raw: libvirt.virDomain, _mine: object) -> None:
+        with self._lock:
+            life = self._lives.get(raw.name())
+        if life is not None:
+            life.note_reset()
 
     def _on_io_error(
         self,

@@ -42,6 +42,7 @@ class Lifecycle:
         self._expected = ""
         self._was_given_up = False
         self._callbacks: list[Callable[[str], None]] = []
+        self._on_reset: list[Callable[[], None]] = []
 
     @property
     def alive(self) -> bool:
@@ -78,6 +79,18 @@ class Lifecycle:
                 self._callbacks.append(callback)
                 return
         callback(self._reason)
+
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever the machine was reset, by us or by the guest; it has to return soon.
+
+        One reboot can be several resets: a kernel tries several ways, and QEMU counts each.
+        """
+        self._on_reset.append(callback)
+
+    def note_reset(self) -> None:
+        """Process libvirt's event that the machine was reset."""
+        for callback in self._on_reset:
+            callback()
 
     def expect(self, reason: str) -> None:
         """Set the reason for an end that we are about to cause; the event would only say that QEMU died."""

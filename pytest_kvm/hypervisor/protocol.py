@@ -114,6 +114,10 @@ class Domain(Protocol):
         """Call ``callback`` once with the reason of the domain's end; at once if it has ended already."""
         ...
 
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever the machine was reset, by :meth:`reset` or by the guest."""
+        ...
+
     def wait_end(self, timeout: float) -> bool:
         """Block until the domain has ended; return False if it has not after ``timeout`` seconds."""
         ...

@@ -92,8 +92,11 @@ class KernelLog:
         self._ask(self._go_to_end)
 
     def note_restore(self) -> None:
-        """Note that the guest was restored: its agent may answer now."""
+        """Note that the guest was restored: its agent may answer now, and what it had logged then is old."""
         self._is_silent = False
+        self._first_unread = None
+        if self._read_at is not None:
+            self._read_at = time.monotonic()
 
     def note_boot(self) -> None:
         """Note that another kernel runs, whose log is all new."""
@@ -128,25 +131,27 @@ class KernelLog:
             self._first_unread = self._number_of_first_new()
         if self._first_unread is None:
             return []
-        first, oldest = self._first_unread, 0.0
+        # If the agent was restarted, perhaps the kernel was, too, and numbers its records anew.
+        first, oldest = self._first_unread if self._go_to_end() else 0, 0.0
         if first == 0 and self._read_at is not None:
             oldest = self._uptime() - (time.monotonic() - self._read_at) - _CLOCKS_DIFFER
-        self._go_to_end()
         new = [each for each in self._records() if each.number >= first and each.micros >= oldest * 1e6]
         self._read_at, self._first_unread = time.monotonic(), None
         return new
 
-    def _go_to_end(self) -> None:
+    def _go_to_end(self) -> bool:
+        """Have the agent skip the log's records; say whether it still had its handle."""
         if self._handle is not None:
             try:
                 self._seek(self._handle)
             except AgentError:
                 self._handle = None  # the agent was restarted
             else:
-                return
+                return True
         handle = self._agent.open(_DEVICE, mode="r")
         self._seek(handle)
         self._handle = handle
+        return False
 
     def _seek(self, handle: int) -> None:
         self._agent.call("guest-file-seek", {"handle": handle, "offset": 0, "whence": "end"})

@@ -64,17 +64,19 @@ _WORDS: tuple[tuple[ReportKind, bytes], ...] = (
     (
         "oops",
         (
-            rb"BUG: |BUG [\w:. -]{1,64} \((?:Not t|T)ainted|kernel BUG at |Oops: |general protection fault"
-            rb"|Unable to handle kernel |Internal error: |(?:PANIC: )?double fault"
+            rb"BUG: |BUG [^\n]{1,80}? \((?:Not t|T)ainted|kernel BUG at |Oops: |general protection fault"
+            rb"|Unable to handle kernel |Internal error: [^\n]{1,80}\[#\d|(?:PANIC: )?double fault"
             rb"|[a-z][\w -]{2,40}: (?:0x)?[0-9a-f]{4,16} \[#\d"
         ),
     ),
-    ("warning", rb"WARNING: (?:CPU: \d|[\w/.-]{1,200}:\d{1,6} at )"),
+    ("warning", rb"WARNING: (?:CPU: \d|(?:\[[^\n]{1,200}\] )?[\w/.-]{1,200}:\d{1,6} at )"),
 )
 _KIND_OF_GROUP: dict[str, ReportKind] = {f"k{number}": kind for number, (kind, _) in enumerate(_WORDS)}
 _STAMP = rb"\[ {0,8}(?P<stamp>\d{1,9}\.\d{6})\](?:\[ {0,8}[TC]\d{1,9}\])? "
-_PREFIXES = rb"(?:[\w/ .#-]{1,40}: ){0,2}"
-"""Subsystems, as in "watchdog: BUG: soft lockup". A program's name has its process id in brackets."""
+"""With the thread or the processor that printed the line, where the kernel names it."""
+_PREFIXES = rb"(?:(?:NMI )?[\w/.#-]{1,40}: ){0,2}"
+"""Subsystems, as in "watchdog: BUG: soft lockup". Before a program's name there can be the host's, as
+``journalctl`` prints it, and after it its process id in brackets."""
 _KINDS = b"|".join(b"(?P<k%d>%s)" % (number, words) for number, (_, words) in enumerate(_WORDS))
 _BEGIN = re.compile(rb"(?<!\d\] )" + _STAMP + _PREFIXES + b"(?:" + _KINDS + b")")
 """Not after another time stamp: that is a program that quotes the kernel."""
@@ -83,8 +85,10 @@ _LINE_STAMP = re.compile(rb"^\[ {0,8}\d{1,9}\.\d{6}\]", re.MULTILINE)
 _REASON = re.compile(
     rb"Oops\b|general protection fault|Internal error|[a-z][\w -]{2,40}: (?:0x)?[0-9a-f]{4,16} "
 )
-_STAMPED = re.compile(r"\[ *(\d+\.\d{6})\]")
+_STAMPED = re.compile(r"\[ *(\d+\.\d{6})\](?:\[ *[TC]\d+\])?")
 _END = re.compile(r"---\[ end ")
+_HAS_REASON = re.compile(rb"---\[ end |\[#\d")
+"""The number of an oops, or its end: no other line can be its reason."""
 _HEADS: dict[ReportKind, tuple[bytes, ...]] = {
     "OOM kill": (b" invoked oom-killer: ",),
     "oops": (b"------------[ cut here ]------------",),
@@ -106,6 +110,11 @@ class KernelReport:
     """The whole report, clean and cut."""
     excuse: str = ""
     """Why this host is to blame and not the guest; "" if nothing says so."""
+
+    @property
+    def explained(self) -> str:
+        """The text, and the excuse if there is one."""
+        return f"{self.text}\n({self.excuse})" if self.excuse else self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +174,21 @@ def _begins(text: bytes, *, stamps: bool, former: KernelReport | None) -> Iterat
     """Yield where each report begins."""
     counts: Counter[ReportKind] = Counter()
     last = None if former is None or not former.stamp else (former.kind, float(former.stamp))
+    is_open = former is not None and _HAS_REASON.search(former.text.encode()) is None
+    """Whether a line can be the reason of the last report."""
+    begin = 0
     for match in _BEGIN.finditer(text):
         group, words = next((name, match[name]) for name in _KIND_OF_GROUP if match[name] is not None)
         kind, stamp = _KIND_OF_GROUP[group], match["stamp"].decode()
-        if last is not None and _is_reason(kind, words, seconds_since=float(stamp) - last[1], of=last[0]):
+        is_open = is_open and _HAS_REASON.search(text, begin, match.start()) is None
+        begin = match.start()
+        if (
+            last is not None
+            and is_open
+            and _is_reason(kind, words, seconds_since=float(stamp) - last[1], of=last[0])
+        ):
             continue
+        is_open = True
         last = (kind, float(stamp))
         counts[kind] += 1
         if counts[kind] <= MOST_REPORTS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,7 +23,11 @@ _log = logging.getLogger("pytest_kvm.kernel")
 _MOST_CONSOLE = 8 * 1024 * 1024
 """Bytes of a console that are searched at a time; of more, the last ones."""
 _LONGEST_LINE = 4096
-_BOOT_WORDS = re.compile(rb"Linux version |SeaBIOS \(version ")
+_LINUX_VERSION = re.compile(
+    rb"^\[ {0,8}\d{1,9}\.\d{6}\](?:\[ {0,8}[TC]\d{1,9}\])? Linux version ", re.MULTILINE
+)
+_NOT_ASCII = re.compile(r"(?:\\x[0-9a-f]{2}|[^ -~])+")
+"""Bytes that a console shows as they are, and the log as escapes."""
 _END_WITHIN = 2.0
 """Seconds to wait for the end of a report that the kernel is still printing."""
 
@@ -31,7 +37,7 @@ class _Change:
     """What has happened to the kernel when the console had come to an offset."""
 
     offset: int
-    kind: Literal["boot", "restore", "expected panic"]
+    kind: Literal["boot", "boot after panic", "restore", "expected panic"]
 
 
 class KernelWatch:
@@ -50,22 +56,26 @@ class KernelWatch:
         self._processor_time = ProcessorTime(domain)
         self._position: int | None = None
         """How far the console was searched; None: the watch has not begun."""
-        self._changes: list[_Change] = []
-        """Those that the search has not come to yet."""
+        self._changes: deque[_Change] = deque()
+        """Those that the search has not come to yet; the thread of libvirt's events adds boots."""
         self._untold: list[KernelReport] = []
         """Found on the console, and not told yet."""
         self._last: KernelReport | None = None
         """The last report on the console."""
+        self._last_logged: KernelReport | None = None
+        """The last report in the kernel's log."""
         self._told: set[tuple[str, str]] = set()
         """Time stamps and first lines."""
         self._expects_panic = False
         """Whether this kernel was made to panic: all that it prints is expected."""
         self._has_panicked = False
         self._has_stamps = False
+        domain.on_reset(self._note_boot)
 
     def begin(self) -> None:
         """Begin to watch a guest that has booted."""
         self._position = self._console.offset()
+        self._changes.clear()
         past = self._console.read(max(0, self._position - _MOST_CONSOLE), _MOST_CONSOLE)
         self._has_stamps = has_stamps(past)
         # A guest can show again what it has printed before, by dmesg(1) for instance.
@@ -77,7 +87,8 @@ class KernelWatch:
         """Go on where the watch of a machine ended that was started again, with the same console log."""
         self._position = former._position
         self._has_stamps = former._has_stamps
-        self._changes = [*former._changes, _Change(offset=self._console.offset(), kind="boot")]
+        self._changes.extend(former._changes)
+        self._note_boot()
         self._untold, self._last, self._told = former._untold, former._last, former._told
         self._expects_panic = former._expects_panic
 
@@ -88,7 +99,7 @@ class KernelWatch:
         """
         self._changes.append(_Change(offset=since, kind="expected panic"))
 
-    def note_boot(self) -> None:
+    def _note_boot(self) -> None:
         """Note that the guest was reset: what the console shows from now on is another kernel's."""
         self._changes.append(_Change(offset=self._console.offset(), kind="boot"))
 
@@ -99,6 +110,7 @@ class KernelWatch:
         """
         self.read_console()
         self._changes.append(_Change(offset=self._console.offset(), kind="restore"))
+        self._kernel_log.note_restore()
         self._processor_time.restart()
 
     def skip_console(self) -> None:
@@ -117,12 +129,8 @@ class KernelWatch:
         if self._position is not None:
             self._untold += map(self._with_excuse, self._search_console())
 
-    def look(self, *, reads_log: bool) -> list[KernelReport]:
-        """Return the new reports.
-
-        Args:
-            reads_log: Whether to look into the kernel's log, too, which takes the guest a moment.
-        """
+    def look(self) -> list[KernelReport]:
+        """Return the new reports, on the console and in the kernel's log."""
         if self._position is None:
             return []
         self.read_console()
@@ -131,16 +139,14 @@ class KernelWatch:
             # A console shows what programs write to /dev/kmsg as it shows the kernel's own text.
             of_programs = self._kernel_log.stamps_of_programs()
             on_console = [each for each in on_console if each.stamp not in of_programs]
-        new = [each for each in on_console if self._is_new(each)]
-        if reads_log and not self._has_panicked:
-            logged = find_reports(self._kernel_log.read_new(), stamps=True)
-            new += [self._with_excuse(each.report) for each in logged if self._is_new(each.report)]
+        logged: list[KernelReport] = []
+        if not self._has_panicked:
+            logged = [self._with_excuse(each) for each in self._search_log()]
             self._processor_time.note()
-        return new
+        return [each for each in _merge(on_console, logged) if self._is_new(each)]
 
     def _with_excuse(self, report: KernelReport) -> KernelReport:
-        excuse = self._processor_time.excuse(report)
-        return replace(report, text=f"{report.text}\n({excuse})", excuse=excuse) if excuse else report
+        return replace(report, excuse=self._processor_time.excuse(report))
 
     def _is_new(self, report: KernelReport) -> bool:
         """Say whether a report was not told yet: console and log show the same ones."""
@@ -150,11 +156,19 @@ class KernelWatch:
         self._told.add(key)
         return True
 
+    def _search_log(self) -> list[KernelReport]:
+        """Return the reports that the kernel has logged since the last call."""
+        found = find_reports(self._kernel_log.read_new(), stamps=True, former=self._last_logged)
+        if found:
+            self._last_logged = found[-1].report
+        return [each.report for each in found]
+
     # ------------------------------------------------------------ the console
 
     def _search_console(self) -> list[KernelReport]:
         """Return the reports that the console shows since the last call, and that nobody expects."""
         start = self._start()
+        changes = self._new_changes(is_new_file=start < (self._position or 0))
         text = self._whole_lines(start)
         found = self._find(text)
         if found and not found[-1].is_complete:
@@ -163,9 +177,12 @@ class KernelWatch:
             found = self._find(text)
         self._position = start + len(text)
         self._has_stamps = self._has_stamps or has_stamps(text)
-        boots = [_Change(offset=start + each.start(), kind="boot") for each in _BOOT_WORDS.finditer(text)]
-        changes = sorted([*self._changes, *boots], key=lambda change: change.offset)
-        self._changes.clear()
+        # kexec(8) resets no machine, but a kernel that has panicked prints nothing of the kind any more.
+        changes += [
+            _Change(offset=start + each.start(), kind="boot after panic")
+            for each in _LINUX_VERSION.finditer(text)
+        ]
+        changes.sort(key=lambda change: change.offset)
         unexpected: list[KernelReport] = []
         for each in found:
             while changes and changes[0].offset <= start + each.offset:
@@ -179,13 +196,13 @@ class KernelWatch:
         return unexpected
 
     def _take_in(self, change: _Change) -> None:
+        if change.kind == "boot after panic" and not self._has_panicked:
+            return  # a program shows what the kernel has printed before
         self._expects_panic = change.kind == "expected panic"
         if change.kind == "expected panic":
             return
-        self._has_panicked, self._last = False, None
-        if change.kind == "restore":
-            self._kernel_log.note_restore()
-        else:
+        self._has_panicked, self._last, self._last_logged = False, None, None
+        if change.kind != "restore":
             self._kernel_log.note_boot()
             self._told.clear()
 
@@ -195,13 +212,17 @@ class KernelWatch:
     def _start(self) -> int:
         start, end = self._position or 0, self._console.offset()
         if start > end:  # virtlogd(8) starts a new file at 2 MiB
-            self._changes = [replace(change, offset=0) for change in self._changes]
             return 0
         if end - start > _MOST_CONSOLE:
             left_out = end - start - _MOST_CONSOLE
             _log.warning("%s: %d bytes of its console were not searched", self._name, left_out)
             return end - _MOST_CONSOLE
         return start
+
+    def _new_changes(self, *, is_new_file: bool) -> list[_Change]:
+        """Return the changes since the last call."""
+        changes = [self._changes.popleft() for _ in range(len(self._changes))]
+        return [replace(change, offset=0) for change in changes] if is_new_file else changes
 
     def _whole_lines(self, start: int) -> bytes:
         """Return what the console shows from an offset on, without a last line that is not complete."""
@@ -223,5 +244,15 @@ class KernelWatch:
             wait_until(is_silent, describe="the report's end", timeout=_END_WITHIN, every=0.2)
 
 
+def _merge(on_console: Sequence[KernelReport], logged: Sequence[KernelReport]) -> list[KernelReport]:
+    """Return the reports of both, each once; a console may hide lines of one, such as its trace."""
+    whole = {_key(each): each for each in logged}
+    merged: list[KernelReport] = []
+    for each in on_console:
+        other = whole.pop(_key(each), each)
+        merged.append(replace(each, text=max(each.text, other.text, key=len)))
+    return merged + list(whole.values())
+
+
 def _key(report: KernelReport) -> tuple[str, str]:
-    return report.stamp, report.line
+    return report.stamp, _NOT_ASCII.sub("?", report.line)

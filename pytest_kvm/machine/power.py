@@ -48,7 +48,6 @@ def reboot(machine: Machine, *, hard: bool, timeout: float) -> None:
     if hard:
         # Otherwise a panic that the old system is still printing would count as the new system's.
         machine.domain.suspend()
-        machine.kernel.note_boot()
     offset = machine.console.offset()
     boot = _new_boot(machine)
     if hard:

@@ -21,7 +21,7 @@ from pytest_kvm.plugin.kernel_errors import (
     add_kernel_sections,
     begin_test,
     check_kernels,
-    is_skip,
+    checking_skips,
     note_guests,
     show_replaced,
 )
@@ -102,7 +102,8 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     scopes_of(item.config).begin(item)
     record_segments(item)
     try:
-        yield
+        with checking_skips(item):
+            yield
     finally:
         end_reservation(item.config)
     guests = guests_of(item)
@@ -127,22 +128,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
     It is the innermost of all wrappers, so what it logs is in the test's report.
     """
-    try:
+    with checking_skips(item):
         yield
-    except BaseException as outcome:
-        if is_skip(outcome):
-            check_kernels(item, after_call=True)
-        raise
-    check_kernels(item, after_call=True)
+    check_kernels(item)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """End the test's changes to guests once all its fixtures are torn down."""
     try:
-        with scopes_of(item.config).tearing_down():
+        with checking_skips(item), scopes_of(item.config).tearing_down():
             yield
-        check_kernels(item, after_call=False)
+        check_kernels(item)
     finally:
         note_test(item.config, "")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,12 +43,8 @@ def note_guests(item: pytest.Item) -> None:
             run.kernels.note_test(guest)
 
 
-def check_kernels(item: pytest.Item, *, after_call: bool) -> None:
+def check_kernels(item: pytest.Item) -> None:
     """Check what kernels have reported since the test's set-up began, or since the last check.
-
-    Args:
-        item: The test.
-        after_call: Whether its call is over; else its teardown.
 
     Raises:
         GuestUnhealthy: One has reported an error, which is not allowed.
@@ -55,7 +52,7 @@ def check_kernels(item: pytest.Item, *, after_call: bool) -> None:
     run = existing_run(item.config)
     if run is None:
         return
-    run.kernels.look(guests_of(item), after_call=after_call)
+    run.kernels.look(guests_of(item))
     warned: list[GuestReport] = []
     failing: list[GuestReport] = []
     for each in run.kernels.take():
@@ -63,11 +60,25 @@ def check_kernels(item: pytest.Item, *, after_call: bool) -> None:
         if policy != "ignore":
             (failing if policy == "fail" else warned).append(each)
     try:
-        for each in warned:
-            _warn(item, each)
+        _warn(item, warned)
     finally:  # warnings can be errors
         if failing:
             raise _unhealthy(failing, warned=warned)
+
+
+@contextmanager
+def checking_skips(item: pytest.Item) -> Generator[None]:
+    """Check what kernels have reported if a test skips itself in the block; else it would be told nowhere.
+
+    Raises:
+        GuestUnhealthy: As :func:`check_kernels`.
+    """
+    try:
+        yield
+    except BaseException as outcome:
+        if _is_skip(outcome):
+            check_kernels(item)
+        raise
 
 
 def add_kernel_sections(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -75,10 +86,10 @@ def add_kernel_sections(item: pytest.Item, report: pytest.TestReport) -> None:
     run = existing_run(item.config)
     if run is None:
         return
-    run.kernels.look(guests_of(item), after_call=report.when != "teardown")
+    run.kernels.look(guests_of(item))
     found = [each for each in run.kernels.take() if _policy(item, each) != "ignore"]
     for each in found[:_SHOWN]:
-        _add_section(report, f"kernel of {each.guest}: {each.report.kind}", each.report.text)
+        _add_section(report, f"kernel of {each.guest}: {each.report.kind}", each.report.explained)
     if len(found) > _SHOWN:
         _add_section(report, "further kernel errors", "\n".join(map(_first_line, found[_SHOWN:])))
 
@@ -88,14 +99,14 @@ def show_replaced(error: GuestUnhealthy, *, report: pytest.TestReport, by: BaseE
 
     pytest does so for the methods of a ``unittest.TestCase``.
     """
-    if is_skip(by):
+    if _is_skip(by):
         report.outcome = "failed"
         show_text_alone(report, error)
     else:
         _add_section(report, "GuestUnhealthy", str(error))
 
 
-def is_skip(error: BaseException) -> bool:
+def _is_skip(error: BaseException) -> bool:
     """Say whether a test has skipped itself, by pytest's way or by unittest's."""
     unittest = sys.modules.get("unittest")
     return isinstance(error, (pytest.skip.Exception, *([unittest.SkipTest] if unittest else ())))
@@ -110,21 +121,26 @@ def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
         add(title, text)
 
 
-def _warn(item: pytest.Item, found: GuestReport) -> None:
-    """Warn of a report; where warnings are errors, one that is this host's fault fails no test."""
-    warning = KernelErrorWarning(f"{_first_line(found)}\n{found.report.text}")
-    try:
-        item.warn(warning)
-    except KernelErrorWarning:
-        if not found.report.excuse:
-            raise
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", KernelErrorWarning)
+def _warn(item: pytest.Item, found: Sequence[GuestReport]) -> None:
+    """Warn of reports; where warnings are errors, one that is this host's fault fails no test."""
+    errors: list[KernelErrorWarning] = []
+    for each in found:
+        warning = KernelErrorWarning(f"{_first_line(each)}\n{each.report.explained}")
+        try:
             item.warn(warning)
+        except KernelErrorWarning as error:
+            if not each.report.excuse:
+                errors.append(error)
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", KernelErrorWarning)
+                item.warn(warning)
+    if errors:
+        raise KernelErrorWarning("\n".join(map(str, errors)))
 
 
 def _unhealthy(failing: Sequence[GuestReport], *, warned: Sequence[GuestReport]) -> GuestUnhealthy:
-    texts = [f"{each.guest}, {each.report.kind}:\n{each.report.text}" for each in failing[:_SHOWN]]
+    texts = [f"{each.guest}, {each.report.kind}:\n{each.report.explained}" for each in failing[:_SHOWN]]
     texts += map(_first_line, [*failing[_SHOWN:], *warned])
     more = f" (and {len(failing) - 1} more)" if len(failing) > 1 else ""
     return GuestUnhealthy(

@@ -64,7 +64,7 @@ class WatchedKernels:
         with self._lock:
             watched = self._watched.pop(guest, None)
         if watched is not None:
-            self._look(guest, watched, reads_log=watched.is_used)
+            self._look(guest, watched)
 
     def close(self) -> None:
         """Look at no guest any more."""
@@ -103,17 +103,11 @@ class WatchedKernels:
         if former < self._test - 1 and machine is not None:
             machine.kernel.skip_log()
 
-    def look(self, guests: Sequence[Guest], *, after_call: bool) -> None:
-        """Look at the guests that a test has, and at those that were used since the last look.
-
-        Args:
-            guests: The guests that the test has.
-            after_call: Whether to read the kernels' logs of all of them; else only of those that were
-                used since the last look.
-        """
+    def look(self, guests: Sequence[Guest]) -> None:
+        """Look at the guests that a test has, and at those that were used since the last look."""
         with self._lock:
             looks = [
-                partial(self._look, guest, each, reads_log=after_call or each.is_used)
+                partial(self._look, guest, each)
                 for guest, each in self._watched.items()
                 if each.is_used or guest in guests
             ]
@@ -125,13 +119,13 @@ class WatchedKernels:
             found, self._found = self._found, []
         return found
 
-    def _look(self, guest: Guest, watched: _Watched, *, reads_log: bool) -> None:
+    def _look(self, guest: Guest, watched: _Watched) -> None:
         machine = watched.machines.if_ready
         if machine is None:
             return
-        watched.is_used = watched.is_used and not reads_log
+        watched.is_used = False
         with _telling(guest):
-            reports = machine.kernel.look(reads_log=reads_log)
+            reports = machine.kernel.look()
             found = [GuestReport(guest=guest.name, spec=watched.spec, report=each) for each in reports]
             with self._lock:
                 self._found += found

@@ -34,7 +34,7 @@ def jumps(guest):
         guest.machine.kernel.skip_console()
         guest.machine.kernel.skip_log()
         here.restore()
-        reports = guest.machine.kernel.look(reads_log=True)
+        reports = guest.machine.kernel.look()
         yield reports
         if reports:
             return

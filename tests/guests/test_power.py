@@ -22,9 +22,12 @@ BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 
 
 def test_a_reboot_is_another_boot_of_the_same_system(victim):
+    resets = []
     before = victim.run(BOOT_ID).stdout
     victim.run("echo kept >/root/kept; sync; touch /run/lost")
+    victim.machine.domain.on_reset(lambda: resets.append(1))
     victim.reboot()
+    assert resets, "libvirt tells of each attempt, and a kernel makes several"
     assert victim.run(BOOT_ID).stdout != before
     assert victim.read_text("/root/kept") == "kept\n"
     assert not victim.run("test -e /run/lost", check=False).ok
@@ -48,7 +51,10 @@ def test_a_crash_is_noticed_and_a_hard_reboot_brings_the_guest_back(victim):
     before = victim.run(BOOT_ID).stdout
     assert "sysrq triggered crash" in victim.crash()
     assert victim.state == "running"  # QEMU does; that is what the next line is about
+    resets = []
+    victim.machine.domain.on_reset(lambda: resets.append(1))
     victim.reboot(hard=True)
+    assert resets
     assert victim.run(BOOT_ID).stdout != before
 
 

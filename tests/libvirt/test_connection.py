@@ -56,6 +56,18 @@ def test_a_name_is_not_free_before_libvirt_has_told_of_the_end(hypervisor, monke
     hypervisor.create(XML.format(name="web", kind="hvm")).destroy()
 
 
+def test_every_reset_is_told(hypervisor):
+    """The test driver has no such event."""
+    domain = hypervisor.create(XML.format(name="web", kind="hvm"))
+    told = []
+    domain.on_reset(lambda: told.append("reset"))
+    raw = hypervisor._connection.get().lookupByName("web")
+    hypervisor._on_reset(None, raw, None)
+    hypervisor._on_reset(None, raw, None)
+    assert told == ["reset", "reset"]
+    domain.destroy()
+
+
 def tell_of_a_full_disk(hypervisor):
     """Do what libvirt does: the test driver has no such event."""
     raw, paused = hypervisor._connection.get().lookupByName("web"), libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE

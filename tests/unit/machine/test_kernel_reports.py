@@ -25,6 +25,7 @@ WORDS = {
         "divide error: 0000 [#1] PREEMPT SMP NOPTI",
         "Unable to handle kernel NULL pointer dereference at virtual address 0000000000000008",
         "Internal error: Oops: 96000004 [#1] SMP",
+        "BUG xfs_inode/a@(x) (Not tainted): Poison overwritten",
         "BUG kmalloc-64 (Not tainted): Poison overwritten",
         "BUG kmalloc-rnd-05-32 (Tainted: G    B      OE     ): Left Redzone overwritten",
         "int3: 0000 [#1] PREEMPT SMP NOPTI",
@@ -72,6 +73,7 @@ WORDS = {
     "warning": [
         "WARNING: CPU: 0 PID: 41 at fs/btrfs/inode.c:9 btrfs_foo+0x12/0x30 [btrfs]",
         "WARNING: fs/btrfs/inode.c:9 at btrfs_foo+0x12/0x30, CPU#1: mount/41",
+        "WARNING: [list[i] > 3] fs/btrfs/inode.c:9 at btrfs_foo+0x12/0x30, CPU#1: mount/41",
     ],
 }
 HARMLESS = [
@@ -82,6 +84,8 @@ HARMLESS = [
     "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on",
     "rcu: Hierarchical RCU implementation.",
     "debug: nothing",
+    "virtio_blk virtio1: Internal error: no such request",
+    "myhost myprogram: BUG: quoted by journalctl -k -o short-monotonic",
     "Call Trace:",
 ]
 
@@ -98,7 +102,8 @@ def kinds(text):
 def test_each_kind_is_recognised_by_the_kernels_words(kind, words):
     (found,) = find_reports(line("before", 12.1) + line(words) + line("Call Trace:"))
     assert (found.report.kind, found.report.line, found.report.stamp) == (kind, words, "12.345678")
-    assert kinds(line(words, caller="[    T1]")) == [kind]
+    (found,) = find_reports(line(words, caller="[    T1]"))
+    assert (found.report.kind, found.report.line) == (kind, words)
 
 
 @pytest.mark.parametrize("words", HARMLESS)
@@ -213,6 +218,23 @@ def test_what_is_said_before_a_warning_is_a_part_of_it():
     assert "refcount_t: underflow" in warning.report.text
     assert warning.report.line.startswith("WARNING: CPU: 0")
     assert bug.report.text.splitlines() == ["[   12.400000] BUG: Bad page state"]
+
+
+GPF = "Oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP"
+
+
+def test_an_oops_right_after_a_report_that_has_ended_is_its_own():
+    before = line("BUG: sleeping function called from invalid context at a.c:1", 12.1)
+    end = line("---[ end trace 0000000000000000 ]---", 12.2)
+    assert kinds(before + end + line(GPF, 12.3)) == ["oops", "oops"]
+    assert kinds(before + line(GPF, 12.3)) == ["oops"]
+    assert kinds(before + line(GPF, 12.3) + line(GPF.replace("#1", "#2"), 12.4)) == ["oops", "oops"]
+
+
+@pytest.mark.parametrize("end", [b"", line("---[ end trace 0000000000000000 ]---", 12.2)])
+def test_so_is_one_that_is_read_later(end):
+    (former,) = find_reports(line("BUG: sleeping function called from invalid context at a.c:1", 12.1) + end)
+    assert len(find_reports(line(GPF, 12.3), former=former.report)) == bool(end)
 
 
 def test_a_head_that_is_long_ago_is_anothers():

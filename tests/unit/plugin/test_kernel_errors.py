@@ -58,7 +58,7 @@ class Kernels:
     def begin_test(self):
         self._found = []
 
-    def look(self, guests, *, after_call):
+    def look(self, guests):
         """Find what was provoked."""
 
     def take(self):
@@ -113,7 +113,7 @@ def test_an_error_fails_a_test_that_passed(run):
 
 
 def test_what_is_logged_while_guests_are_looked_at_is_in_the_report(run, monkeypatch):
-    def look(self, guests, *, after_call):
+    def look(self, guests):
         logging.getLogger("pytest_kvm.kernel").warning("web: its log cannot be read")
 
     monkeypatch.setattr(Kernels, "look", look)
@@ -178,7 +178,10 @@ def test_what_is_the_hosts_fault_fails_no_test_even_where_warnings_are_errors(ru
 
 def test_a_warning_that_is_an_error_fails_the_test(run):
     options = ["--kvm-kernel-errors=warn", "-Werror::pytest_kvm.KernelErrorWarning"]
-    run(OOPS, options=options).assert_outcomes(failed=1)
+    other = report("oops", "BUG: another")
+    shown = run(OOPS, other, options=options)
+    shown.assert_outcomes(failed=1)
+    shown.stdout.fnmatch_lines(["*web: oops in its kernel: BUG: Bad page state", "*BUG: another"])
 
 
 def test_of_many_reports_the_first_are_shown_whole(run):
@@ -235,6 +238,29 @@ def test_a_skip_hides_no_error(run, skip):
     source = f"import unittest\n{SUITE}    {skip}\n"
     run(OOPS, source=source).assert_outcomes(failed=1)
     run(source=source).assert_outcomes(skipped=1)
+
+
+SKIPS_IN_FIXTURE = """
+import pytest
+
+@pytest.fixture
+def late(request):
+    if {teardown}:
+        yield
+    request.config.provoke()
+    pytest.skip("too late")
+    yield
+
+def test_it(late):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("teardown", "passed"), [(False, 0), (True, 1)])
+def test_a_skip_in_a_fixture_hides_none_either(run, teardown, passed):
+    source = SKIPS_IN_FIXTURE.format(teardown=teardown)
+    run(OOPS, source=source).assert_outcomes(passed=passed, errors=1)
+    run(source=source).assert_outcomes(passed=passed, skipped=1)
 
 
 @pytest.mark.parametrize(
@@ -296,8 +322,8 @@ class Kernel:
     def skip_log(self):
         self.asked.append("skip log")
 
-    def look(self, *, reads_log):
-        self.asked.append("console and log" if reads_log else "console")
+    def look(self):
+        self.asked.append("look")
         if self._fails:
             raise OSError("no console")
         return [OOPS]
@@ -323,28 +349,26 @@ def watch():
     return watch
 
 
-def test_after_the_call_every_log_is_read_and_after_teardown_those_of_guests_that_were_used(watch):
+def test_a_guest_that_the_test_has_is_looked_at_whether_or_not_it_was_used(watch):
     kernel = Kernel()
     kernels, guest = watch(kernel)
     kernels.begin_test()
     kernels.note_use(guest)
-    kernels.look([guest], after_call=True)
-    kernels.look([guest], after_call=False)
-    kernels.note_use(guest)
-    kernels.look([guest], after_call=False)
-    assert kernel.asked == ["skip console", "console and log", "console", "console and log"]
-    assert [each.report for each in kernels.take()] == [OOPS] * 3
+    kernels.look([guest])
+    kernels.look([guest])
+    assert kernel.asked == ["skip console", "look", "look"]
+    assert [each.report for each in kernels.take()] == [OOPS] * 2
     assert kernels.take() == []
 
 
 def test_a_guest_that_is_used_is_looked_at_wherever_the_test_has_it_from(watch):
     kernel = Kernel()
     kernels, guest = watch(kernel)
-    kernels.look([], after_call=True)
+    kernels.look([])
     assert kernel.asked == []
     kernels.note_use(guest)
-    kernels.look([], after_call=True)
-    assert kernel.asked == ["console and log"]
+    kernels.look([])
+    assert kernel.asked == ["look"]
 
 
 @pytest.mark.parametrize("note", ["note_use", "note_test"])
@@ -367,15 +391,15 @@ def test_guests_are_looked_at_at_the_same_time():
     both = threading.Barrier(2, timeout=60)
 
     class Meets(Kernel):
-        def look(self, *, reads_log):
+        def look(self):
             both.wait()
-            return super().look(reads_log=reads_log)
+            return super().look()
 
     kernels, guests = WatchedKernels(), [Named(), Named()]
     for guest in guests:
         machines = SimpleNamespace(if_ready=SimpleNamespace(kernel=Meets()))
         kernels.watch(guest, machines, spec=kvm.GuestSpec())
-    kernels.look(guests, after_call=True)
+    kernels.look(guests)
     assert len(kernels.take()) == 2
 
 
@@ -384,9 +408,9 @@ def test_a_guest_is_looked_at_before_it_is_removed_and_never_again(watch):
     kernels, guest = watch(kernel)
     kernels.note_use(guest)
     kernels.forget(guest)
-    kernels.look([guest], after_call=True)
+    kernels.look([guest])
     kernels.forget(guest)
-    assert kernel.asked == ["console and log"]
+    assert kernel.asked == ["look"]
     assert [each.guest for each in kernels.take()] == ["web"]
 
 
@@ -402,19 +426,19 @@ def test_a_guest_that_boots_reports_nothing(watch):
     kernels, guest = watch(None)
     kernels.begin_test()
     kernels.note_use(guest)
-    kernels.look([guest], after_call=True)
+    kernels.look([guest])
     assert kernels.take() == []
 
 
 def test_what_cannot_be_read_fails_nothing(watch, caplog):
     kernels, guest = watch(Kernel(fails=True))
-    kernels.look([guest], after_call=True)
+    kernels.look([guest])
     assert kernels.take() == []
     assert "web: what its kernel reports cannot be read: no console" in caplog.text
 
 
 def test_what_was_found_before_a_test_is_not_its_own(watch):
     kernels, guest = watch(Kernel())
-    kernels.look([guest], after_call=True)
+    kernels.look([guest])
     kernels.begin_test()
     assert kernels.take() == []

@@ -106,7 +106,7 @@ class OneGuest:
     def begin_test(self):
         """The guest has no kernel."""
 
-    def look(self, guests, *, after_call):
+    def look(self, guests):
         """There is nothing to see."""
 
     def take(self):

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from pytest_kvm.results import CommandResult
     from pytest_kvm.spec.cloudinit import CloudInit, File, User
     from pytest_kvm.spec.disk import Disk
+    from pytest_kvm.spec.gates import Gates
     from pytest_kvm.spec.guest import GuestSpec
     from pytest_kvm.spec.image import ImageRef
     from pytest_kvm.spec.network import NetworkSpec
@@ -114,6 +115,7 @@ _HOMES = {
     "plugin.newhooks": ("GuestDeclaration",),
     "spec.cloudinit": ("CloudInit", "File", "User"),
     "spec.disk": ("Disk",),
+    "spec.gates": ("Gates",),
     "spec.guest": ("GuestSpec",),
     "spec.image": ("ImageRef",),
     "spec.network": ("NetworkSpec",),
@@ -143,6 +145,7 @@ __all__ = [
     "EmergencyMode",
     "Fault",
     "File",
+    "Gates",
     "Guest",
     "GuestDeclaration",
     "GuestError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,6 +55,8 @@ class KernelWatch:
         self._name = domain.name
         self._kernel_log = KernelLog(domain, patience=patience)
         self._processor_time = ProcessorTime(domain)
+        self.begun_at: float | None = None
+        """When the guest was ready, or reset for the last time, by the host's monotonic clock."""
         self._position: int | None = None
         """How far the console was searched; None: the watch has not begun."""
         self._changes: deque[_Change] = deque()
@@ -68,12 +71,14 @@ class KernelWatch:
         """Time stamps and first lines."""
         self._expects_panic = False
         """Whether this kernel was made to panic: all that it prints is expected."""
-        self._has_panicked = False
+        self.has_panicked = False
+        """Whether the kernel that runs is known to have panicked."""
         self._has_stamps = False
         domain.on_reset(self._note_boot)
 
     def begin(self) -> None:
         """Begin to watch a guest that has booted."""
+        self.begun_at = time.monotonic()
         self._position = self._console.offset()
         self._changes.clear()
         past = self._console.read(max(0, self._position - _MOST_CONSOLE), _MOST_CONSOLE)
@@ -85,6 +90,7 @@ class KernelWatch:
 
     def go_on_from(self, former: KernelWatch) -> None:
         """Go on where the watch of a machine ended that was started again, with the same console log."""
+        self.begun_at = former.begun_at
         self._position = former._position
         self._has_stamps = former._has_stamps
         self._changes.extend(former._changes)
@@ -113,6 +119,11 @@ class KernelWatch:
         self._kernel_log.note_restore()
         self._processor_time.restart()
 
+    def note_undone(self) -> None:
+        """Note that the guest was reset, so what it has shown by now is of those whose changes are undone."""
+        self.begun_at = time.monotonic()
+        self.skip_console()
+
     def skip_console(self) -> None:
         """Tell nothing of what the console shows by now."""
         self.read_console()
@@ -121,7 +132,7 @@ class KernelWatch:
 
     def skip_log(self) -> None:
         """Tell nothing of what the kernel's log holds by now, which takes the guest a moment."""
-        if not self._has_panicked:
+        if not self.has_panicked:
             self._kernel_log.skip_to_end()
 
     def read_console(self) -> None:
@@ -135,12 +146,12 @@ class KernelWatch:
             return []
         self.read_console()
         on_console, self._untold = self._untold, []
-        if on_console and not self._has_panicked:
+        if on_console and not self.has_panicked:
             # A console shows what programs write to /dev/kmsg as it shows the kernel's own text.
             of_programs = self._kernel_log.stamps_of_programs()
             on_console = [each for each in on_console if each.stamp not in of_programs]
         logged: list[KernelReport] = []
-        if not self._has_panicked:
+        if not self.has_panicked:
             logged = [self._with_excuse(each) for each in self._search_log()]
             self._processor_time.note()
         return [each for each in _merge(on_console, logged) if self._is_new(each)]
@@ -187,7 +198,7 @@ class KernelWatch:
         for each in found:
             while changes and changes[0].offset <= start + each.offset:
                 self._take_in(changes.pop(0))
-            self._has_panicked = self._has_panicked or each.report.kind == "panic"
+            self.has_panicked = self.has_panicked or each.report.kind == "panic"
             self._last = each.report
             if not self._expects_panic:
                 unexpected.append(each.report)
@@ -196,12 +207,12 @@ class KernelWatch:
         return unexpected
 
     def _take_in(self, change: _Change) -> None:
-        if change.kind == "boot after panic" and not self._has_panicked:
+        if change.kind == "boot after panic" and not self.has_panicked:
             return  # a program shows what the kernel has printed before
         self._expects_panic = change.kind == "expected panic"
         if change.kind == "expected panic":
             return
-        self._has_panicked, self._last, self._last_logged = False, None, None
+        self.has_panicked, self._last, self._last_logged = False, None, None
         if change.kind != "restore":
             self._kernel_log.note_boot()
             self._told.clear()

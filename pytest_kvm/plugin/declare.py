@@ -220,13 +220,13 @@ def _id_of(param: Any) -> str | None:  # noqa: ANN401 - whatever the user passes
 MARKER = (
     "kvm(**fields): fields of GuestSpec that replace those of the guests this test starts for itself "
     '(function-scoped guest fixtures and kvm_guests), such as kvm(memory="2GiB"); '
-    'kvm(reset="never"), kernel_errors, kernel_warnings and allow_kernel_errors hold for every guest the '
-    "test uses."
+    'kvm(reset="never"), kernel_errors, kernel_warnings, allow_kernel_errors and gates hold for every '
+    "guest the test uses."
 )
 
-KERNEL_FIELDS = frozenset({"kernel_errors", "kernel_warnings", "allow_kernel_errors"})
-"""Fields that say what becomes of the test if a guest's kernel reports an error; they change no guest."""
-FOR_EVERY_GUEST = frozenset({"reset"}) | KERNEL_FIELDS
+HEALTH_FIELDS = frozenset({"kernel_errors", "kernel_warnings", "allow_kernel_errors", "gates"})
+"""Fields that say what becomes of the test if something goes wrong in a guest; they change no guest."""
+FOR_EVERY_GUEST = frozenset({"reset"}) | HEALTH_FIELDS
 """Fields that hold for all guests a test uses, also for those it has not started itself."""
 
 
@@ -253,5 +253,5 @@ def overrides_of(item: pytest.Item) -> dict[str, Any]:
 
 def overridden(spec: GuestSpec, overrides: dict[str, Any]) -> GuestSpec:
     """Return the spec with a marker's fields in place of its own."""
-    fields = {name: value for name, value in overrides.items() if name not in KERNEL_FIELDS}
+    fields = {name: value for name, value in overrides.items() if name not in HEALTH_FIELDS}
     return replace(spec, **fields) if fields else spec

@@ -17,10 +17,10 @@ from pytest_kvm.plugin import newhooks
 from pytest_kvm.plugin.artifacts import keep_captures, record_segments
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
-from pytest_kvm.plugin.kernel_errors import (
-    add_kernel_sections,
+from pytest_kvm.plugin.health import (
+    add_health_sections,
     begin_test,
-    check_kernels,
+    check_guests,
     checking_skips,
     note_guests,
     show_replaced,
@@ -102,7 +102,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     scopes_of(item.config).begin(item)
     record_segments(item)
     try:
-        with checking_skips(item):
+        with checking_skips(item, gates=False):
             yield
     finally:
         end_reservation(item.config)
@@ -124,22 +124,22 @@ def pytest_fixture_setup(
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Fail a test that passed, or has skipped itself, if a guest's kernel reported an error.
+    """Fail a test that passed, or has skipped itself, if something went wrong in a guest.
 
     It is the innermost of all wrappers, so what it logs is in the test's report.
     """
-    with checking_skips(item):
+    with checking_skips(item, gates=True):
         yield
-    check_kernels(item)
+    check_guests(item, gates=True)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """End the test's changes to guests once all its fixtures are torn down."""
     try:
-        with checking_skips(item), scopes_of(item.config).tearing_down():
+        with checking_skips(item, gates=False), scopes_of(item.config).tearing_down():
             yield
-        check_kernels(item)
+        check_guests(item, gates=False)
     finally:
         note_test(item.config, "")
 
@@ -159,7 +159,7 @@ def pytest_runtest_makereport(
     elif outcome is not None and outcome is not error and isinstance(error, GuestUnhealthy):
         show_replaced(error, report=report, by=outcome)
     if outcome is not None:
-        add_kernel_sections(item, report)
+        add_health_sections(item, report, outcome=outcome)
     if events:
         attach(report, events)
     keep_captures(item, report)

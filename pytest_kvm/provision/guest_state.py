@@ -175,7 +175,7 @@ def _load(loads: Mapping[GuestState, _Saved]) -> dict[GuestState, Restored | Exc
     for (state, saved), failure in zip(loads.items(), failures, strict=True):
         if failure is None:
             savepoints.drop_later(saved.machine, saved.name)
-            saved.machine.kernel.skip_console()  # it is of those whose changes are undone
+            saved.machine.kernel.note_undone()
             outcomes[state] = Restored("load", seconds)
         elif saved.name == state.machines.current.base and isinstance(
             failure, SnapshotFailed | GuestError | DomainFailed

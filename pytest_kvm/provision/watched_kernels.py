@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from pytest_kvm.at_once import do_at_once
 from pytest_kvm.errors import KvmError
+from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.kernel_reports import KernelReport
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.guest_machines import GuestMachines
     from pytest_kvm.spec.guest import GuestSpec
 
@@ -118,6 +120,22 @@ class WatchedKernels:
         with self._lock:
             found, self._found = self._found, []
         return found
+
+    def that_can_answer(self) -> list[tuple[Machine, GuestSpec]]:
+        """Return the machines of the test's guests that run and whose kernels have not panicked."""
+        with self._lock:
+            watched = [(guest, each) for guest, each in self._watched.items() if each.test == self._test]
+        able: list[tuple[Machine, GuestSpec]] = []
+        for guest, each in watched:
+            machine = each.machines.if_ready
+            with _telling(guest):
+                if (
+                    machine is not None
+                    and not machine.kernel.has_panicked
+                    and machine.domain.state() is DomainState.RUNNING
+                ):
+                    able.append((machine, each.spec))
+        return able
 
     def _look(self, guest: Guest, watched: _Watched) -> None:
         machine = watched.machines.if_ready

@@ -15,6 +15,7 @@ from pytest_kvm.settings import KernelPolicy
 from pytest_kvm.sizes import parse_kib
 from pytest_kvm.spec.cloudinit import CloudInit
 from pytest_kvm.spec.disk import Disk
+from pytest_kvm.spec.gates import Gates
 from pytest_kvm.spec.image import ImageRef
 from pytest_kvm.spec.nic import Nic, check_subnets
 from pytest_kvm.spec.prepare import HostFile, Script, checked_steps
@@ -81,6 +82,8 @@ class GuestSpec:
     """The same for what the kernel itself calls a warning; None takes ``--kvm-kernel-warnings``."""
     allow_kernel_errors: Sequence[str] = ()
     """Regular expressions: errors and warnings in whose text one of them is found are expected."""
+    gates: Gates = field(default_factory=Gates)
+    """What the guest must not show after a test that has it."""
     hostname: str | None = None
     """Host name; None: made of the guest's name."""
     timezone: str | None = None
@@ -194,11 +197,15 @@ class GuestSpec:
                 f"GuestSpec.boot_timeout: {self.boot_timeout!r} is not a positive number of seconds"
             )
         powerless = {user.name for user in self.cloud_init.users if not user.sudo}
-        if self.prepare and self.login in powerless:
-            raise SpecError(
-                f"GuestSpec.prepare: steps run as root, and the login {self.login!r} has sudo=False",
-                resolution="log in as root, or as a user with sudo=True",
-            )
+        for needed, reason in (
+            (self.prepare, "prepare: steps run as root"),
+            (self.gates.is_any_on, "gates: the guest is asked as root"),
+        ):
+            if needed and self.login in powerless:
+                raise SpecError(
+                    f"GuestSpec.{reason}, and the login {self.login!r} has sudo=False",
+                    resolution="log in as root, or as a user with sudo=True",
+                )
 
     def _check_boot(self) -> None:
         check_choice(self.boot, BootMethod, field="GuestSpec.boot")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
-from pathlib import Path
-
 import pytest
 
 from pytest_kvm.plugin.session import settings_stashed
-from scripts.folders import own_folder
-from tests.suite_process import suites_in
+from tests.suite_outcome import outcome_of
 
 SUITE = r"""
 import unittest
@@ -293,39 +289,11 @@ PASS = {
 }
 
 
-class Outcome:
-    """How a suite has ended.
-
-    Args:
-        junit: The file of its outcomes.
-        shown: What it has written.
-    """
-
-    def __init__(self, junit: Path, shown: str) -> None:
-        self.cases = {case.attrib["name"]: case for case in ET.parse(junit).iter("testcase")}
-        self.shown = shown
-
-    def names(self, kind: str) -> set[str]:
-        """Return the names of the tests with a failure, an error or a skip."""
-        return {name for name, case in self.cases.items() if case.find(kind) is not None}
-
-    def text(self, name: str, kind: str) -> str:
-        """Return message and text of a test's failure or error."""
-        found = self.cases[name].find(kind)
-        assert found is not None, self.shown
-        return f"{found.get('message')}\n{found.text}"
-
-
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, pytestconfig):
-    folder = tmp_path_factory.mktemp("suites")
-    with (
-        own_folder("kvm-") as run_dir,
-        suites_in(folder, run_dir=run_dir, settings=settings_stashed(pytestconfig)) as suites,
-    ):
-        suite = suites.start(SUITE, f"--junit-xml={folder / 'junit.xml'}")
-        suite.wait()
-        return Outcome(folder / "junit.xml", suite.output)
+    return outcome_of(
+        SUITE, folder=tmp_path_factory.mktemp("suites"), settings=settings_stashed(pytestconfig)
+    )
 
 
 def test_only_the_test_that_ran_fails(outcome):

@@ -29,7 +29,7 @@ LONGER = {"pytest_kvm/handles/guest.py": 550}
 """One class that hands over to others, each verb with its docstring."""
 MAX_BODY_LINES = 40
 MAX_POSITIONAL = 2
-MAX_PUBLIC_NAMES = 28
+MAX_PUBLIC_NAMES = 29
 """Besides errors."""
 
 PARTICIPLE = re.compile(r"_*([a-z]+(?<!e)ed|done|found|given|gone|kept|known|lost|made|said|seen|taken|told)")

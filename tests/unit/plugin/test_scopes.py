@@ -113,6 +113,10 @@ class OneGuest:
         """Return no report."""
         return []
 
+    def that_can_answer(self):
+        """Return no machine."""
+        return []
+
     def record(self, segments):
         """Capture nothing."""
 

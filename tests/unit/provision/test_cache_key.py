@@ -117,6 +117,7 @@ UNSEEN = {
         "kernel_errors": ("fail", "ignore"),
         "kernel_warnings": ("fail", "ignore"),
         "allow_kernel_errors": ([], ["lockup"]),
+        "gates": (kvm.Gates(), kvm.Gates(journal="err")),
         "boot_timeout": (None, 60.0),
     },
     # A clone is told its addresses, and its cards are set up, after it was started.
@@ -206,8 +207,8 @@ def test_every_field_is_seen_by_the_guest_or_is_known_not_to_be(cls, name, folde
 def test_every_class_of_specs_is_looked_at():
     values = (getattr(kvm, name) for name in kvm.__all__)
     classes = {each for each in values if dataclasses.is_dataclass(each) and ".spec." in each.__module__}
-    # An ImageRef leads to an image, and that is an argument.
-    assert classes == {*WITHIN, kvm.ImageRef}
+    # An ImageRef leads to an image, and that is an argument; gates change no guest.
+    assert classes == {*WITHIN, kvm.ImageRef, kvm.Gates}
 
 
 def test_what_a_card_on_a_segment_has_there_is_not_seen():

@@ -456,6 +456,39 @@ MISTAKES = {
         "GuestSpec.allow_kernel_errors: 'oops' is one item, a list is wanted",
         "write ['oops']",
     ),
+    "gates": (lambda: kvm.GuestSpec(gates="err"), "GuestSpec.gates: 'err' is not of class Gates", ""),
+    "gate": (lambda: kvm.Gates(units=True), "Gates has no field 'units'", "failed_units"),
+    "a gate's truth value": (lambda: kvm.Gates(avc="yes"), "Gates.avc: 'yes' is not True or False", ""),
+    "a gate's priority": (
+        lambda: kvm.Gates(journal="error"),
+        "Gates.journal: 'error' is not one of",
+        "'err'",
+    ),
+    "a gate's number": (lambda: kvm.Gates(journal=3), "Gates.journal: 3 is not one of", "'emerg'"),
+    "what a gate allows": (
+        lambda: kvm.Gates(avc=True, allow_avc=["(unclosed"]),
+        "Gates.allow_avc: '(unclosed' is not a regular expression",
+        "re.escape()",
+    ),
+    "one that a gate allows": (
+        lambda: kvm.Gates(failed_units=True, allow_failed_units="a.service"),
+        "Gates.allow_failed_units: 'a.service' is one item, a list is wanted",
+        "write ['a.service']",
+    ),
+    "what a gate allows that is off": (
+        lambda: kvm.Gates(allow_journal=["a"]),
+        "Gates.allow_journal: the gate journal is off, so there is nothing to allow",
+        'name the gate, too: journal="err"',
+    ),
+    "gates of a guest without root": (
+        lambda: kvm.GuestSpec(
+            login="bob",
+            cloud_init=kvm.CloudInit(users=[kvm.User("bob", sudo=False)]),
+            gates=kvm.Gates(avc=True),
+        ),
+        "GuestSpec.gates: the guest is asked as root, and the login 'bob' has sudo=False",
+        "log in as root",
+    ),
     "a number as a string": (
         lambda: kvm.GuestSpec(boot_timeout="60"),
         "GuestSpec.boot_timeout: '60' is not a number or None",

@@ -1,4 +1,4 @@
-"""What becomes of a test when a guest's kernel has reported an error: marker, spec and options say so."""
+"""What becomes of a test when something has gone wrong in a guest: marker, spec and options say so."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.kernel_reports import KernelReport
 from pytest_kvm.plugin import session
 from pytest_kvm.provision.watched_kernels import GuestReport, WatchedKernels
+from pytest_kvm.results import CommandResult
 
 SUITE = """
 import pytest
@@ -37,11 +39,13 @@ class Kernels:
     Args:
         spec: That of the guest.
         reports: What is provoked.
+        shell: Answers for the guest's gates.
     """
 
-    def __init__(self, spec, reports):
+    def __init__(self, spec, reports, *, shell):
         self._spec = spec
         self._reports = reports
+        self._shell = shell
         self._found = []
         self.faults = self.captures = self.segments = self
         self.kernels = self
@@ -64,6 +68,10 @@ class Kernels:
     def take(self):
         found, self._found = self._found, []
         return found
+
+    def that_can_answer(self):
+        kernel = SimpleNamespace(begun_at=None)
+        return [(SimpleNamespace(name="web", kernel=kernel, shell=self._shell), self._spec)]
 
     def holds(self, value):
         return False
@@ -94,9 +102,9 @@ run_key = session._RUN
 
 @pytest.fixture
 def run(pytester):
-    def run(*reports, marker="", spec=None, options=(), source=SUITE):
+    def run(*reports, marker="", spec=None, options=(), source=SUITE, shell=None):
         pytester.makepyfile(source.replace("\ndef test_it", f"\n{marker}\ndef test_it"))
-        kernels = Kernels(spec or kvm.GuestSpec(), reports)
+        kernels = Kernels(spec or kvm.GuestSpec(), reports, shell=shell)
         # Here, a warning is an error.
         quiet = "-Wdefault::pytest_kvm.KernelErrorWarning"
         return pytester.runpytest_inprocess(quiet, "-p", "no:cacheprovider", *options, plugins=[kernels])
@@ -309,6 +317,123 @@ def test_a_failure_that_a_test_case_expects_stays_so(run):
     run(OOPS, source=expected.replace("OUTCOME", "self.fail()")).assert_outcomes(xfailed=1)
 
 
+# ------------------------------------------------------------ gates
+
+
+class Shell:
+    """Answers for a guest that has failed units."""
+
+    def __init__(self, *units, fails=None):
+        self._answer = "".join(f"{unit} loaded failed failed\n" for unit in units)
+        self._fails = fails
+        self.asked = 0
+
+    def run(self, command, *, user, timeout):
+        assert (command[0], user) == ("systemctl", "root")
+        self.asked += 1
+        if self._fails is not None:
+            raise self._fails
+        return CommandResult(argv=tuple(command), exit_code=0, stdout_bytes=self._answer.encode())
+
+
+UNITS = kvm.GuestSpec(gates=kvm.Gates(failed_units=True))
+FORBIDS_UNITS = "@pytest.mark.kvm(gates=kvm.Gates(failed_units=True))"
+ALLOWS_ONE = "@pytest.mark.kvm(gates=kvm.Gates(failed_units=True, allow_failed_units=['^a.service']))"
+
+
+@pytest.mark.parametrize(
+    ("marker", "spec", "units", "outcome"),
+    [
+        ("", kvm.GuestSpec(), ["a.service"], {"passed": 1}),
+        ("", UNITS, [], {"passed": 1}),
+        ("", UNITS, ["a.service"], {"failed": 1}),
+        (FORBIDS_UNITS, kvm.GuestSpec(), ["a.service"], {"failed": 1}),
+        ("@pytest.mark.kvm(gates=kvm.Gates())", UNITS, ["a.service"], {"passed": 1}),
+        (ALLOWS_ONE, UNITS, ["a.service"], {"passed": 1}),
+        (ALLOWS_ONE, UNITS, ["a.service", "b.service"], {"failed": 1}),
+    ],
+)
+def test_the_markers_gates_take_the_place_of_the_specs(run, marker, spec, units, outcome):
+    run(marker=marker, spec=spec, shell=Shell(*units)).assert_outcomes(**outcome)
+
+
+def test_a_failure_shows_the_lines_of_a_gate_and_how_to_allow_them(run):
+    result = run(spec=UNITS, shell=Shell(*(f"u{number:02}.service" for number in range(45))))
+    result.stdout.fnmatch_lines(
+        [
+            "*GuestUnhealthy: web: failed units: u00.service loaded failed failed",
+            "web, failed units:",
+            "u39.service *",
+            "… and 5 more",
+            "*allow_journal=*",
+        ]
+    )
+    assert "u40.service" not in result.stdout.str()
+
+
+def test_reports_and_gates_are_one_failure(run):
+    result = run(OOPS, spec=UNITS, shell=Shell("a.service"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*web: oops in its kernel: BUG: Bad page state (and 1 more)", "*RIP: foo", "a.service *"]
+    )
+
+
+def test_a_warning_that_is_an_error_hides_no_gate(run):
+    options = ["--kvm-kernel-errors=warn", "-Werror::pytest_kvm.KernelErrorWarning"]
+    result = run(OOPS, spec=UNITS, shell=Shell("a.service"), options=options)
+    result.stdout.fnmatch_lines(["*GuestUnhealthy: web: failed units: a.service*"])
+
+
+@pytest.mark.parametrize("source", [FAILING, CASE.replace("OUTCOME", "self.fail('own')")])
+def test_a_tests_own_failure_is_followed_by_the_gates(run, source):
+    shell = Shell("a.service")
+    result = run(spec=UNITS, source=source, shell=shell)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: *", "*a.service loaded failed failed"])
+    assert shell.asked == 1
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+def test_a_skip_hides_no_gate(run, skip):
+    source = f"import unittest\n{SUITE}    {skip}\n"
+    run(spec=UNITS, source=source, shell=Shell("a.service")).assert_outcomes(failed=1)
+
+
+@pytest.mark.parametrize(("teardown", "passed", "asked"), [(False, 0, 0), (True, 1, 1)])
+def test_gates_are_looked_at_after_the_call_only(run, teardown, passed, asked):
+    shell = Shell()
+    source = SKIPS_IN_FIXTURE.format(teardown=teardown)
+    run(spec=UNITS, source=source, shell=shell).assert_outcomes(passed=passed, skipped=1)
+    assert shell.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (kvm.SshUnavailable("web: no connection"), "web: no connection"),
+        (
+            kvm.CommandFailed(
+                "web: exit code 127",
+                result=CommandResult(argv="", exit_code=127, stderr_bytes=b"systemctl: not found\n"),
+            ),
+            "systemctl: not found",
+        ),
+    ],
+)
+def test_a_guest_that_cannot_be_asked_fails_the_test(run, error, shown):
+    result = run(spec=UNITS, shell=Shell(fails=error))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*GuestUnhealthy: web: its gates cannot be looked at: {shown}"])
+
+
+@pytest.mark.parametrize("error", [kvm.SshUnavailable, kvm.GuestGone])
+def test_a_guest_that_the_test_could_not_reach_is_not_asked(run, error):
+    shell = Shell()
+    run(spec=UNITS, source=f"{SUITE}    raise kvm.{error.__name__}('web')\n", shell=shell)
+    assert shell.asked == 0
+
+
 # ------------------------------------------------------------ which guests are looked at
 
 
@@ -412,6 +537,28 @@ def test_a_guest_is_looked_at_before_it_is_removed_and_never_again(watch):
     kernels.forget(guest)
     assert kernel.asked == ["look"]
     assert [each.guest for each in kernels.take()] == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("state", "has_panicked", "answers"),
+    [
+        (DomainState.RUNNING, False, True),
+        (DomainState.RUNNING, True, False),
+        (DomainState.PAUSED, False, False),
+        (DomainState.SHUTOFF, False, False),
+    ],
+)
+def test_only_guests_of_the_test_that_run_are_asked_for_their_gates(state, has_panicked, answers):
+    kernels, guest, spec = WatchedKernels(), Named(), kvm.GuestSpec()
+    machine = SimpleNamespace(
+        kernel=SimpleNamespace(has_panicked=has_panicked, skip_console=list),
+        domain=SimpleNamespace(state=lambda: state),
+    )
+    kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec)
+    kernels.begin_test()
+    assert kernels.that_can_answer() == []
+    kernels.note_test(guest)
+    assert kernels.that_can_answer() == ([(machine, spec)] if answers else [])
 
 
 def test_nothing_is_looked_at_while_a_run_is_closed(watch):

@@ -1,4 +1,4 @@
-"""What a guest's kernel reports fails the test that ran."""
+"""What goes wrong in a guest fails the test that ran."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def test_an_oom_kill_fails_the_test(guest):
 @pytest.mark.kvm(allow_kernel_errors=[r"Memory cgroup out of memory: Killed process \d+ \(python3\)"])
 def test_an_oom_kill_that_is_allowed(guest):
     eat(guest)
+
+
+@pytest.mark.xfail(raises=kvm.GuestUnhealthy, strict=True)
+@pytest.mark.kvm(gates=kvm.Gates(failed_units=True))
+def test_a_failed_unit_that_a_gate_forbids_fails_the_test(guest):
+    guest.run(["systemd-run", "--wait", "--quiet", "false"], check=False)

@@ -1,24 +1,29 @@
-"""Fails a test, or warns, if the kernel of one of its guests reported an error while the test ran."""
+"""Fails a test, or warns, if something went wrong in one of its guests: in its kernel, or by its gates."""
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvm.errors import GuestUnhealthy, KernelErrorWarning
+from pytest_kvm.at_once import do_at_once
+from pytest_kvm.errors import GuestGone, GuestUnhealthy, KernelErrorWarning, SshUnavailable
 from pytest_kvm.plugin.declare import overrides_of
 from pytest_kvm.plugin.report import guests_of, show_text_alone
 from pytest_kvm.plugin.session import existing_run, settings_stashed
 
 if TYPE_CHECKING:
+    from pytest_kvm.machine.breaches import Breach
     from pytest_kvm.provision.watched_kernels import GuestReport
     from pytest_kvm.settings import KernelPolicy
+    from pytest_kvm.spec.gates import Gates
 
 _SHOWN = 3
 """How many reports a failure shows with their whole text; of more, it shows the first lines."""
@@ -26,10 +31,18 @@ _RESOLUTION = (
     'a test allows what it expects by @pytest.mark.kvm(allow_kernel_errors=["…"]), a guest by the same field '
     'of its spec; kernel_errors="warn" and "ignore" allow everything'
 )
+_GATES_RESOLUTION = (
+    'what a test expects is allowed beside the gate: kvm.Gates(journal="err", allow_journal=["…"])'
+)
+_BEGAN = pytest.StashKey[float]()
+"""When a test began, by the monotonic clock; it is gone once its gates were looked at."""
+_SHOWN_LINES = 40
+"""How many lines of a gate a failure shows."""
 
 
 def begin_test(item: pytest.Item) -> None:
-    """Begin a test: what kernels have reported before is not its own."""
+    """Begin a test: what has gone wrong before is not its own."""
+    item.stash[_BEGAN] = time.monotonic()
     run = existing_run(item.config)
     if run is not None:
         run.kernels.begin_test()
@@ -43,11 +56,15 @@ def note_guests(item: pytest.Item) -> None:
             run.kernels.note_test(guest)
 
 
-def check_kernels(item: pytest.Item) -> None:
-    """Check what kernels have reported since the test's set-up began, or since the last check.
+def check_guests(item: pytest.Item, *, gates: bool) -> None:
+    """Check what has gone wrong in guests since the test's set-up began, or since the last check.
+
+    Args:
+        item: The test.
+        gates: Whether to look at gates, too, as is done after the test's call.
 
     Raises:
-        GuestUnhealthy: One has reported an error, which is not allowed.
+        GuestUnhealthy: A guest has shown something that is not allowed.
     """
     run = existing_run(item.config)
     if run is None:
@@ -62,27 +79,28 @@ def check_kernels(item: pytest.Item) -> None:
     try:
         _warn(item, warned)
     finally:  # warnings can be errors
-        if failing:
-            raise _unhealthy(failing, warned=warned)
+        found = _look_at_gates(item) if gates else []
+        if failing or found:
+            raise _unhealthy(failing, warned=warned, found=found)
 
 
 @contextmanager
-def checking_skips(item: pytest.Item) -> Generator[None]:
-    """Check what kernels have reported if a test skips itself in the block; else it would be told nowhere.
+def checking_skips(item: pytest.Item, *, gates: bool) -> Generator[None]:
+    """Check what has gone wrong if a test skips itself in the block; else it would be told nowhere.
 
     Raises:
-        GuestUnhealthy: As :func:`check_kernels`.
+        GuestUnhealthy: As :func:`check_guests`.
     """
     try:
         yield
     except BaseException as outcome:
         if _is_skip(outcome):
-            check_kernels(item)
+            check_guests(item, gates=gates)
         raise
 
 
-def add_kernel_sections(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Show, after a test's own outcome, what kernels have reported meanwhile."""
+def add_health_sections(item: pytest.Item, report: pytest.TestReport, *, outcome: BaseException) -> None:
+    """Show, after a test's own outcome, what has gone wrong in guests meanwhile."""
     run = existing_run(item.config)
     if run is None:
         return
@@ -92,6 +110,28 @@ def add_kernel_sections(item: pytest.Item, report: pytest.TestReport) -> None:
         _add_section(report, f"kernel of {each.guest}: {each.report.kind}", each.report.explained)
     if len(found) > _SHOWN:
         _add_section(report, "further kernel errors", "\n".join(map(_first_line, found[_SHOWN:])))
+    if report.when == "call" and not isinstance(outcome, GuestGone | SshUnavailable):
+        for breach in _look_at_gates(item):
+            _add_section(report, f"{breach.guest}: {breach.what}", _lines_of(breach))
+
+
+def _look_at_gates(item: pytest.Item) -> list[Breach]:
+    """Return what the test's guests show though their gates forbid it, the first time it is asked for."""
+    run = existing_run(item.config)
+    began = item.stash.get(_BEGAN, None)
+    if run is None or began is None:
+        return []
+    del item.stash[_BEGAN]
+    from pytest_kvm.machine.breaches import find_breaches  # noqa: PLC0415 - few tests have gates
+
+    marker: dict[str, Any] = overrides_of(item)
+    looks: list[partial[list[Breach]]] = []
+    for machine, spec in run.kernels.that_can_answer():
+        gates: Gates = marker.get("gates", spec.gates)
+        if gates.is_any_on:
+            since = max(began, machine.kernel.begun_at or 0.0)
+            looks.append(partial(find_breaches, machine, gates, since=since))
+    return [breach for found in do_at_once(looks) for breach in found]
 
 
 def show_replaced(error: GuestUnhealthy, *, report: pytest.TestReport, by: BaseException) -> None:
@@ -139,13 +179,25 @@ def _warn(item: pytest.Item, found: Sequence[GuestReport]) -> None:
         raise KernelErrorWarning("\n".join(map(str, errors)))
 
 
-def _unhealthy(failing: Sequence[GuestReport], *, warned: Sequence[GuestReport]) -> GuestUnhealthy:
+def _unhealthy(
+    failing: Sequence[GuestReport], *, warned: Sequence[GuestReport], found: Sequence[Breach]
+) -> GuestUnhealthy:
     texts = [f"{each.guest}, {each.report.kind}:\n{each.report.explained}" for each in failing[:_SHOWN]]
     texts += map(_first_line, [*failing[_SHOWN:], *warned])
-    more = f" (and {len(failing) - 1} more)" if len(failing) > 1 else ""
-    return GuestUnhealthy(
-        f"{_first_line(failing[0])}{more}", details="\n".join(texts), resolution=_RESOLUTION
-    )
+    texts += [f"{each.guest}, {each.what}:\n{_lines_of(each)}" for each in found]
+    first, *others = [*map(_first_line, failing), *map(_first_breach, found)]
+    more = f" (and {len(others)} more)" if others else ""
+    resolutions = [_RESOLUTION] * bool(failing) + [_GATES_RESOLUTION] * bool(found)
+    return GuestUnhealthy(f"{first}{more}", details="\n".join(texts), resolution="; ".join(resolutions))
+
+
+def _first_breach(found: Breach) -> str:
+    return f"{found.guest}: {found.what}: {found.lines[0]}"
+
+
+def _lines_of(found: Breach) -> str:
+    left_out = len(found.lines) - _SHOWN_LINES
+    return "\n".join([*found.lines[:_SHOWN_LINES], *([f"… and {left_out} more"] if left_out > 0 else [])])
 
 
 def _first_line(found: GuestReport) -> str:

@@ -1,0 +1,236 @@
+"""What a guest's gates forbid fails the test: a suite of its own, on clones of two guests."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_kvm.plugin.session import settings_stashed
+from tests.suite_outcome import outcome_of
+
+SUITE = r"""
+import pytest
+import pytest_kvm as kvm
+
+ALL = kvm.Gates(journal="err", failed_units=True, core_dumps=True, avc=True)
+ABORT = ["python3", "-c", "import os; os.abort()"]
+SAY = 'table inet say { chain out { type filter hook output priority 0; \
+    udp dport 9 log prefix "BUG: Bad page state " level err; }; };'
+PROFILE = '''
+profile confined /usr/local/bin/confined {
+    /usr/lib/** mr,
+    /etc/ld.so.cache r,
+    /usr/local/bin/confined mr,
+}
+'''
+
+
+@kvm.guest(scope="module")
+def vm():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, gates=ALL)
+
+
+@kvm.guest(scope="module")
+def hardened():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, packages=["systemd-coredump", "apparmor"], gates=ALL)
+
+
+def log(vm):
+    vm.run("echo harmless | systemd-cat -p info; echo 'disk on fire' | systemd-cat -p err")
+
+
+def fail_unit(vm):
+    vm.run(["systemd-run", "--unit=broken", "--wait", "false"], check=False)
+
+
+def dump(vm):
+    vm.run(["sh", "-c", 'ulimit -c unlimited; cd /var/tmp; "$@"', "sh", *ABORT], check=False)
+
+
+def deny(vm):
+    vm.write_text("/etc/apparmor.d/confined", PROFILE)
+    vm.run("cp /usr/bin/cat /usr/local/bin/confined && apparmor_parser -r /etc/apparmor.d/confined")
+    vm.run(["/usr/local/bin/confined", "/etc/machine-id"], check=False)
+
+
+def test_quiet(vm, hardened):
+    for each in (vm, hardened):
+        each.run("echo harmless | systemd-cat -p info")
+
+
+@pytest.mark.kvm(gates=kvm.Gates())
+def test_without_gates(vm, hardened):
+    for each in (vm, hardened):
+        log(each)
+        fail_unit(each)
+        dump(each)
+
+
+def test_after_it(vm, hardened):
+    for each in (vm, hardened):
+        each.run("true")
+
+
+def test_journal(vm):
+    log(vm)
+
+
+def test_units(vm):
+    fail_unit(vm)
+
+
+def test_dump_in_a_file(vm):
+    dump(vm)
+
+
+def test_dump_that_a_program_takes(hardened):
+    hardened.run(ABORT, check=False)
+
+
+def test_denial(hardened):
+    deny(hardened)
+
+
+@pytest.fixture
+def logs(vm):
+    log(vm)
+
+
+def test_fixture(logs):
+    pass
+
+
+@pytest.fixture
+def logs_late(vm):
+    yield
+    log(vm)
+
+
+def test_teardown(logs_late):
+    pass
+
+
+def test_both(vm):
+    log(vm)
+    vm.run(["nft", SAY])
+    vm.run(["bash", "-c", "echo >/dev/udp/127.0.0.1/9"])
+
+
+def test_own_failure(vm):
+    log(vm)
+    assert "mine" == "other"
+
+
+@pytest.mark.xfail(raises=kvm.GuestUnhealthy, strict=True)
+def test_expected(vm):
+    log(vm)
+
+
+@pytest.mark.kvm(gates=kvm.Gates(
+    journal="err", failed_units=True, allow_journal=["on fire$"], allow_failed_units=["^broken"]))
+def test_allowed(vm):
+    log(vm)
+    fail_unit(vm)
+
+
+@pytest.mark.kvm(gates=kvm.Gates(
+    core_dumps=True, avc=True, allow_core_dumps=["python3"], allow_avc=['name="/etc/machine-id"']))
+def test_allowed_others(hardened):
+    dump(hardened)
+    deny(hardened)
+
+
+def test_restored(vm):
+    with vm.savepoint():
+        log(vm)
+        fail_unit(vm)
+
+
+def test_switched_off(vm):
+    log(vm)
+    vm.power_off()
+
+
+@pytest.mark.kvm(allow_kernel_errors=["sysrq triggered crash"])
+def test_crash(vm):
+    log(vm)
+    vm.crash()
+
+
+def test_reboot(vm):
+    log(vm)
+    vm.reboot()
+
+
+def test_cannot_be_asked(vm):
+    vm.run(["chmod", "-x", "/usr/bin/journalctl"])
+
+
+def test_guest_by_name(request):
+    log(request.getfixturevalue("vm"))
+
+
+@kvm.guest
+def own():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1)
+
+
+@pytest.mark.kvm(gates=kvm.Gates(journal="notice"))
+def test_what_a_guest_logs_while_it_starts(own):
+    pass
+
+
+def test_last(vm):
+    vm.run("true")
+"""
+JOURNAL = "GuestUnhealthy: vm: lines of priority err in its journal: "
+FAIL = {
+    "test_journal": (JOURNAL, "disk on fire"),
+    "test_units": ("GuestUnhealthy: vm: ", "broken.service loaded failed failed"),
+    "test_dump_in_a_file": ("GuestUnhealthy: vm: core dumps: ", "/var/tmp/core"),
+    "test_dump_that_a_program_takes": ("GuestUnhealthy: hardened: ", "SIGABRT"),
+    "test_denial": ("GuestUnhealthy: hardened: denials: ", 'apparmor="DENIED" operation="open"'),
+    "test_fixture": (JOURNAL, "disk on fire"),
+    "test_both": ("GuestUnhealthy: vm: oops in its kernel: BUG: Bad page state ", "disk on fire"),
+    "test_own_failure": ("AssertionError: assert 'mine' == 'other'", "disk on fire"),
+    "test_reboot": (JOURNAL, "disk on fire"),
+    "test_cannot_be_asked": ("GuestUnhealthy: vm: its gates cannot be looked at: ", "journalctl"),
+    "test_guest_by_name": (JOURNAL, "disk on fire"),
+}
+"""What the failures say, and what they show."""
+PASS = {
+    "test_quiet",
+    "test_without_gates",
+    "test_after_it",
+    "test_teardown",
+    "test_allowed",
+    "test_allowed_others",
+    "test_restored",
+    "test_switched_off",
+    "test_crash",
+    "test_what_a_guest_logs_while_it_starts",
+    "test_last",
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory, pytestconfig):
+    return outcome_of(
+        SUITE, folder=tmp_path_factory.mktemp("suites"), settings=settings_stashed(pytestconfig)
+    )
+
+
+def test_gates_fail_the_test_that_ran(outcome):
+    assert outcome.names("failure") == set(FAIL), outcome.shown
+    assert outcome.names("error") == set(), outcome.shown
+    assert outcome.names("skipped") == {"test_expected"}
+    assert set(outcome.cases) == {*PASS, *FAIL, "test_expected"}
+
+
+@pytest.mark.parametrize("name", FAIL)
+def test_a_failure_shows_what_was_found(outcome, name):
+    text = outcome.text(name, "failure")
+    says, shows = FAIL[name]
+    assert says in text
+    assert shows in text
+    assert "harmless" not in text
+    assert "pytest_kvm/" not in text

@@ -2,80 +2,119 @@
 
 The guest is asked over SSH, as root. Not the number of lines is bounded, as a
 test may allow any number of them, but their bytes, by the shell's own limit: a
-guest that says more than that fails the test, and hides nothing.
+guest that says more than that fails the test, and hides nothing. Neither does a
+program that fails: exit codes are checked, and where one of them also means
+that there is nothing, what the program has to say.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from pytest_kvm.errors import CommandFailed, GuestError, KvmError
 from pytest_kvm.machine.machine import Machine
-from pytest_kvm.plaintext import one_line
+from pytest_kvm.plaintext import one_line, plain
 from pytest_kvm.spec.gates import Gates
 
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 """Seconds for one question."""
-_LONGEST_LINE = 300
+_LONGEST = 1000
+"""Characters of a line or message that are shown."""
 _DENIED = re.compile(r"avc: +denied|apparmor=\"DENIED\"")
 
-# https://www.freedesktop.org/software/systemd/man/latest/journalctl.html
-_JOURNAL = """
-journalctl --sync && exec journalctl --quiet --no-pager --output=short-precise "$@"
+# systemd-coredump(8) goes on after the process has ended, and coredumpctl(1) reads the journal.
+_SETTLE = """
+while systemctl --quiet is-active "systemd-coredump@*.service"; do sleep 0.1; done
+! command -v journalctl >/dev/null || journalctl --sync || exit
+exec date +%s.%N
 """
+"""Waits for what the guest still has to write, and tells its time."""
 
 _FAILED_UNITS = ("systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager")
 
-# https://man7.org/linux/man-pages/man5/core.5.html and coredumpctl(1), which exits with 1 if it knows none.
+# https://www.freedesktop.org/software/systemd/man/latest/journalctl.html
+_JOURNAL = (
+    *("journalctl", "--quiet", "--no-pager", "--all", "--output=json"),
+    "--output-fields=MESSAGE,SYSLOG_IDENTIFIER,_COMM,SYSLOG_PID,_PID",
+)
+
+# auditd(8) takes records from the kernel, which prints them no more; journald has them only if it asks, too.
+_AUDIT_LOG = r"""
+systemctl --quiet is-active auditd.service || exit 0
+file=$(sed -n 's/^[[:space:]]*log_file[[:space:]]*=[[:space:]]*//p' /etc/audit/auditd.conf) || exit
+awk -v since="$1" '
+    match($0, /audit\([0-9.]+/) && substr($0, RSTART + 6, RLENGTH - 6) + 0 >= since
+' "${file:-/var/log/audit/audit.log}"
+"""
+
+# https://man7.org/linux/man-pages/man5/core.5.html
 _CORE_DUMPS = r"""
 since=$1
-set -f
-read -r pattern </proc/sys/kernel/core_pattern
+read -r pattern </proc/sys/kernel/core_pattern || exit
 case $pattern in
-    "|"*systemd-coredump*)
-        # It goes on after the process has ended.
-        while systemctl --quiet is-active "systemd-coredump@*.service"; do sleep 0.1; done
-        coredumpctl list --quiet --no-legend --no-pager --since="@$since" || [ $? -eq 1 ]
-        exit
+    "|"*systemd-coredump* | "@"*systemd/coredump*)
+        # Exit code 1 means that there are none, and any failure.
+        exec 3>&1
+        words=$(coredumpctl list --quiet --no-legend --no-pager --since="@$since" 2>&1 >&3) && exit
+        [ $? -eq 1 ] && [ -z "$words" ] && exit
+        echo "$words" >&2
+        exit 3
         ;;
     "" | "|/bin/false" | "|/usr/bin/false") exit 0 ;;
-    "|"*) echo "the kernel hands core dumps to ${pattern%% *}, which cannot be asked for them" >&2; exit 3 ;;
+    [\|@]*)
+        echo "the kernel hands core dumps to ${pattern%% *}, which cannot be asked for them" >&2
+        exit 3
+        ;;
+    /*)
+        folders=${pattern%%%*}
+        folders=${folders%/*}/
+        anywhere=
+        ;;
+    *)
+        # Relative to the folder that the process was in, which can be anywhere.
+        while case $pattern in ./* | ../*) true ;; *) false ;; esac; do pattern=${pattern#*/}; done
+        folders=$(awk '
+            $3 ~ /^(bcachefs|btrfs|exfat|ext[234]|f2fs|jfs|nilfs2|overlay|ramfs|tmpfs|vfat|xfs|zfs)$/ {
+                gsub(/\\040/, " ", $2); print $2
+            }
+        ' /proc/mounts) && [ -n "$folders" ] || exit 4
+        anywhere="*/"
+        ;;
 esac
 # What the kernel fills in (%p, %e, ...) can be any text; %% is a percent sign.
 path=$(printf '%s\n' "$pattern" | sed 's/[][*?\\]/\\&/g; s/%%/\r/g; s/%.\{0,1\}/*/g; s/\r/%/g')
-folder=${pattern%%%*}
-case $pattern in
-    /*) folders=${folder%/*}/ ;;
-    *)
-        # Relative to the folder that the process was in, which can be anywhere.
-        path="*/$path"
-        folders=$(awk '$3 ~ /^(ext[234]|xfs|btrfs|f2fs|overlay|tmpfs)$/ { print $2 }' /proc/mounts)
-        ;;
-esac
+[ -n "$path" ] || exit 4
 name=${path##*/}
-found=$(for folder in $folders; do
+found=$(printf '%s\n' "$folders" | while IFS= read -r folder; do
     [ -d "$folder" ] || continue
-    # With core_uses_pid a number follows the name. Exit code 1: something was removed meanwhile.
-    find "$folder" -xdev -type f -newermt "@$since" -path "$path*" \
-        \( -name "$name" -o -name "$name.[0-9]*" \) -ls || [ $? -eq 1 ] || exit
+    # With core_uses_pid a number follows the name.
+    find "$folder" -ignore_readdir_race -xdev -type f -newermt "@$since" -path "$anywhere$path*" \
+        \( -name "$name" -o -name "$name.[0-9]*" \) \
+        -exec sh -c '[ "$(od -An -tx1 -N4 "$1" | tr -d " ")" = 7f454c46 ]' sh {} \; -ls || exit
 done) || exit
 [ -z "$found" ] || printf '%s\n' "$found" | sort -u
 """
+"""Lists what systemd-coredump has taken, or ELF files where the kernel writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Breach:
-    """What one gate has found in one guest."""
+    """What one gate has found in one guest, or why the guest could not be asked."""
 
     guest: str
     """The guest's name."""
     what: str
     """In words: "failed units"."""
     lines: Sequence[str]
-    """What was found, clean and cut, without what is allowed; if the guest could not be asked, why."""
+    """What was found, clean and cut, without what is allowed; messages can have several lines."""
+    can_be_allowed: bool = True
+    """False if the guest could not be asked."""
 
 
 def find_breaches(machine: Machine, gates: Gates, *, since: float) -> list[Breach]:
@@ -90,14 +129,14 @@ def find_breaches(machine: Machine, gates: Gates, *, since: float) -> list[Breac
     """
     found: list[Breach] = []
     try:
-        for what, lines, allowed in _shown(machine, gates, since=since):
+        for what, shown, allowed in _shown(machine, gates, since=since):
             patterns = [re.compile(pattern) for pattern in allowed]
-            left = [line for line in lines if not any(pattern.search(line) for pattern in patterns)]
+            left = [each for each in shown if not any(pattern.search(each) for pattern in patterns)]
             if left:
-                found.append(Breach(guest=machine.name, what=what, lines=left))
+                found.append(Breach(guest=machine.name, what=what, lines=list(map(_cut, left))))
     except KvmError as failure:
-        what = "its gates cannot be looked at"
-        found.append(Breach(guest=machine.name, what=what, lines=[_reason(failure)]))
+        what, why = "its gates cannot be looked at", _cut(_reason(failure))
+        found.append(Breach(guest=machine.name, what=what, lines=[why], can_be_allowed=False))
     return found
 
 
@@ -109,13 +148,14 @@ def _shown(machine: Machine, gates: Gates, *, since: float) -> Iterator[tuple[st
         return
     begun = _by_its_clock(machine, since)
     if gates.journal is not None:
-        lines = _journal(machine, f"--priority={gates.journal}", since=begun)
-        yield f"lines of priority {gates.journal} in its journal", lines, gates.allow_journal
+        messages = _journal(machine, f"--priority={gates.journal}", since=begun)
+        yield f"lines of priority {gates.journal} in its journal", messages, gates.allow_journal
     if gates.core_dumps:
         yield "core dumps", _lines(machine, ("sh", "-c", _CORE_DUMPS, "sh", begun)), gates.allow_core_dumps
     if gates.avc:
-        lines = _journal(machine, "_TRANSPORT=kernel", "+", "_TRANSPORT=audit", since=begun)
-        yield "denials", [line for line in lines if _DENIED.search(line)], gates.allow_avc
+        logged = _journal(machine, "_TRANSPORT=kernel", "+", "_TRANSPORT=audit", since=begun)
+        logged += _lines(machine, ("sh", "-c", _AUDIT_LOG, "sh", begun))
+        yield "denials", [each for each in logged if _DENIED.search(each)], gates.allow_avc
 
 
 def _by_its_clock(machine: Machine, moment: float) -> str:
@@ -123,7 +163,7 @@ def _by_its_clock(machine: Machine, moment: float) -> str:
 
     It is early by the time that the guest's answer takes to come, and never late.
     """
-    now = " ".join(_lines(machine, ("date", "+%s.%N")))
+    now = " ".join(_lines(machine, ("sh", "-c", _SETTLE)))
     try:
         return f"{float(now) - (time.monotonic() - moment):.3f}"
     except ValueError:
@@ -131,16 +171,36 @@ def _by_its_clock(machine: Machine, moment: float) -> str:
 
 
 def _journal(machine: Machine, *matches: str, since: str) -> list[str]:
-    return _lines(machine, ("sh", "-c", _JOURNAL, "sh", f"--since=@{since}", *matches))
+    """Return the messages of the journal, each with its time in UTC and who has logged it."""
+    entries = _lines(machine, (*_JOURNAL, f"--since=@{since}", *matches))
+    try:
+        return [_message(json.loads(entry)) for entry in entries]
+    except (AttributeError, LookupError, TypeError, ValueError) as failure:
+        raise GuestError(f"{machine.name}: journalctl(1) has written what is no entry: {failure}") from None
+
+
+def _message(entry: dict[str, Any]) -> str:
+    # https://systemd.io/JOURNAL_EXPORT_FORMATS/: what is not UTF-8, or not printable, is a list of bytes.
+    message: str | list[int] = entry.get("MESSAGE") or ""
+    text = message if isinstance(message, str) else bytes(message).decode(errors="replace")
+    at = datetime.fromtimestamp(int(entry["__REALTIME_TIMESTAMP"]) / 1e6, UTC)
+    program = entry.get("SYSLOG_IDENTIFIER") or entry.get("_COMM") or "?"
+    pid = entry.get("SYSLOG_PID") or entry.get("_PID")
+    return plain(f"{at:%H:%M:%S.%f} {program}{f'[{pid}]' if pid else ''}: {text.rstrip()}")
 
 
 def _lines(machine: Machine, command: Iterable[str]) -> list[str]:
     result = machine.shell.run(list(command), user="root", timeout=_TIMEOUT)
-    lines = (one_line(line.strip())[:_LONGEST_LINE] for line in result.stdout.splitlines())
+    lines = (one_line(line.strip()) for line in result.stdout.split("\n"))
     return [line for line in lines if line]
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 def _reason(failure: KvmError) -> str:
-    if isinstance(failure, CommandFailed):
-        return one_line(failure.result.stderr.strip())[:_LONGEST_LINE] or failure.brief
-    return failure.brief
+    if not isinstance(failure, CommandFailed):
+        return failure.brief
+    *_, last = failure.result.stderr.strip().split("\n")
+    return f"{failure.brief}: {one_line(last)}" if last else failure.brief

@@ -172,12 +172,19 @@ class _SpecChecker:
             if call is not None and spec is not None:
                 spec = spec if definition.scope != "function" else overridden(spec, overrides)
                 guests[call] = spec
+                self._check_gates(call, spec, overrides)
             planned.append(PlannedGuest(definition, spec))
         item.stash[_PLANNED] = tuple(planned)
         lab = frozenset(guests), repr(overrides)
         if lab not in self._labs:
             self._labs.add(lab)
             self._check_lab(guests)
+
+    def _check_gates(self, call: _Call, spec: GuestSpec, overrides: Mapping[str, Any]) -> None:
+        """Check that a guest can be asked for the gates of a test's marker."""
+        if "gates" in overrides:
+            with self._noting(call):
+                dataclasses.replace(spec, gates=overrides["gates"])
 
     def _network(self, definition: Any, item: pytest.Item) -> Network | None:  # noqa: ANN401 - pytest's FixtureDef
         call = _Call.of(definition, NETWORK_FUNCTION, item=item, networks={})

@@ -187,12 +187,13 @@ def _unhealthy(
     texts += [f"{each.guest}, {each.what}:\n{_lines_of(each)}" for each in found]
     first, *others = [*map(_first_line, failing), *map(_first_breach, found)]
     more = f" (and {len(others)} more)" if others else ""
-    resolutions = [_RESOLUTION] * bool(failing) + [_GATES_RESOLUTION] * bool(found)
+    can_be_allowed = any(each.can_be_allowed for each in found)
+    resolutions = [_RESOLUTION] * bool(failing) + [_GATES_RESOLUTION] * can_be_allowed
     return GuestUnhealthy(f"{first}{more}", details="\n".join(texts), resolution="; ".join(resolutions))
 
 
 def _first_breach(found: Breach) -> str:
-    return f"{found.guest}: {found.what}: {found.lines[0]}"
+    return f"{found.guest}: {found.what}: {found.lines[0].partition(chr(10))[0]}"
 
 
 def _lines_of(found: Breach) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_kvm.at_once import do_at_once
-from pytest_kvm.errors import KvmError
+from pytest_kvm.errors import HypervisorError, KvmError
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.kernel_reports import KernelReport
 
@@ -124,18 +124,13 @@ class WatchedKernels:
     def that_can_answer(self) -> list[tuple[Machine, GuestSpec]]:
         """Return the machines of the test's guests that run and whose kernels have not panicked."""
         with self._lock:
-            watched = [(guest, each) for guest, each in self._watched.items() if each.test == self._test]
-        able: list[tuple[Machine, GuestSpec]] = []
-        for guest, each in watched:
-            machine = each.machines.if_ready
-            with _telling(guest):
-                if (
-                    machine is not None
-                    and not machine.kernel.has_panicked
-                    and machine.domain.state() is DomainState.RUNNING
-                ):
-                    able.append((machine, each.spec))
-        return able
+            watched = [each for each in self._watched.values() if each.test == self._test]
+        ready = [(each.machines.if_ready, each.spec) for each in watched]
+        return [
+            (machine, spec)
+            for machine, spec in ready
+            if machine is not None and not machine.kernel.has_panicked and _runs(machine)
+        ]
 
     def _look(self, guest: Guest, watched: _Watched) -> None:
         machine = watched.machines.if_ready
@@ -147,6 +142,15 @@ class WatchedKernels:
             found = [GuestReport(guest=guest.name, spec=watched.spec, report=each) for each in reports]
             with self._lock:
                 self._found += found
+
+
+def _runs(machine: Machine) -> bool:
+    """Say whether a guest runs; if nobody knows, it may."""
+    try:
+        return machine.domain.state() is DomainState.RUNNING
+    except HypervisorError as failure:
+        _log.warning("%s: nobody knows whether it runs: %s", machine.name, failure)
+        return True
 
 
 @contextmanager

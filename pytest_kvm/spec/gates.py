@@ -17,11 +17,11 @@ _ALLOWED = ("journal", "failed_units", "core_dumps", "avc")
 class Gates:
     """What a guest must not show after a test; each gate is off unless it is named.
 
-    What is allowed are regular expressions, which are searched for in each line.
+    What is allowed are regular expressions, which are searched for in each line or message.
     """
 
     journal: Priority | None = None
-    """Lines of the journal since the test began, of this priority or a worse one."""
+    """Messages in the journal since the test began, of this priority or a worse one."""
     failed_units: bool = False
     """systemd units that are failed when the test has ended, whenever they failed."""
     core_dumps: bool = False

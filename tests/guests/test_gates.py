@@ -31,7 +31,8 @@ def vm():
 
 @kvm.guest(scope="module")
 def hardened():
-    return kvm.GuestSpec(memory="512MiB", vcpus=1, packages=["systemd-coredump", "apparmor"], gates=ALL)
+    packages = ["systemd-coredump", "apparmor", "auditd"]
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, packages=packages, gates=ALL)
 
 
 def log(vm):
@@ -86,7 +87,13 @@ def test_dump_that_a_program_takes(hardened):
     hardened.run(ABORT, check=False)
 
 
-def test_denial(hardened):
+def test_denial_in_the_log_of_auditd(hardened):
+    deny(hardened)
+    assert hardened.run("grep -c DENIED /var/log/audit/audit.log").stdout == "1\n"
+
+
+def test_denial_in_the_journal(hardened):
+    hardened.run("systemctl stop auditd systemd-journald-audit.socket")
     deny(hardened)
 
 
@@ -188,7 +195,8 @@ FAIL = {
     "test_units": ("GuestUnhealthy: vm: ", "broken.service loaded failed failed"),
     "test_dump_in_a_file": ("GuestUnhealthy: vm: core dumps: ", "/var/tmp/core"),
     "test_dump_that_a_program_takes": ("GuestUnhealthy: hardened: ", "SIGABRT"),
-    "test_denial": ("GuestUnhealthy: hardened: denials: ", 'apparmor="DENIED" operation="open"'),
+    "test_denial_in_the_log_of_auditd": ("GuestUnhealthy: hardened: denials: ", "type=AVC msg=audit("),
+    "test_denial_in_the_journal": ("GuestUnhealthy: hardened: denials: ", " kernel: audit: type=1400 audit("),
     "test_fixture": (JOURNAL, "disk on fire"),
     "test_both": ("GuestUnhealthy: vm: oops in its kernel: BUG: Bad page state ", "disk on fire"),
     "test_own_failure": ("AssertionError: assert 'mine' == 'other'", "disk on fire"),

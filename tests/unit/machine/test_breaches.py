@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import time
 from types import SimpleNamespace
@@ -12,109 +15,200 @@ import pytest_kvm as kvm
 from pytest_kvm.machine import breaches
 from pytest_kvm.results import CommandResult
 
+SCRIPTS = {breaches._SETTLE: "settle", breaches._CORE_DUMPS: "cores", breaches._AUDIT_LOG: "audit log"}
+
 
 class Shell:
-    """Answers a program's questions with what a test expects.
+    """Answers questions with what a test expects.
 
     Args:
-        answers: What each program writes.
+        answers: What each program or script writes.
     """
 
-    def __init__(self, **answers):
-        self._answers = {"date": "1000007.5\n", **answers}
+    def __init__(self, answers):
+        self._answers = {"settle": "1000007.5\n", **answers}
         self.asked = []
 
     def run(self, command, *, user, timeout):
         assert user == "root"
         self.asked.append(command)
-        if command[0] in {"date", "systemctl"}:
-            program = command[0]
-        elif "core_pattern" in command[2]:
-            program = "cores"
-        else:
-            program = "journalctl"
-        return CommandResult(argv=(), exit_code=0, stdout_bytes=self._answers.get(program, "").encode())
+        question = SCRIPTS[command[2]] if command[0] == "sh" else command[0]
+        return CommandResult(argv=(), exit_code=0, stdout_bytes=self._answers.get(question, "").encode())
 
 
-def found(shell, **gates):
-    """Return what a guest shows though its gates forbid it, which began 7 s ago."""
-    machine = SimpleNamespace(name="web", shell=shell)
+def entry(message, **fields):
+    """Return an entry of the journal, as journalctl(1) writes it."""
+    known = {"__REALTIME_TIMESTAMP": "1796074537080000", "SYSLOG_IDENTIFIER": "app", "_PID": "7"}
+    return f"{json.dumps({**known, 'MESSAGE': message, **fields})}\n"
+
+
+def found(answers, **gates):
+    """Return what a guest shows though its gates forbid it, for a test that began 7 s ago."""
+    machine = SimpleNamespace(name="web", shell=Shell(answers))
     all_found = breaches.find_breaches(machine, kvm.Gates(**gates), since=time.monotonic() - 7)
-    return {each.what: each.lines for each in all_found}
+    return {each.what: each.lines for each in all_found}, machine.shell.asked
+
+
+ERRORS = "lines of priority err in its journal"
 
 
 def test_each_gate_asks_for_its_own():
-    shell = Shell(journalctl="disk on fire\n", systemctl="a.service failed\n", cores="core.1\n")
-    assert found(shell, journal="warning", failed_units=True, core_dumps=True) == {
-        "lines of priority warning in its journal": ["disk on fire"],
+    answers = {"journalctl": entry("disk on fire"), "systemctl": "a.service failed\n", "cores": "core.1\n"}
+    shown, asked = found(answers, journal="err", failed_units=True, core_dumps=True)
+    assert shown == {
+        ERRORS: ["21:35:37.080000 app[7]: disk on fire"],
         "failed units": ["a.service failed"],
         "core dumps": ["core.1"],
     }
-    units, _, journal, cores = shell.asked
-    assert journal[5:] == ["--priority=warning"]
-    assert journal[4] == f"--since=@{cores[4]}"
-    assert 1_000_000 < float(cores[4]) <= 1_000_000.5
+    units, settle, journal, cores = asked
     assert "--failed" in units
+    assert settle[2] == breaches._SETTLE
+    assert journal[-2:] == [f"--since=@{cores[4]}", "--priority=err"]
+    assert 1_000_000 < float(cores[4]) <= 1_000_000.5
 
 
 def test_a_gate_that_is_off_asks_nothing():
-    shell = Shell(systemctl="a.service failed\n")
-    assert found(shell, avc=True) == {}
-    _, journal = shell.asked
-    assert journal[5:] == ["_TRANSPORT=kernel", "+", "_TRANSPORT=audit"]
+    shown, asked = found({"systemctl": "a.service failed\n", "cores": "core.1\n"}, avc=True)
+    assert shown == {}
+    _, journal, log = asked
+    assert journal[-3:] == ["_TRANSPORT=kernel", "+", "_TRANSPORT=audit"]
+    assert log[2] == breaches._AUDIT_LOG
+    _, asked = found({}, failed_units=True)
+    assert [command[0] for command in asked] == ["systemctl"]
 
 
 def test_denials_are_those_of_selinux_and_apparmor():
-    lines = [
+    messages = [
         "audit: type=1400 audit(1.2:3): avc:  denied  { read } for pid=1 comm=cat",
-        'audit: type=1400 audit(1.2:4): apparmor="DENIED" operation="open" profile="p"',
         'audit: type=1400 audit(1.2:5): apparmor="STATUS" operation="profile_load"',
         "avc: granted",
     ]
-    shell = Shell(journalctl="\n".join(lines))
-    assert found(shell, avc=True) == {"denials": lines[:2]}
-    assert found(shell, avc=True, allow_avc=["comm=cat", 'profile="p"']) == {}
+    in_log = 'type=AVC msg=audit(1.2:4): apparmor="DENIED" operation="open" profile="p"'
+    answers = {"journalctl": "".join(map(entry, messages)), "audit log": in_log}
+    shown, _ = found(answers, avc=True)
+    assert shown == {"denials": [f"21:35:37.080000 app[7]: {messages[0]}", in_log]}
+    assert found(answers, avc=True, allow_avc=["comm=cat", 'profile="p"'])[0] == {}
 
 
 def test_any_number_of_lines_can_be_allowed_and_hides_no_other():
-    expected = [f"line {number}" for number in range(3000)]
-    shell = Shell(journalctl="\n".join([*expected, "mine", "", "  "]))
-    assert found(shell, journal="err", allow_journal=["^line"]) == {
-        "lines of priority err in its journal": ["mine"]
+    answers = {"journalctl": "".join(entry(f"line {number}") for number in range(3000)) + entry("mine")}
+    shown, _ = found(answers, journal="err", allow_journal=[": line"])
+    assert shown == {ERRORS: ["21:35:37.080000 app[7]: mine"]}
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "Process 70 dumped core\n\nStack trace:\n#0 main",
+            ": Process 70 dumped core\n\nStack trace:\n#0 main",
+        ),
+        ([0x1B, 0x5B, 0x31, 0x6D, 0x61, 0xFF], ": a\ufffd"),
+        (None, ": "),
+        ("\x1b[31mred", ": red"),
+        ("a\u2028b", ": a\u2028b"),
+    ],
+)
+def test_a_message_is_whole_and_clean(message, shown):
+    answers = {"journalctl": entry(message)}
+    assert found(answers, journal="err")[0] == {ERRORS: [f"21:35:37.080000 app[7]{shown}"]}
+    assert found(answers, journal="err", allow_journal=[re.escape(shown[2:])])[0] == {}
+
+
+def test_who_has_logged_a_message_is_told_as_well_as_it_is_known():
+    answers = {
+        "journalctl": entry("a", SYSLOG_IDENTIFIER=None, _COMM="cat", _PID=None) + entry("b", _PID=None)
+    }
+    assert found(answers, journal="err")[0] == {ERRORS: ["21:35:37.080000 cat: a", "21:35:37.080000 app: b"]}
+
+
+@pytest.mark.parametrize("written", ["no entry", "[]", "{}", '{"MESSAGE": [300]}'])
+def test_what_is_no_entry_is_a_guest_that_cannot_be_asked(written):
+    [(what, [why])] = found({"journalctl": written}, journal="err")[0].items()
+    assert what == "its gates cannot be looked at"
+    assert why.startswith("web: journalctl(1) has written what is no entry: ")
+
+
+def test_what_is_allowed_is_searched_for_in_the_whole_line_and_its_beginning_is_shown():
+    line = "a" * 2000 + " end"
+    assert found({"systemctl": line}, failed_units=True, allow_failed_units=["end$"])[0] == {}
+    [[shown]] = found({"systemctl": f"\x1b[31m{line}\x07"}, failed_units=True)[0].values()
+    assert shown == "a" * 1000 + "…"
+
+
+@pytest.mark.parametrize("time", ["", "1.%N", "1.5\n2.5"])
+def test_a_guest_that_tells_no_time_cannot_be_asked(time):
+    [(what, lines)] = found({"settle": time}, journal="err")[0].items()
+    assert what == "its gates cannot be looked at"
+    assert lines == [f"web: date(1) tells no time: {' '.join(time.split())}"]
+
+
+def test_why_a_command_failed_is_told(monkeypatch):
+    def run(shell, command, *, user, timeout):
+        result = CommandResult(argv=(), exit_code=3, stderr_bytes=b"warning: \x1b[1mold\nno journal\n")
+        raise kvm.CommandFailed("web: `journalctl`: exit code 3", result=result)
+
+    monkeypatch.setattr(Shell, "run", run)
+    assert found({}, journal="err")[0] == {
+        "its gates cannot be looked at": ["web: `journalctl`: exit code 3: no journal"]
     }
 
 
-@pytest.mark.parametrize("time", ["", "1.%N", "1.5 2.5"])
-def test_a_guest_that_tells_no_time_cannot_be_asked(time):
-    [(what, lines)] = found(Shell(date=time), journal="err").items()
-    assert what == "its gates cannot be looked at"
-    assert lines == [f"web: date(1) tells no time: {time}"]
-
-
-def test_what_a_guest_shows_is_clean_and_cut():
-    shell = Shell(systemctl=f"\x1b[31mred\x07 {'a' * 1000}\n")
-    [line] = found(shell, failed_units=True)["failed units"]
-    assert len(line) == 300
-    assert line.isprintable()
+# ------------------------------------------------------------ scripts
 
 
 @pytest.fixture
-def dumps(tmp_path):
+def ran(tmp_path):
+    """Run a script of the guest with programs of the test's own in front of the others."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+
+    def ran(script, since, **own):
+        for name, text in own.items():
+            (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+            (programs / name).chmod(0o755)
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        argv = ["sh", "-c", script, "sh", f"{since:.3f}"]
+        return subprocess.run(
+            argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+
+    return ran
+
+
+@pytest.mark.parametrize("since", [1796074537.2, 1796074536.0])
+def test_the_log_of_auditd_is_read_if_it_runs(ran, tmp_path, since):
+    log = tmp_path / "my log"
+    old, new = (
+        f"type=AVC msg=audit({seconds}:1): avc: denied\n" for seconds in ("1796074536.9", "1796074537.3")
+    )
+    log.write_text(f"{old}{new}no record\n")
+    (tmp_path / "conf").write_text(f"# log_file = no\n log_file= {log}\n")
+    script = breaches._AUDIT_LOG.replace("/etc/audit/auditd.conf", str(tmp_path / "conf"))
+    assert ran(script, since, systemctl="exit 3").stdout == ""
+    done = ran(script, since, systemctl="exit 0")
+    assert done.stdout == (new if since > 1796074536.9 else old + new)
+    log.unlink()
+    assert ran(script, since, systemctl="exit 0").returncode != 0
+
+
+@pytest.fixture
+def dumps(tmp_path, ran):
     """Look for core dumps as a guest would, with a pattern of its own."""
 
-    def dumps(pattern, *files):
+    def dumps(pattern, *files, **programs):
         (tmp_path / "pattern").write_text(f"{pattern}\n")
-        mounts = f"x {tmp_path} tmpfs rw 0 0\ny {tmp_path}/gone ext4 rw 0 0\nz /proc proc rw 0 0\n"
+        escaped = str(tmp_path / "in tmp").replace(" ", "\\040")
+        mounts = f"x {escaped} tmpfs rw 0 0\ny {tmp_path}/gone ext4 rw 0 0\nz /proc proc rw 0 0\n"
         (tmp_path / "mounts").write_text(mounts)
         for name in files:
-            file = tmp_path / name
+            file = tmp_path / "in tmp" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"\x7fELF")
+        (tmp_path / "in tmp" / "core.9").write_bytes(b"text")
         script = breaches._CORE_DUMPS.replace("/proc/sys/kernel/core_pattern", str(tmp_path / "pattern"))
         script = script.replace("/proc/mounts", str(tmp_path / "mounts"))
-        return subprocess.run(
-            ["sh", "-c", script, "sh", f"{time.time() - 60:.3f}"], capture_output=True, text=True, check=False
-        )
+        return ran(script, time.time() - 60, **programs)
 
     return dumps
 
@@ -124,6 +218,9 @@ def dumps(tmp_path):
     [
         ("core", {"a/core", "a/b/core.77"}),
         ("core.%e.%p", {"a/core.sleep.77"}),
+        ("./core.%p", {"a/core.77"}),
+        ("../dumps/core.%p", {"a/dumps/core.77"}),
+        ("{}/my cores/core.%p", {"my cores/core.77"}),
         ("{}/%e.core", {"sleep.core"}),
         ("{}/%E-%Z.core", {"!bin!sleep-1.core"}),
         ("{}/cores/%u/core-%%-%t", {"cores/0/core-%-17"}),
@@ -132,18 +229,55 @@ def dumps(tmp_path):
     ],
 )
 def test_core_dumps_are_where_the_pattern_puts_them(dumps, tmp_path, pattern, files):
-    done = dumps(pattern.replace("{}", str(tmp_path)), *files, "a/score", "core.d/x", "other")
+    folder = f"{tmp_path}/in tmp"
+    done = dumps(pattern.replace("{}", folder), *files, "a/score", "core.d/x", "other")
     assert done.returncode == 0, done.stderr
-    assert {line.rpartition(f"{tmp_path}/")[2] for line in done.stdout.splitlines()} == files
+    shown = {line.replace("\\ ", " ").rpartition(f"{folder}/")[2] for line in done.stdout.splitlines()}
+    assert shown == files
 
 
 @pytest.mark.parametrize("pattern", ["{}/nowhere/core.%p", "|/bin/false", ""])
 def test_where_nothing_is_written_there_are_none(dumps, tmp_path, pattern):
-    done = dumps(pattern.replace("{}", str(tmp_path)), "core.1")
-    assert (done.returncode, done.stdout) == (0, "")
+    done = dumps(pattern.replace("{}", f"{tmp_path}/in tmp"), "core.1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_core_dumps_that_a_program_takes_cannot_be_asked_for(dumps):
-    done = dumps("|/opt/mine %p")
+@pytest.mark.parametrize("pattern", ["|/opt/mine %p", "@/run/mine.socket"])
+def test_core_dumps_that_a_program_takes_cannot_be_asked_for(dumps, pattern):
+    done = dumps(pattern, "x")
     assert done.returncode == 3
-    assert "the kernel hands core dumps to |/opt/mine, which cannot be asked for them" in done.stderr
+    name = pattern.partition(" ")[0]
+    assert f"the kernel hands core dumps to {name}, which cannot be asked for them" in done.stderr
+
+
+SYSTEMD = "|/usr/lib/systemd/systemd-coredump %P %u %g %s %t 9223372036854775808 %h"
+
+
+@pytest.mark.parametrize(
+    ("coredumpctl", "outcome"),
+    [
+        ("echo SIGABRT; exit 0", (0, "SIGABRT\n", "")),
+        ("echo SIGABRT; echo a hint >&2; exit 0", (0, "SIGABRT\n", "")),
+        ("exit 1", (0, "", "")),
+        ("echo Failed to open journal >&2; exit 1", (3, "", "Failed to open journal\n")),
+        ("exit 2", (3, "", "\n")),
+    ],
+)
+def test_systemds_list_of_core_dumps_is_empty_only_if_it_says_so(dumps, coredumpctl, outcome):
+    done = dumps(SYSTEMD, "x", coredumpctl=coredumpctl)
+    assert (done.returncode, done.stdout, done.stderr) == outcome
+
+
+@pytest.mark.parametrize("program", ["find", "awk", "sed"])
+def test_a_program_that_fails_hides_no_core_dump(dumps, program):
+    assert dumps("core", "core", **{program: "exit 1"}).returncode != 0
+
+
+def test_what_the_guest_still_writes_is_awaited(ran, tmp_path):
+    said = tmp_path / "said"
+    systemctl = f"echo wait >>{said}; [ $(wc -l <{said}) -lt 3 ]"
+    done = ran(breaches._SETTLE, 0, systemctl=systemctl, journalctl=f"echo journalctl $1 >>{said}")
+    assert done.returncode == 0, done.stderr
+    assert said.read_text().split("\n") == ["wait", "wait", "wait", "journalctl --sync", ""]
+    assert abs(float(done.stdout) - time.time()) < 3600
+    assert ran(breaches._SETTLE, 0, systemctl="exit 1", journalctl="exit 1").returncode == 1

@@ -306,6 +306,20 @@ def test_a_wrong_reset(collect, marker):
     result.stdout.fnmatch_lines(["*SpecError: GuestSpec.reset: * is not one of 'auto', 'always', 'never'"])
 
 
+def test_a_markers_gates_need_a_guest_that_can_be_asked_as_root(collect):
+    user = "cloud_init=kvm.CloudInit(users=[kvm.User('bob', sudo=False)])"
+    source = (
+        f"@kvm.guest(scope='module')\ndef machine():\n    return kvm.GuestSpec(login='bob', {user})\n\n\n"
+        "@pytest.mark.kvm(gates=kvm.Gates())\ndef test_1(machine):\n    pass\n\n\n"
+        "@pytest.mark.kvm(gates=kvm.Gates(avc=True))\ndef test_2(machine):\n    pass\n"
+    )
+    path, result = collect(source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [f"{path.name}:4: SpecError: GuestSpec.gates: the guest is asked as root, *'bob'*"]
+    )
+
+
 def test_a_missing_host_file_is_told_with_file_and_line(collect):
     path, result = collect(
         "@kvm.guest\ndef machine():\n"

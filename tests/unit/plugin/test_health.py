@@ -417,7 +417,7 @@ def test_gates_are_looked_at_after_the_call_only(run, teardown, passed, asked):
                 "web: exit code 127",
                 result=CommandResult(argv="", exit_code=127, stderr_bytes=b"systemctl: not found\n"),
             ),
-            "systemctl: not found",
+            "web: exit code 127: systemctl: not found",
         ),
     ],
 )
@@ -425,12 +425,15 @@ def test_a_guest_that_cannot_be_asked_fails_the_test(run, error, shown):
     result = run(spec=UNITS, shell=Shell(fails=error))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*GuestUnhealthy: web: its gates cannot be looked at: {shown}"])
+    assert "allow_journal" not in result.stdout.str()
 
 
 @pytest.mark.parametrize("error", [kvm.SshUnavailable, kvm.GuestGone])
 def test_a_guest_that_the_test_could_not_reach_is_not_asked(run, error):
     shell = Shell()
-    run(spec=UNITS, source=f"{SUITE}    raise kvm.{error.__name__}('web')\n", shell=shell)
+    run(spec=UNITS, source=f"{SUITE}    raise kvm.{error.__name__}('web')\n", shell=shell).assert_outcomes(
+        failed=1
+    )
     assert shell.asked == 0
 
 
@@ -559,6 +562,19 @@ def test_only_guests_of_the_test_that_run_are_asked_for_their_gates(state, has_p
     assert kernels.that_can_answer() == []
     kernels.note_test(guest)
     assert kernels.that_can_answer() == ([(machine, spec)] if answers else [])
+
+
+def test_a_guest_of_which_nobody_knows_whether_it_runs_is_asked(caplog):
+    def state():
+        raise kvm.DomainFailed("libvirt is gone")
+
+    kernels, guest, spec = WatchedKernels(), Named(), kvm.GuestSpec()
+    machine = SimpleNamespace(
+        name="web", kernel=SimpleNamespace(has_panicked=False), domain=SimpleNamespace(state=state)
+    )
+    kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec)
+    assert kernels.that_can_answer() == [(machine, spec)]
+    assert "web: nobody knows whether it runs: libvirt is gone" in caplog.text
 
 
 def test_nothing_is_looked_at_while_a_run_is_closed(watch):

@@ -149,7 +149,7 @@ def _shown(machine: Machine, gates: Gates, *, since: float) -> Iterator[tuple[st
     begun = _by_its_clock(machine, since)
     if gates.journal is not None:
         messages = _journal(machine, f"--priority={gates.journal}", since=begun)
-        yield f"lines of priority {gates.journal} in its journal", messages, gates.allow_journal
+        yield f"messages of priority {gates.journal} in its journal", messages, gates.allow_journal
     if gates.core_dumps:
         yield "core dumps", _lines(machine, ("sh", "-c", _CORE_DUMPS, "sh", begun)), gates.allow_core_dumps
     if gates.avc:

@@ -193,7 +193,8 @@ def _unhealthy(
 
 
 def _first_breach(found: Breach) -> str:
-    return f"{found.guest}: {found.what}: {found.lines[0].partition(chr(10))[0]}"
+    line, *_ = found.lines[0].split("\n")
+    return f"{found.guest}: {found.what}: {line}"
 
 
 def _lines_of(found: Breach) -> str:

@@ -176,6 +176,23 @@ def test_guest_by_name(request):
     log(request.getfixturevalue("vm"))
 
 
+@pytest.fixture(scope="class")
+def changed(vm):
+    log(vm)
+
+
+class TestFixtureOfAClass:
+    def test_that_sets_it_up(self, changed):
+        pass
+
+    def test_that_uses_the_guest(self, changed, vm):
+        log(vm)
+
+    @pytest.mark.kvm(gates=kvm.Gates(journal="notice"))
+    def test_after_a_reset_to_what_the_fixture_did(self, changed, vm):
+        assert "disk on fire" in vm.run("journalctl -p err").stdout
+
+
 @kvm.guest
 def own():
     return kvm.GuestSpec(memory="512MiB", vcpus=1)
@@ -189,7 +206,7 @@ def test_what_a_guest_logs_while_it_starts(own):
 def test_last(vm):
     vm.run("true")
 """
-JOURNAL = "GuestUnhealthy: vm: lines of priority err in its journal: "
+JOURNAL = "GuestUnhealthy: vm: messages of priority err in its journal: "
 FAIL = {
     "test_journal": (JOURNAL, "disk on fire"),
     "test_units": ("GuestUnhealthy: vm: ", "broken.service loaded failed failed"),
@@ -201,6 +218,8 @@ FAIL = {
     "test_both": ("GuestUnhealthy: vm: oops in its kernel: BUG: Bad page state ", "disk on fire"),
     "test_own_failure": ("AssertionError: assert 'mine' == 'other'", "disk on fire"),
     "test_reboot": (JOURNAL, "disk on fire"),
+    "test_that_sets_it_up": (JOURNAL, "disk on fire"),
+    "test_that_uses_the_guest": (JOURNAL, "disk on fire"),
     "test_cannot_be_asked": ("GuestUnhealthy: vm: its gates cannot be looked at: ", "journalctl"),
     "test_guest_by_name": (JOURNAL, "disk on fire"),
 }
@@ -215,6 +234,7 @@ PASS = {
     "test_restored",
     "test_switched_off",
     "test_crash",
+    "test_after_a_reset_to_what_the_fixture_did",
     "test_what_a_guest_logs_while_it_starts",
     "test_last",
 }

@@ -49,7 +49,7 @@ def found(answers, **gates):
     return {each.what: each.lines for each in all_found}, machine.shell.asked
 
 
-ERRORS = "lines of priority err in its journal"
+ERRORS = "messages of priority err in its journal"
 
 
 def test_each_gate_asks_for_its_own():

@@ -144,6 +144,14 @@ def test_what_was_skipped_is_not_told_by_the_log_either(kmsg, watch, printed):
     assert not told(watch)
 
 
+def test_what_was_shown_before_a_reset_is_nobodys(watch, printed):
+    begun = watch.begun_at
+    printed(BUG)
+    watch.note_undone()
+    assert not told(watch)
+    assert begun < watch.begun_at <= time.monotonic()
+
+
 def test_what_is_shown_again_is_not_new(watch, printed):
     printed("# dmesg\n[    1.000000] BUG: the template's\n")
     printed(BUG)

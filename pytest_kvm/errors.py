@@ -84,11 +84,16 @@ class KvmError(Exception):
         self.brief = plain(brief)
         self.details = plain(details)
         self.resolution = plain(resolution)
+        self._facts: list[str] = []
         super().__init__(self.brief)
+
+    def set_facts(self, facts: Sequence[str]) -> None:
+        """Have the first line of the text end with facts found out later, in place of former ones."""
+        self._facts = [plain(fact) for fact in facts]
 
     def __str__(self) -> str:
         """Return brief, details and resolution as a terminal shows them."""
-        parts = [self.brief]
+        parts = ["; ".join([self.brief, *self._facts])]
         if self.details:
             parts.append(self.details.rstrip("\n"))
         if self.resolution:

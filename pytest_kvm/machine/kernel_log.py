@@ -91,6 +91,13 @@ class KernelLog:
         self._first_unread = None
         self._ask(self._go_to_end)
 
+    def note_silence(self) -> None:
+        """Note that the agent does not answer: it is not asked until the guest is restored or boots."""
+        self._is_silent = True
+        _log.warning(
+            "%s: its kernel's log is not read any more: its agent does not answer", self._domain.name
+        )
+
     def note_restore(self) -> None:
         """Note that the guest was restored: its agent may answer now, and what it had logged then is old."""
         self._is_silent = False

@@ -135,6 +135,10 @@ class KernelWatch:
         if not self.has_panicked:
             self._kernel_log.skip_to_end()
 
+    def note_silence(self) -> None:
+        """Note that the guest agent does not answer: its log is not read until it is restored or boots."""
+        self._kernel_log.note_silence()
+
     def read_console(self) -> None:
         """Search what the console shows by now; the next look tells what was found."""
         if self._position is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_kvm.at_once import do_at_once
-from pytest_kvm.errors import GuestGone, GuestUnhealthy, KernelErrorWarning, SshUnavailable
+from pytest_kvm.errors import GuestUnhealthy, KernelErrorWarning
 from pytest_kvm.plugin.declare import overrides_of
-from pytest_kvm.plugin.report import guests_of, show_text_alone
+from pytest_kvm.plugin.report import add_to_failure, guests_of, is_skip, show_text_alone
 from pytest_kvm.plugin.session import existing_run, settings_stashed
 
 if TYPE_CHECKING:
@@ -94,28 +93,38 @@ def checking_skips(item: pytest.Item, *, gates: bool) -> Generator[None]:
     try:
         yield
     except BaseException as outcome:
-        if _is_skip(outcome):
+        if is_skip(outcome):
             check_guests(item, gates=gates)
         raise
 
 
-def add_health_sections(item: pytest.Item, report: pytest.TestReport, *, outcome: BaseException) -> None:
-    """Show, after a test's own outcome, what has gone wrong in guests meanwhile."""
+def add_health_sections(item: pytest.Item, report: pytest.TestReport, *, silent: Container[str]) -> None:
+    """Show, after a test's own outcome, what has gone wrong in guests meanwhile.
+
+    Args:
+        item: The test.
+        report: Its report.
+        silent: Names of guests that are known not to answer.
+    """
     run = existing_run(item.config)
     if run is None:
         return
     run.kernels.look(guests_of(item))
     found = [each for each in run.kernels.take() if _policy(item, each) != "ignore"]
     for each in found[:_SHOWN]:
-        _add_section(report, f"kernel of {each.guest}: {each.report.kind}", each.report.explained)
+        add_to_failure(
+            report, title=f"kernel of {each.guest}: {each.report.kind}", text=each.report.explained
+        )
     if len(found) > _SHOWN:
-        _add_section(report, "further kernel errors", "\n".join(map(_first_line, found[_SHOWN:])))
-    if report.when == "call" and not isinstance(outcome, GuestGone | SshUnavailable):
-        for breach in _look_at_gates(item):
-            _add_section(report, f"{breach.guest}: {breach.what}", _lines_of(breach))
+        add_to_failure(
+            report, title="further kernel errors", text="\n".join(map(_first_line, found[_SHOWN:]))
+        )
+    if report.when == "call" and report.failed:
+        for breach in _look_at_gates(item, silent=silent):
+            add_to_failure(report, title=f"{breach.guest}: {breach.what}", text=_lines_of(breach))
 
 
-def _look_at_gates(item: pytest.Item) -> list[Breach]:
+def _look_at_gates(item: pytest.Item, *, silent: Container[str] = ()) -> list[Breach]:
     """Return what the test's guests show though their gates forbid it, the first time it is asked for."""
     run = existing_run(item.config)
     began = item.stash.get(_BEGAN, None)
@@ -128,7 +137,7 @@ def _look_at_gates(item: pytest.Item) -> list[Breach]:
     looks: list[partial[list[Breach]]] = []
     for machine, spec in run.kernels.that_can_answer():
         gates: Gates = marker.get("gates", spec.gates)
-        if gates.is_any_on:
+        if gates.is_any_on and machine.name not in silent:
             since = max(began, machine.kernel.begun_at or 0.0)
             looks.append(partial(find_breaches, machine, gates, since=since))
     return [breach for found in do_at_once(looks) for breach in found]
@@ -139,26 +148,11 @@ def show_replaced(error: GuestUnhealthy, *, report: pytest.TestReport, by: BaseE
 
     pytest does so for the methods of a ``unittest.TestCase``.
     """
-    if _is_skip(by):
+    if is_skip(by):
         report.outcome = "failed"
         show_text_alone(report, error)
     else:
-        _add_section(report, "GuestUnhealthy", str(error))
-
-
-def _is_skip(error: BaseException) -> bool:
-    """Say whether a test has skipped itself, by pytest's way or by unittest's."""
-    unittest = sys.modules.get("unittest")
-    return isinstance(error, (pytest.skip.Exception, *([unittest.SkipTest] if unittest else ())))
-
-
-def _add_section(report: pytest.TestReport, title: str, text: str) -> None:
-    # As a part of the failure it is in JUnit's file, too; a failure that is a text can have none.
-    add: Callable[[str, str], None] | None = getattr(report.longrepr, "addsection", None)
-    if add is None:
-        report.sections.append((title, text))
-    else:
-        add(title, text)
+        add_to_failure(report, title="GuestUnhealthy", text=str(error))
 
 
 def _warn(item: pytest.Item, found: Sequence[GuestReport]) -> None:

@@ -17,8 +17,8 @@ from pytest_kvm.plugin import newhooks
 from pytest_kvm.plugin.artifacts import keep_captures, record_segments
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
+from pytest_kvm.plugin.explanation import Explanation
 from pytest_kvm.plugin.health import (
-    add_health_sections,
     begin_test,
     check_guests,
     checking_skips,
@@ -28,7 +28,6 @@ from pytest_kvm.plugin.health import (
 from pytest_kvm.plugin.progress import keep_screen
 from pytest_kvm.plugin.record import attach
 from pytest_kvm.plugin.report import (
-    add_sections,
     guests_of,
     is_infrastructure,
     shorten_traceback,
@@ -148,10 +147,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add guests' events and consoles to a test's report; report a guest that does not boot as an error."""
+    """Explain a failure by the test's guests; report a guest that does not boot as an error."""
     error = None if call.excinfo is None else call.excinfo.value
     has_no_frames = not item.config.option.fulltrace and shorten_traceback(call)
     events = record_of(item.config).add_properties(item, [guest.name for guest in guests_of(item)])
+    explanation = Explanation(item)
+    explanation.look_before_report(error)
     report = yield
     outcome = None if call.excinfo is None else call.excinfo.value
     if outcome is error and error is not None and has_no_frames:
@@ -159,16 +160,14 @@ def pytest_runtest_makereport(
     elif outcome is not None and outcome is not error and isinstance(error, GuestUnhealthy):
         show_replaced(error, report=report, by=outcome)
     if outcome is not None:
-        add_health_sections(item, report, outcome=outcome)
+        explanation.show(report)
     if events:
         attach(report, events)
     keep_captures(item, report)
-    if report.failed:
-        add_sections(item, report)
-        if error is not None and is_infrastructure(error) and report.when == "call":
-            # pytest calls a failure in set-up an error. A guest that a test
-            # starts by itself and that does not boot is to be an error as well.
-            report.when = "setup"
+    if report.failed and error is not None and is_infrastructure(error) and report.when == "call":
+        # pytest calls a failure in set-up an error. A guest that a test
+        # starts by itself and that does not boot is to be an error as well.
+        report.when = "setup"
     return report
 
 

@@ -7,7 +7,8 @@ pytest's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -70,21 +71,39 @@ def guests_of(item: pytest.Item) -> list[Guest]:
     return held
 
 
-def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Put the end of each guest's console, and the faults of segments, into the report of a failed test."""
-    for guest in guests_of(item):
-        tail = guest.console_tail(CONSOLE_LINES)
-        if tail:
-            report.sections.append((f"console of {guest.name}, last {CONSOLE_LINES} lines", tail))
+def console_sections(item: pytest.Item) -> list[tuple[str, str]]:
+    """Return sections with the end of each guest's console."""
+    tails = [(guest.name, guest.console_tail(CONSOLE_LINES)) for guest in guests_of(item)]
+    return [(f"console of {name}, last {CONSOLE_LINES} lines", tail) for name, tail in tails if tail]
+
+
+def fault_sections(item: pytest.Item) -> list[tuple[str, str]]:
+    """Return a section with the faults of segments that the test has met, if there are any."""
     run = existing_run(item.config)
     faults = [] if run is None else run.faults.at_work()
-    if run is not None and faults:
-        seed = f" (--kvm-seed={run.faults.seed} repeats their random choices)"
-        title = "faults of segments" + (seed if any(each.is_random for each in faults) else "")
-        lines = list(map(str, faults[-FAULTS:]))
-        if len(faults) > FAULTS:
-            lines.insert(0, f"… {len(faults) - FAULTS} before")
-        report.sections.append((title, "\n".join(lines)))
+    if run is None or not faults:
+        return []
+    seed = f" (--kvm-seed={run.faults.seed} repeats their random choices)"
+    title = "faults of segments" + (seed if any(each.is_random for each in faults) else "")
+    lines = list(map(str, faults[-FAULTS:]))
+    if len(faults) > FAULTS:
+        lines.insert(0, f"… {len(faults) - FAULTS} before")
+    return [(title, "\n".join(lines))]
+
+
+def is_skip(error: BaseException) -> bool:
+    """Say whether a test has skipped itself, by pytest's way or by unittest's."""
+    unittest = sys.modules.get("unittest")
+    return isinstance(error, (pytest.skip.Exception, *([unittest.SkipTest] if unittest else ())))
+
+
+def add_to_failure(report: pytest.TestReport, *, title: str, text: str) -> None:
+    """Add a section to what a report tells of a failure, so that JUnit's file has it, too."""
+    add: Callable[[str, str], None] | None = getattr(report.longrepr, "addsection", None)
+    if add is None:  # it is a text
+        report.sections.append((title, text))
+    else:
+        add(title, text)
 
 
 def is_infrastructure(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -121,15 +121,24 @@ class WatchedKernels:
             found, self._found = self._found, []
         return found
 
+    def that_are_ready(self, guests: Container[Guest] = ()) -> list[tuple[Machine, GuestSpec]]:
+        """Return the machines of guests that the test has used, and of others; some may have ended since.
+
+        Guests that boot, or did not get ready, have none.
+        """
+        with self._lock:
+            watched = [
+                each for guest, each in self._watched.items() if each.test == self._test or guest in guests
+            ]
+        ready = [(each.machines.if_ready, each.spec) for each in watched]
+        return [(machine, spec) for machine, spec in ready if machine is not None]
+
     def that_can_answer(self) -> list[tuple[Machine, GuestSpec]]:
         """Return the machines of the test's guests that run and whose kernels have not panicked."""
-        with self._lock:
-            watched = [each for each in self._watched.values() if each.test == self._test]
-        ready = [(each.machines.if_ready, each.spec) for each in watched]
         return [
             (machine, spec)
-            for machine, spec in ready
-            if machine is not None and not machine.kernel.has_panicked and _runs(machine)
+            for machine, spec in self.that_are_ready()
+            if not machine.kernel.has_panicked and _runs(machine)
         ]
 
     def _look(self, guest: Guest, watched: _Watched) -> None:

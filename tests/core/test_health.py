@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.machine.vitals import find_trouble
 
 EATER = "import sys; sys.stdout.write('begun'); eaten = bytearray(200 << 20)"
 
@@ -29,3 +30,19 @@ def test_an_oom_kill_that_is_allowed(guest):
 @pytest.mark.kvm(gates=kvm.Gates(failed_units=True))
 def test_a_failed_unit_that_a_gate_forbids_fails_the_test(guest):
     guest.run(["systemd-run", "--wait", "--quiet", "false"], check=False)
+
+
+def test_a_guest_that_does_not_answer_is_found_out(guest):
+    assert find_trouble(guest.machine, can_dump=False) is None
+    guest.pause()
+    found = find_trouble(guest.machine, can_dump=False)
+    assert found is not None
+    assert found.what == "does not answer: it is paused"
+    guest.resume()
+    guest.run("truncate -s 32M disk; mkfs.ext4 -q disk; mount -o loop disk /mnt; fsfreeze -f /mnt")
+    guest.start("echo >/mnt/file")
+    guest.run("until grep -s '^State:.D' /proc/[0-9]*/status; do sleep 0.1; done")
+    found = find_trouble(guest.machine, can_dump=False)
+    assert found is not None
+    assert found.what.startswith("has tasks that are blocked in its kernel: ")
+    assert "mnt_want_write" in found.details

@@ -11,9 +11,9 @@ import pytest
 import pytest_kvm as kvm
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.kernel_reports import KernelReport
-from pytest_kvm.plugin import session
-from pytest_kvm.provision.watched_kernels import GuestReport, WatchedKernels
+from pytest_kvm.provision.watched_kernels import WatchedKernels
 from pytest_kvm.results import CommandResult
+from tests.unit.plugin.kernels import Kernels
 
 SUITE = """
 import pytest
@@ -33,78 +33,11 @@ WARNING = report("warning", "WARNING: CPU: 0 PID: 1 at a.c:1 f")
 EXCUSED = report("soft lockup", "stuck", excuse="the host")
 
 
-class Kernels:
-    """Stands for a run whose kernels report what a suite provokes.
-
-    Args:
-        spec: That of the guest.
-        reports: What is provoked.
-        shell: Answers for the guest's gates.
-    """
-
-    def __init__(self, spec, reports, *, shell):
-        self._spec = spec
-        self._reports = reports
-        self._shell = shell
-        self._found = []
-        self.faults = self.captures = self.segments = self
-        self.kernels = self
-
-    def pytest_configure(self, config):
-        config.provoke = self.provoke
-
-    def pytest_sessionstart(self, session):
-        session.config.stash[run_key] = self
-
-    def provoke(self):
-        self._found = [GuestReport(guest="web", spec=self._spec, report=each) for each in self._reports]
-
-    def begin_test(self):
-        self._found = []
-
-    def look(self, guests):
-        """Find what was provoked."""
-
-    def take(self):
-        found, self._found = self._found, []
-        return found
-
-    def that_can_answer(self):
-        kernel = SimpleNamespace(begun_at=None)
-        return [(SimpleNamespace(name="web", kernel=kernel, shell=self._shell), self._spec)]
-
-    def holds(self, value):
-        return False
-
-    def at_work(self):
-        return []
-
-    all = at_work
-
-    def record(self, segments):
-        """Capture nothing."""
-
-    def note_test(self, test):
-        """Nobody looks from outside, and there is no guest."""
-
-    def reserve(self, specs, *, peak, is_wide):
-        """There is room."""
-
-    def end_reservation(self):
-        """Nothing is reserved."""
-
-    def close(self):
-        """Nothing is open."""
-
-
-run_key = session._RUN
-
-
 @pytest.fixture
 def run(pytester):
-    def run(*reports, marker="", spec=None, options=(), source=SUITE, shell=None):
+    def run(*reports, marker="", spec=None, options=(), source=SUITE, shell=None, machines=()):
         pytester.makepyfile(source.replace("\ndef test_it", f"\n{marker}\ndef test_it"))
-        kernels = Kernels(spec or kvm.GuestSpec(), reports, shell=shell)
+        kernels = Kernels(spec or kvm.GuestSpec(), reports, shell=shell, machines=machines)
         # Here, a warning is an error.
         quiet = "-Wdefault::pytest_kvm.KernelErrorWarning"
         return pytester.runpytest_inprocess(quiet, "-p", "no:cacheprovider", *options, plugins=[kernels])
@@ -428,13 +361,14 @@ def test_a_guest_that_cannot_be_asked_fails_the_test(run, error, shown):
     assert "allow_journal" not in result.stdout.str()
 
 
-@pytest.mark.parametrize("error", [kvm.SshUnavailable, kvm.GuestGone])
-def test_a_guest_that_the_test_could_not_reach_is_not_asked(run, error):
+def test_a_guest_that_does_not_answer_is_not_asked(run, domain, machine):
     shell = Shell()
-    run(spec=UNITS, source=f"{SUITE}    raise kvm.{error.__name__}('web')\n", shell=shell).assert_outcomes(
-        failed=1
-    )
+    domain.end("QEMU died")
+    source = f"{SUITE}    assert 'mine' == 'other'\n"
+    run(spec=UNITS, source=source, shell=shell, machines=[machine]).assert_outcomes(failed=1)
     assert shell.asked == 0
+    run(spec=UNITS, source=source, shell=shell).assert_outcomes(failed=1)
+    assert shell.asked == 1
 
 
 # ------------------------------------------------------------ which guests are looked at

@@ -113,6 +113,10 @@ class OneGuest:
         """Return no report."""
         return []
 
+    def that_are_ready(self, guests):
+        """Return no machine."""
+        return []
+
     def that_can_answer(self):
         """Return no machine."""
         return []

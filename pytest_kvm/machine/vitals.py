@@ -44,7 +44,7 @@ _LOOK_WITHIN, _DUMP_WITHIN = 25.0, 90.0
 _ENDS_WITHIN = 0.5
 """Seconds after which libvirt has told of the end of a QEMU that answers no more."""
 _MOST_REGISTERS = 4000
-_OTHER_REGISTERS = ("FCW", "FP", "XMM", "YMM", "ZMM", "Opmask", "MXCSR", "V0", "Q0")
+_OTHER_REGISTERS = ("FCW", "FP", "XMM", "YMM", "ZMM", "Opmask", "MXCSR", "Q")
 """Those of floating point and vectors, which say nothing of a hang."""
 _STATES = {
     "paused": "it is paused",

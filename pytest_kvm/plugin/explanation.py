@@ -26,6 +26,11 @@ _DUMPED = pytest.StashKey[set[str]]()
 _TIMEOUTS = (AgentError, CommandTimeout, SshUnavailable, WaitTimeout)
 
 
+def forget_dumps(item: pytest.Item) -> None:
+    """Let kernels dump their tasks anew, for a test that begins, also for the second time."""
+    item.stash[_DUMPED] = set()
+
+
 class Explanation:
     """What the report of a test's phase tells of its guests.
 
@@ -81,7 +86,7 @@ class Explanation:
         from pytest_kvm.machine.vitals import find_trouble  # noqa: PLC0415 - loads psutil
 
         _stop_timer(self._item)
-        dumped = self._item.stash.setdefault(_DUMPED, set())
+        dumped = self._item.stash[_DUMPED]
         looks = [partial(find_trouble, machine, can_dump=machine.name not in dumped) for machine, _ in ready]
         for outcome in outcomes_at_once(looks):
             if isinstance(outcome, Exception):

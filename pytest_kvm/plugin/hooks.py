@@ -17,7 +17,7 @@ from pytest_kvm.plugin import newhooks
 from pytest_kvm.plugin.artifacts import keep_captures, record_segments
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
-from pytest_kvm.plugin.explanation import Explanation
+from pytest_kvm.plugin.explanation import Explanation, forget_dumps
 from pytest_kvm.plugin.health import (
     begin_test,
     check_guests,
@@ -98,6 +98,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """
     note_test(item.config, item.nodeid)
     begin_test(item)
+    forget_dumps(item)
     scopes_of(item.config).begin(item)
     record_segments(item)
     try:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvm.plugin.session import settings_stashed
-from tests.suite_outcome import outcome_of
-
 SUITE = r"""
 import pytest
 import pytest_kvm as kvm
@@ -238,13 +235,6 @@ PASS = {
     "test_what_a_guest_logs_while_it_starts",
     "test_last",
 }
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory, pytestconfig):
-    return outcome_of(
-        SUITE, folder=tmp_path_factory.mktemp("suites"), settings=settings_stashed(pytestconfig)
-    )
 
 
 def test_gates_fail_the_test_that_ran(outcome):

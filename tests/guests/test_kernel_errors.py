@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvm.plugin.session import settings_stashed
-from tests.suite_outcome import outcome_of
-
 SUITE = r"""
 import unittest
 import pytest
@@ -287,13 +284,6 @@ PASS = {
     "test_allowed_by_spec_and_marker",
     "test_last",
 }
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory, pytestconfig):
-    return outcome_of(
-        SUITE, folder=tmp_path_factory.mktemp("suites"), settings=settings_stashed(pytestconfig)
-    )
 
 
 def test_only_the_test_that_ran_fails(outcome):

@@ -164,6 +164,20 @@ def test_a_kernel_dumps_its_tasks_once_for_a_test(pytester, machine, monkeypatch
     assert asked == [True, False, True]
 
 
+def test_a_kernel_dumps_its_tasks_anew_if_a_test_is_run_again(pytester, machine, monkeypatch):
+    asked = []
+
+    def find(_machine, *, can_dump):
+        asked.append(can_dump)
+        return replace(SILENT, was_dumped=can_dump)
+
+    monkeypatch.setattr(vitals, "find_trouble", find)
+    pytester.makepyfile(ASSERTION)
+    kernels = Kernels(kvm.GuestSpec(), machines=[machine])
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", "--reruns=1", plugins=[kernels])
+    assert asked == [True, True]
+
+
 @pytest.mark.parametrize(
     "source", [SKIP, XFAIL, "def test_it(): pass", f"import pytest\n@pytest.mark.xfail{ASSERTION}"]
 )

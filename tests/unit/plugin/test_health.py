@@ -494,8 +494,10 @@ def test_only_guests_of_the_test_that_run_are_asked_for_their_gates(state, has_p
     kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec)
     kernels.begin_test()
     assert kernels.that_can_answer() == []
+    assert kernels.that_are_ready([guest]) == [(machine, spec)]
     kernels.note_test(guest)
     assert kernels.that_can_answer() == ([(machine, spec)] if answers else [])
+    assert kernels.that_are_ready() == [(machine, spec)]
 
 
 def test_a_guest_of_which_nobody_knows_whether_it_runs_is_asked(caplog):

@@ -268,6 +268,21 @@ OPTIONS: tuple[Option, ...] = (
         help="folder for what is kept of tests, one folder for each test",
     ),
     Option(
+        name="keep_artifacts",
+        metavar="WHEN",
+        choices=get_args(Keep),
+        default="on-failure",
+        help="never, on-failure, always: keep consoles, journals, screenshots and more of the guests of "
+        "tests that failed, or of all",
+    ),
+    Option(
+        name="artifacts_size",
+        metavar="SIZE",
+        parse=_bytes,
+        default="4GiB",
+        help='what is kept of tests may take up so much together ("500MiB"); the oldest goes first',
+    ),
+    Option(
         name="seed",
         metavar="SEED",
         default="new in each run",

@@ -103,6 +103,10 @@ class Settings:
     """Of which tests the frames on segments are captured and kept."""
     artifacts: Path = Path("kvm-artifacts")
     """Folder for what is kept of tests."""
+    keep_artifacts: Keep = "on-failure"
+    """Of which tests it is kept what their guests can tell."""
+    artifacts_size: int = 4 * 1024**3
+    """Bytes that all that is kept of tests may take up; the oldest is removed first."""
     seed: str | None = None
     """Makes the random choices of segments' faults repeatable; None: the run chooses one."""
     events: Path | None = None

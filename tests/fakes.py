@@ -49,6 +49,7 @@ class FakeDomain:
         """Whether no savepoint can be loaded."""
         self.agent_replies: dict[str, AgentReply] = {}
         """Replies by command; a command that is not here means: no agent."""
+        self.log: Path | None = None
         self.on_shutdown: Callable[[], None] = lambda: None
         self.when_reset: list[Callable[[], None]] = []
         self._state = DomainState.RUNNING

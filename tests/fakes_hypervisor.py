@@ -10,6 +10,7 @@ import time
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_kvm.errors import AgentError, DomainFailed, NetworkFailed
@@ -29,6 +30,7 @@ class FakeDomain:
         self.name = root.findtext("name", "")
         self.uuid = root.findtext("uuid") or str(uuid.uuid4())
         self.pid: int | None = None
+        self.log: Path | None = None
         self.held_up = 0.0
         """Seconds for which the host had no processor for it."""
         self.done: list[str] = []
@@ -61,7 +63,6 @@ class FakeDomain:
         return self._state
 
     def xml(self) -> str:
-        self._living("xml")
         return self._xml
 
     def alive(self) -> bool:

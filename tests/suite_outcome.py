@@ -34,12 +34,12 @@ class Outcome:
 
 
 def outcome_of(source: str, *, folder: Path, settings: Settings) -> Outcome:
-    """Run a suite on clones of this run's templates, and return how it has ended."""
+    """Run a suite on clones of this run's templates, and return how it has ended; it keeps no artifacts."""
     junit = folder / "junit.xml"
     with (
         own_folder("kvm-") as run_dir,
         suites_in(folder, run_dir=run_dir, settings=settings) as suites,
     ):
-        suite = suites.start(source, f"--junit-xml={junit}")
+        suite = suites.start(source, f"--junit-xml={junit}", "--kvm-keep-artifacts=never")
         suite.wait()
         return Outcome(junit, suite.output)

@@ -19,10 +19,10 @@ from pytest_kvm.at_once import wait_for
 from pytest_kvm.handles import keyboard
 from pytest_kvm.handles.callbacks import Callbacks
 from pytest_kvm.handles.savepoint import Savepoint
-from pytest_kvm.handles.screen import to_png
 from pytest_kvm.machine import power, waits
 from pytest_kvm.machine.agent import GuestAgent
 from pytest_kvm.machine.savepoints import resume, take
+from pytest_kvm.machine.screen import to_png
 from pytest_kvm.ssh.files import GET_LIMIT, Files
 from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
@@ -125,7 +125,7 @@ class Guest:
 
     @property
     def domain_xml(self) -> str:
-        """The live domain XML, as ``virsh dumpxml`` prints it."""
+        """The live domain XML, as ``virsh dumpxml`` prints it; after its end what it was started from."""
         return self._booted_machine.domain.xml()
 
     @property

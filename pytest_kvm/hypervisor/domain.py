@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import libvirt
@@ -54,11 +55,15 @@ class LibvirtDomain:
         *,
         lifecycle: Lifecycle,
         process: HostProcess | None,
+        xml: str = "",
+        log: Path | None = None,
     ) -> None:
         self._connection = connection
         self._domain: ProcessBound[libvirt.virDomain] = ProcessBound(domain)
         self._lifecycle = lifecycle
         self._process = process
+        self._given_xml = xml
+        self._log = log
         self._watch = CallWatch(process, give_up=self.give_up) if process else None
         self._uuid: str = domain.UUIDString()
         self._snapshots = Snapshots(self)
@@ -100,8 +105,15 @@ class LibvirtDomain:
                 raise
         return _STATES.get(state, DomainState.RUNNING)
 
+    @property
+    def log(self) -> Path | None:
+        """The file with QEMU's command line and messages; None if nobody knows it."""
+        return self._log
+
     def xml(self) -> str:
-        """Return the live XML."""
+        """Return the live XML; of a domain that has ended, what it was started from."""
+        if self._given_xml and not self.alive():
+            return self._given_xml
         return str(self._call("read the XML of", lambda domain: domain.XMLDesc(0)))
 
     def alive(self) -> bool:

@@ -161,7 +161,8 @@ class LibvirtHypervisor:
             ):
                 raw = _start_when_name_is_free(connection, name, start)
                 process = self._process_of(raw)
-            domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=process)
+            log = self._root.qemu_log(name) if self._root else None
+            domain = LibvirtDomain(self._connection, raw, lifecycle=life, process=process, xml=xml, log=log)
             with self._lock:
                 self._domains[name] = domain
         return domain

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 
@@ -98,8 +99,13 @@ class Domain(Protocol):
         """Return the state that the hypervisor reports; ``SHUTOFF`` for a domain that is gone."""
         ...
 
+    @property
+    def log(self) -> Path | None:
+        """The file with QEMU's command line and messages; None if nobody knows it."""
+        ...
+
     def xml(self) -> str:
-        """Return the live domain XML."""
+        """Return the live domain XML; of a domain that has ended, what it was started from."""
         ...
 
     def alive(self) -> bool:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pytest_kvm.errors import CommandFailed, GuestError, KvmError
+from pytest_kvm.machine import core_dumps
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.plaintext import one_line, plain
 from pytest_kvm.spec.gates import Gates
@@ -52,55 +53,6 @@ awk -v since="$1" '
     match($0, /audit\([0-9.]+/) && substr($0, RSTART + 6, RLENGTH - 6) + 0 >= since
 ' "${file:-/var/log/audit/audit.log}"
 """
-
-# https://man7.org/linux/man-pages/man5/core.5.html
-_CORE_DUMPS = r"""
-since=$1
-read -r pattern </proc/sys/kernel/core_pattern || exit
-case $pattern in
-    "|"*systemd-coredump* | "@"*systemd/coredump*)
-        # Exit code 1 means that there are none, and any failure.
-        exec 3>&1
-        words=$(coredumpctl list --quiet --no-legend --no-pager --since="@$since" 2>&1 >&3) && exit
-        [ $? -eq 1 ] && [ -z "$words" ] && exit
-        echo "$words" >&2
-        exit 3
-        ;;
-    "" | "|/bin/false" | "|/usr/bin/false") exit 0 ;;
-    [\|@]*)
-        echo "the kernel hands core dumps to ${pattern%% *}, which cannot be asked for them" >&2
-        exit 3
-        ;;
-    /*)
-        folders=${pattern%%%*}
-        folders=${folders%/*}/
-        anywhere=
-        ;;
-    *)
-        # Relative to the folder that the process was in, which can be anywhere.
-        while case $pattern in ./* | ../*) true ;; *) false ;; esac; do pattern=${pattern#*/}; done
-        folders=$(awk '
-            $3 ~ /^(bcachefs|btrfs|exfat|ext[234]|f2fs|jfs|nilfs2|overlay|ramfs|tmpfs|vfat|xfs|zfs)$/ {
-                gsub(/\\040/, " ", $2); print $2
-            }
-        ' /proc/mounts) && [ -n "$folders" ] || exit 4
-        anywhere="*/"
-        ;;
-esac
-# What the kernel fills in (%p, %e, ...) can be any text; %% is a percent sign.
-path=$(printf '%s\n' "$pattern" | sed 's/[][*?\\]/\\&/g; s/%%/\r/g; s/%.\{0,1\}/*/g; s/\r/%/g')
-[ -n "$path" ] || exit 4
-name=${path##*/}
-found=$(printf '%s\n' "$folders" | while IFS= read -r folder; do
-    [ -d "$folder" ] || continue
-    # With core_uses_pid a number follows the name.
-    find "$folder" -ignore_readdir_race -xdev -type f -newermt "@$since" -path "$anywhere$path*" \
-        \( -name "$name" -o -name "$name.[0-9]*" \) \
-        -exec sh -c '[ "$(od -An -tx1 -N4 "$1" | tr -d " ")" = 7f454c46 ]' sh {} \; -ls || exit
-done) || exit
-[ -z "$found" ] || printf '%s\n' "$found" | sort -u
-"""
-"""Lists what systemd-coredump has taken, or ELF files where the kernel writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +103,11 @@ def _shown(machine: Machine, gates: Gates, *, since: float) -> Iterator[tuple[st
         messages = _journal(machine, f"--priority={gates.journal}", since=begun)
         yield f"messages of priority {gates.journal} in its journal", messages, gates.allow_journal
     if gates.core_dumps:
-        yield "core dumps", _lines(machine, ("sh", "-c", _CORE_DUMPS, "sh", begun)), gates.allow_core_dumps
+        yield (
+            "core dumps",
+            _lines(machine, ("sh", "-c", core_dumps.SCRIPT, "sh", begun, "list")),
+            gates.allow_core_dumps,
+        )
     if gates.avc:
         logged = _journal(machine, "_TRANSPORT=kernel", "+", "_TRANSPORT=audit", since=begun)
         logged += _lines(machine, ("sh", "-c", _AUDIT_LOG, "sh", begun))

@@ -53,6 +53,8 @@ class Console:
         self._socket_path = socket_path
         self._ended = ended
         self._clock = clock
+        self.beginning = self.offset()
+        """How much of the log is of before: a clone's begins with that of its template."""
 
     def __repr__(self) -> str:
         return f"<Console {self.log} {self.offset()} bytes>"

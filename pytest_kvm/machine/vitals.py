@@ -14,22 +14,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import psutil
 
 from pytest_kvm.at_once import in_thread
-from pytest_kvm.errors import CommandTimeout, KvmError
 from pytest_kvm.machine.agent import GuestAgent
 from pytest_kvm.machine.blocked_tasks import dump_tasks, find_blocked_tasks
+from pytest_kvm.machine.questions import NoAnswer, Silence, ask
 from pytest_kvm.plaintext import one_line, plain
 
 if TYPE_CHECKING:
     from pytest_kvm.hypervisor.protocol import Domain
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.ssh.access import Access
-
-T = TypeVar("T")
 
 _PATIENCE = 10.0
 """Seconds that a part has to answer: a guest without KVM on a busy host takes some."""
@@ -67,23 +65,20 @@ class Trouble:
     """Half a sentence: "does not answer: it is paused"."""
     details: str = field(default="", repr=False)
     has_ended: bool = False
+    monitor_answers: bool = True
+    agent_answers: bool = False
     sshd_answers: bool = False
     was_dumped: bool = False
     """Whether the kernel was asked for a dump of its tasks."""
 
 
-class _Failure(Exception):  # noqa: N818 - it says what there is instead of an answer
-    """Half a sentence about what was asked: "is not there"."""
+class _NoMonitor(NoAnswer):
+    """QEMU itself does not answer."""
 
 
-class _Silence(_Failure):
-    """What was asked has not answered in time."""
-
-    def __init__(self) -> None:
-        super().__init__("does not answer")
-
-
-def find_trouble(machine: Machine, *, can_dump: bool) -> Trouble | None:
+def find_trouble(
+    machine: Machine, *, can_dump: bool, before_dump: Callable[[], None] | None = None
+) -> Trouble | None:
     """Return what is the matter with a machine; None if it answers and none of its tasks is blocked.
 
     A guest that answers takes some 0.4 s, one that does not takes 40 s or less, and two minutes at most.
@@ -91,49 +86,53 @@ def find_trouble(machine: Machine, *, can_dump: bool) -> Trouble | None:
     Args:
         machine: The machine.
         can_dump: Whether to have the kernel of a silent guest dump its tasks on the console.
+        before_dump: Called before that.
     """
     domain = machine.domain
-    found = _trouble_of_living(machine, can_dump=can_dump) if domain.alive() else None
+    dump = partial(_dump_tasks, machine, before_dump) if can_dump else None
+    found = _trouble_of_living(machine, dump=dump) if domain.alive() else None
     if not domain.alive() or (found is not None and domain.wait_end(_ENDS_WITHIN)):
         return Trouble(guest=machine.name, what=f"has ended: {domain.end_reason()}", has_ended=True)
     return found
 
 
-def _trouble_of_living(machine: Machine, *, can_dump: bool) -> Trouble | None:
+def _trouble_of_living(machine: Machine, *, dump: Callable[[], str] | None) -> Trouble | None:
     trouble = partial(Trouble, guest=machine.name)
     try:
         _check_that_it_runs(machine)
-    except _Failure as why:
-        return trouble(what=f"does not answer: {why}")
+    except NoAnswer as why:
+        monitor_answers = not isinstance(why, _NoMonitor)
+        return trouble(what=f"does not answer: {why}", monitor_answers=monitor_answers)
     calls = [in_thread(partial(_ping_agent, machine.domain)), in_thread(partial(_call_sshd, machine.access))]
     agent, sshd = [call.exception() for call in calls]
     for failure in (agent, sshd):
-        if failure is not None and not isinstance(failure, _Failure):
+        if failure is not None and not isinstance(failure, NoAnswer):
             raise failure
-    if isinstance(agent, _Silence):
+    if isinstance(agent, Silence):
         machine.kernel.note_silence()
     if agent and sshd:
         parts = f"QEMU runs, the guest agent {agent}, sshd {sshd}"
-        return _ask_kernel(machine, parts=parts, can_dump=can_dump)
+        return _ask_kernel(machine, parts=parts, dump=dump)
     if sshd:
-        return trouble(what=f"runs, but its sshd {sshd}", details=_blocked_tasks(machine)[1])
-    if isinstance(agent, _Silence):
+        details = _blocked_tasks(machine)[1]
+        return trouble(what=f"runs, but its sshd {sshd}", details=details, agent_answers=True)
+    if isinstance(agent, Silence):
         return trouble(what=f"runs, but its guest agent {agent}", sshd_answers=True)
     what, details = ("", "") if agent else _blocked_tasks(machine)
-    return trouble(what=what, details=details, sshd_answers=True) if what else None
+    return trouble(what=what, details=details, agent_answers=True, sshd_answers=True) if what else None
 
 
 def _check_that_it_runs(machine: Machine) -> None:
     machine.kernel.read_console()
     if machine.kernel.has_panicked:
-        raise _Failure("its kernel has panicked")
+        raise NoAnswer("its kernel has panicked")
     try:
         state = _run_state(machine.domain)
-    except _Failure:
+    except NoAnswer:
         machine.kernel.note_silence()
         raise
     if state != "running":
-        raise _Failure(_STATES.get(state, f"it does not run (QEMU says {state!r})"))
+        raise NoAnswer(_STATES.get(state, f"it does not run (QEMU says {state!r})"))
 
 
 def _run_state(domain: Domain) -> str:
@@ -141,12 +140,12 @@ def _run_state(domain: Domain) -> str:
     pid = domain.pid
     if pid is not None and _state_of(pid) == psutil.STATUS_STOPPED:
         # Its monitor must not be asked now: a QEMU that does not answer for some time is given up.
-        raise _Failure(f"QEMU, process {pid}, is stopped by a signal")
+        raise _NoMonitor(f"QEMU, process {pid}, is stopped by a signal")
     try:
-        return str(_ask(lambda: domain.qmp("query-status")["status"], within=_PATIENCE))
-    except _Failure as failure:
+        return str(ask(lambda: domain.qmp("query-status")["status"], within=_PATIENCE))
+    except NoAnswer as failure:
         process = "" if pid is None else f" (process {pid}, {_state_of(pid)})"
-        raise _Failure(f"QEMU's monitor {failure}{process}") from None
+        raise _NoMonitor(f"QEMU's monitor {failure}{process}") from None
 
 
 def _state_of(pid: int) -> str:
@@ -159,10 +158,10 @@ def _state_of(pid: int) -> str:
 def _ping_agent(domain: Domain) -> None:
     begun = domain.clock()
     try:
-        _ask(GuestAgent(domain, timeout=_PATIENCE).ping, within=_PATIENCE + _GREETING)
-    except _Failure as failure:
+        ask(GuestAgent(domain, timeout=_PATIENCE).ping, within=_PATIENCE + _GREETING)
+    except NoAnswer as failure:
         # libvirt has the same words for an agent that is not connected and for one that is silent.
-        raise (_Silence() if domain.clock() - begun > _AT_ONCE else failure) from None
+        raise (Silence() if domain.clock() - begun > _AT_ONCE else failure) from None
 
 
 def _call_sshd(access: Access) -> None:
@@ -180,22 +179,22 @@ def _call_sshd(access: Access) -> None:
                 while line.recv(4096):
                     pass
     except TimeoutError:
-        raise _Silence from None
+        raise Silence from None
     except OSError as failure:
-        raise _Failure(f"is not reached: {failure.strerror}") from None
+        raise NoAnswer(f"is not reached: {failure.strerror}") from None
     if not sent:
-        raise _Failure("is not there: connections are closed at once")
+        raise NoAnswer("is not there: connections are closed at once")
     if not sent.startswith(b"SSH-"):
-        raise _Failure(f"turns connections away: {one_line(sent.decode(errors='replace').strip())}")
+        raise NoAnswer(f"turns connections away: {one_line(sent.decode(errors='replace').strip())}")
 
 
 def _blocked_tasks(machine: Machine) -> tuple[str, str]:
     """Return what there is to say of tasks that are blocked, and their stacks; two empty texts if none is."""
     try:
-        found = _ask(partial(find_blocked_tasks, machine.domain, patience=_PATIENCE), within=_LOOK_WITHIN)
-    except _Silence:
+        found = ask(partial(find_blocked_tasks, machine.domain, patience=_PATIENCE), within=_LOOK_WITHIN)
+    except Silence:
         return "answers, but a look at its tasks does not end", ""
-    except _Failure as failure:
+    except NoAnswer as failure:
         return "", f"whether its tasks are blocked is not known: a look by the guest agent {failure}"
     return (
         f"has tasks that are blocked in its kernel: {', '.join(_TASK.findall(found))}" if found else "",
@@ -203,42 +202,31 @@ def _blocked_tasks(machine: Machine) -> tuple[str, str]:
     )
 
 
-def _ask_kernel(machine: Machine, *, parts: str, can_dump: bool) -> Trouble:
+def _ask_kernel(machine: Machine, *, parts: str, dump: Callable[[], str] | None) -> Trouble:
     """Learn what can be learned of a guest whose agent and sshd do not answer."""
     domain = machine.domain
     try:
-        registers = _of_integers(_ask(lambda: domain.hmp("info registers -a"), within=_PATIENCE))
-    except _Failure as failure:
+        registers = _of_integers(ask(lambda: domain.hmp("info registers -a"), within=_PATIENCE))
+    except NoAnswer as failure:
         registers = f"QEMU {failure}"
     tasks, who = "", "neither sshd nor guest agent does"
-    if can_dump:
+    if dump is not None:
         try:
-            tasks = _ask(partial(dump_tasks, domain, machine.console), within=_DUMP_WITHIN)
+            tasks = dump()
             who = f"its kernel runs, but {who}" if tasks else "its kernel is silent"
-        except _Failure as failure:
+        except NoAnswer as failure:
             tasks = f"whether its kernel runs is not known: SysRq {failure}"
     details = "\n".join(filter(None, [parts, tasks, "registers:", registers]))
     what = f"does not answer: {who}"
-    return Trouble(guest=machine.name, what=what, details=details, was_dumped=can_dump)
+    return Trouble(guest=machine.name, what=what, details=details, was_dumped=dump is not None)
+
+
+def _dump_tasks(machine: Machine, before: Callable[[], None] | None) -> str:
+    if before is not None:
+        before()
+    return ask(partial(dump_tasks, machine.domain, machine.console), within=_DUMP_WITHIN)
 
 
 def _of_integers(registers: str) -> str:
     lines = plain(registers).strip().splitlines()
     return "\n".join(line for line in lines if not line.startswith(_OTHER_REGISTERS))[:_MOST_REGISTERS]
-
-
-def _ask(question: Callable[[], T], *, within: float) -> T:
-    """Return what a question gives; if it takes too long, its thread is left alone with it.
-
-    Raises:
-        _Silence: It takes too long.
-        _Failure: It fails.
-    """
-    try:
-        return in_thread(question).result(timeout=within)
-    except (TimeoutError, CommandTimeout):
-        raise _Silence from None
-    except KvmError as failure:
-        raise _Failure(f"fails: {failure.brief}") from None
-    except (LookupError, TypeError, ValueError) as failure:  # a guest agent may answer anything
-        raise _Failure(f"fails: {failure!r:.200}") from None

@@ -1,94 +1,225 @@
-"""Keeps what a test leaves to look at, in a folder of its own."""
+"""Keeps what the guests of a failed test can tell, and says where it is."""
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Container, Iterable, Iterator
-from hashlib import sha256
-from itertools import chain, count
+import os
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.errors import KvmError
+import pytest
+
+from pytest_kvm.host.artifact_folder import TEXT_LIMIT, ArtifactFolder
+from pytest_kvm.host.folder_marker import MARKER
+from pytest_kvm.plugin.captures import copy_captures
+from pytest_kvm.plugin.file_names import place_of
 from pytest_kvm.plugin.session import existing_run, settings_stashed
 
 if TYPE_CHECKING:
-    import pytest
+    from pytest_kvm.host.artifact_store import ArtifactStore
+    from pytest_kvm.machine.evidence import Evidence
+    from pytest_kvm.machine.machine import Machine
+    from pytest_kvm.spec.guest import GuestSpec
 
-    from pytest_kvm.handles.capture import Capture
-
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-\[\]]+")
-_LONGEST_NAME = 120
-
-
-def record_segments(item: pytest.Item) -> None:
-    """Begin to capture all segments that there are, for a test that is about to begin."""
-    run = existing_run(item.config)
-    if run is not None:
-        run.captures.record(run.segments.all())
+PROPERTY = "kvm_artifacts"
+"""Name of the test's property that holds the path of its folder."""
+_STORE = pytest.StashKey["ArtifactStore"]()
+_ARTIFACTS = pytest.StashKey["Artifacts"]()
+_LOGGED_TO_STDOUT = ("all", "out-err", "system-out")
+"""Values of pytest's ``junit_logging`` with which JUnit's file has what tests have printed."""
 
 
-def keep_captures(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Keep the captures of a test whose set-up or call is over, if it is to be kept; never fail the test."""
-    run, settings = existing_run(item.config), settings_stashed(item.config)
-    if run is None or settings.capture == "never" or report.when == "teardown":
-        return
-    if not (report.failed or (settings.capture == "always" and report.when == "call")):
-        return
-    folder = folder_of(item.nodeid, settings.artifacts)
-    lines = list(copy_captures(run.captures.at_work(), folder))
-    if lines:
-        report.sections.append(("captures of segments", "\n".join(lines)))
+def begin_artifacts(item: pytest.Item) -> None:
+    """Begin with a test: what guests show from now on is of its time."""
+    properties = item.user_properties
+    properties[:] = [each for each in properties if each[0] != PROPERTY]  # of a former try
+    item.stash[_ARTIFACTS] = Artifacts(item)
 
 
-def copy_captures(captures: Iterable[tuple[str, Capture]], folder: Path) -> Iterator[str]:
-    """Copy captures into a folder, in place of those that are there already; yield a line for each.
+def close_store(config: pytest.Config) -> None:
+    """Let other processes remove what was kept."""
+    if _STORE in config.stash:
+        config.stash[_STORE].close()
+
+
+def artifacts_of(item: pytest.Item) -> Artifacts:
+    """Return what is kept of a test, for the time that it is run now."""
+    if _ARTIFACTS not in item.stash:  # another plugin has failed before the set-up began
+        begin_artifacts(item)
+    return item.stash[_ARTIFACTS]
+
+
+class Artifacts:
+    """What is kept of one test, for one time that it is run.
 
     Args:
-        captures: Each with a name for its file; several can have the same.
-        folder: The folder, which need not exist.
+        item: The test, which is about to begin.
     """
-    targets: list[Path] = []
-    for name, capture in captures:
-        target = _free(folder / f"{_file_name(name)}.pcapng", taken=targets)
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+        self._settings = settings_stashed(item.config)
+        self._began = time.monotonic()
+        self._began_at = datetime.now(UTC)
+        self._consoles: dict[Path, int] = {}
+        """How much each console had shown when the test began, by its log."""
+        self._folder: Path | None = None
+        self._guests: dict[str, dict[str, Any]] = {}
+        """What is known of each guest, by the folder of its files."""
+        self._fresh: dict[str, Evidence] = {}
+        """Those that were kept since the last report, by the same."""
+        self._captures: list[str] = []
+        self._failures: list[dict[str, str]] = []
+        self._attached: set[Path] = set()
+        """Files that JUnit's file names."""
+        self._problem = ""
+        self._note_consoles()
+
+    def _note_consoles(self) -> None:
+        run = existing_run(self._item.config)
+        if run is not None and self._settings.keep_artifacts != "never":
+            for console in [machine.console for machine in run.kernels.ready_machines()]:
+                with suppress(OSError):
+                    self._consoles[console.log] = console.offset()
+
+    def is_wanted(self, *, failed: bool, when: str) -> bool:
+        """Say whether guests are to be kept after a phase of the test."""
+        policy = self._settings.keep_artifacts
+        return (failed and policy != "never") or (policy == "always" and when == "call")
+
+    def evidence_of(self, machine: Machine, spec: GuestSpec, *, when: str) -> Evidence | None:
+        """Return what keeps things of a guest; None if that cannot be, because of its folder."""
+        from pytest_kvm.machine.evidence import Evidence  # noqa: PLC0415 - loads paramiko
+
+        place = machine.name if machine.name not in self._guests else f"in-{when}/{machine.name}"
         try:
-            if not targets:
-                for old in folder.glob("*.pcapng"):
-                    old.unlink()
-            yield f"{target}{_copy(capture, target)}"
+            folder = self._folder_made()
+            (folder / place).parent.mkdir(mode=0o700, exist_ok=True)
         except OSError as failure:
-            yield f"{target.name} is not kept: {failure}"
-        targets.append(target)
+            self._problem = f"nothing is kept: {failure}"
+            return None
+        self._guests[place] = {"spec": repr(spec), "domain": machine.domain.name}
+        console = machine.console
+        self._fresh[place] = evidence = Evidence(
+            machine,
+            ArtifactFolder(folder / place),
+            since=self._began,
+            console_since=self._consoles.get(console.log, console.beginning),
+        )
+        return evidence
 
+    def finish(self, report: pytest.TestReport) -> None:
+        """Keep the rest after a phase of the test, and say in its report where it is."""
+        try:
+            self._finish(report)
+        except OSError as failure:
+            self._problem = f"not all is kept: {failure}"
+        if self._problem:
+            report.sections.append(("artifacts", self._problem))
+            self._problem = ""
 
-def _free(path: Path, *, taken: Container[Path]) -> Path:
-    """Return a path, or that with the first number with which it is not taken."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(each for each in chain([path], numbered) if each not in taken)
+    def _finish(self, report: pytest.TestReport) -> None:
+        lines = [*self._keep_captures(report)]
+        if lines:
+            report.sections.append(("captures of segments", "\n".join(lines)))
+        if self._fresh:
+            report.sections.append(("artifacts", "\n".join(self._finish_guests())))
+        elif not lines:
+            return
+        if report.failed:
+            self._keep_failure(report)
+        self._store.describe(self._folder_made(), self._about())
+        self._tell(report)
 
+    def _finish_guests(self) -> list[str]:
+        lines: list[str] = []
+        for place, evidence in self._fresh.items():
+            self._guests[place] |= evidence.finish()
+            folder = evidence.folder
+            missing = f" (not all: {folder.missing[0]})" if folder.missing else ""
+            lines.append(f"{folder.path}: {', '.join(folder.files) or 'nothing'}{missing}")
+        self._fresh.clear()
+        return lines
 
-def _copy(capture: Capture, target: Path) -> str:
-    """Copy a capture's file as far as it has come; return why it is not whole, if it is not."""
-    note = ""
-    try:
-        capture.flush()
-    except KvmError as failure:
-        note = f" ({failure})"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(capture.path, target)
-    return note
+    def _keep_captures(self, report: pytest.TestReport) -> list[str]:
+        run, when = existing_run(self._item.config), str(report.when)
+        asked = self._settings.capture
+        is_wanted = self.is_wanted(failed=report.failed, when=when) or (
+            (asked != "never" and report.failed) or (asked == "always" and when == "call")
+        )
+        # When the teardown is over, the test's own captures are gone.
+        is_late = when == "teardown" or bool(self._captures)
+        captures = [] if run is None or not is_wanted or is_late else run.captures.at_work()
+        if not captures:
+            return []
+        try:
+            folder = self._folder_made()
+        except OSError as failure:
+            return [f"{name}.pcapng is not kept: {failure}" for name, _ in captures]
+        self._captures = list(copy_captures(captures, folder))
+        return self._captures
 
+    def _keep_failure(self, report: pytest.TestReport) -> None:
+        folder = ArtifactFolder(self._folder_made())
+        name = f"failure-in-{report.when}.txt" if self._failures else "failure.txt"
+        sections = [f"{f' {title} ':-^80}\n{text}" for title, text in report.sections]
+        folder.write(name, "\n".join([report.longreprtext, *sections]) + "\n", limit=TEXT_LIMIT)
+        crash = getattr(report.longrepr, "reprcrash", None)
+        brief = str(getattr(crash, "message", report.longreprtext)).partition("\n")[0]
+        self._failures.append({"phase": str(report.when), "error": brief[:1000], "file": name})
 
-def folder_of(nodeid: str, artifacts: Path) -> Path:
-    """Return the folder for what is kept of a test; no other test has the same."""
-    path, _, test = nodeid.partition("::")
-    name, bracket, parameters = test.partition("[")
-    parts = [*path.split("/"), name.replace("::", "-") + bracket + parameters]
-    return artifacts.joinpath(*map(_file_name, parts))
+    def _about(self) -> dict[str, Any]:
+        return {
+            "test": self._item.nodeid,
+            "began": self._began_at.isoformat(timespec="milliseconds"),
+            "kept": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "pytest_kvm": version("pytest-kvm"),
+            "failures": self._failures,
+            "guests": self._guests,
+            "captures": self._captures,
+        }
 
+    def _tell(self, report: pytest.TestReport) -> None:
+        """Tell programs where the folder is; all of it passes through xdist."""
+        folder = self._folder_made()
+        named = (PROPERTY, str(folder))
+        # pytest has copied those of the test into this report; those of its teardown are in JUnit's file.
+        for properties in (self._item.user_properties, report.user_properties):
+            if named not in properties:
+                properties.append(named)
+        config = self._item.config
+        if config.getoption("xmlpath", default=None) and config.getini("junit_logging") in _LOGGED_TO_STDOUT:
+            files = {path for path in folder.rglob("*") if path.is_file() and path.name != MARKER}
+            text = "".join(f"[[ATTACHMENT|{path}]]\n" for path in sorted(files - self._attached))
+            self._attached |= files
+            if report.when == "teardown":
+                report.sections.append(("Captured stdout teardown", text))
+            else:
+                self._item.add_report_section(str(report.when), "stdout", text)
 
-def _file_name(text: str) -> str:
-    """Return a text if it can be a file's name; else what can be kept of it, and a digest."""
-    name = _NOT_IN_NAMES.sub("-", text)[-_LONGEST_NAME:].strip("-.")
-    return name if name == text else f"{name}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    @property
+    def _store(self) -> ArtifactStore:
+        from pytest_kvm.host.artifact_store import ArtifactStore  # noqa: PLC0415 - of failed tests only
+
+        config = self._item.config
+        if _STORE not in config.stash:
+            of_worker: dict[str, str] = getattr(config, "workerinput", {})
+            config.stash[_STORE] = ArtifactStore(
+                self._settings.artifacts,
+                limit=self._settings.artifacts_size,
+                run=of_worker.get("testrunuid") or os.urandom(16).hex(),
+            )
+        return config.stash[_STORE]
+
+    def _folder_made(self) -> Path:
+        """Return the test's folder; it is made when it is first needed.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        if self._folder is None:
+            self._folder = self._store.new_folder(place_of(self._item.nodeid))
+        return self._folder

@@ -1,10 +1,10 @@
-"""Explains a test's failure by its guests: which do not answer, and what else has gone wrong in them."""
+"""Explains a test's failure by its guests: whether they answer, and what they can tell."""
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,22 +13,88 @@ import pytest
 
 from pytest_kvm.at_once import outcomes_at_once
 from pytest_kvm.errors import AgentError, CommandTimeout, KvmError, SshUnavailable, WaitTimeout
+from pytest_kvm.plugin.artifacts import artifacts_of, begin_artifacts
 from pytest_kvm.plugin.health import add_health_sections
-from pytest_kvm.plugin.report import add_to_failure, console_sections, fault_sections, guests_of, is_skip
+from pytest_kvm.plugin.report import (
+    add_to_failure,
+    console_sections,
+    fault_sections,
+    guests_of,
+    is_expected,
+    is_skip,
+)
 from pytest_kvm.plugin.session import existing_run
+from pytest_kvm.plugin.timeouts import holding_timeout
 
 if TYPE_CHECKING:
+    from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.machine.evidence import Evidence
+    from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.vitals import Trouble
+    from pytest_kvm.spec.guest import GuestSpec
 
 _log = logging.getLogger("pytest_kvm.explanation")
 _DUMPED = pytest.StashKey[set[str]]()
 """Guests whose kernels have dumped their tasks for a test."""
+_PHASE = pytest.StashKey[tuple[pytest.Item, str]]()
+"""The test whose fixtures are set up or torn down, and which of the two."""
+_EARLY = pytest.StashKey["Explanation"]()
+"""Of a failure that was looked at before its phase of the test is over."""
+_OTHERS = pytest.StashKey["Collection[Guest]"]()
+"""Guests of the fixture whose set-up has failed."""
 _TIMEOUTS = (AgentError, CommandTimeout, SshUnavailable, WaitTimeout)
 
 
-def forget_dumps(item: pytest.Item) -> None:
-    """Let kernels dump their tasks anew, for a test that begins, also for the second time."""
+def begin_explanations(item: pytest.Item) -> None:
+    """Begin with a test, also for the second time: guests are looked at and asked anew."""
     item.stash[_DUMPED] = set()
+    item.stash[_OTHERS] = ()
+    begin_artifacts(item)
+
+
+@contextmanager
+def explaining_teardowns(item: pytest.Item, *, when: str) -> Generator[None]:
+    """Explain the teardown of a fixture that fails in the block, this phase of the test, by its guests."""
+    item.config.stash[_PHASE] = (item, when)
+    try:
+        yield
+    finally:
+        del item.config.stash[_PHASE]
+
+
+def note_failed_fixture(config: pytest.Config, guests: Collection[Guest]) -> None:
+    """Note the guests that a fixture has whose set-up has failed: the test does not have it."""
+    item, _ = config.stash.get(_PHASE, (None, ""))
+    if item is not None:
+        item.stash[_OTHERS] = guests
+
+
+def explain_at_once(failure: BaseException, *, config: pytest.Config, guests: Collection[Guest]) -> None:
+    """Look at the guests as soon as a fixture's teardown has failed; the report shows it later.
+
+    Only the first one that fails is explained.
+
+    Args:
+        failure: How it fails.
+        config: The session's configuration.
+        guests: The guests that the fixture has, if the test does not have them.
+    """
+    item, when = config.stash.get(_PHASE, (None, ""))
+    if item is not None and _EARLY not in item.stash:
+        explanation = Explanation(item, when=when, guests=guests)
+        explanation.look_before_report(failure)
+        if explanation.has_looked:
+            item.stash[_EARLY] = explanation
+
+
+def explanation_of(item: pytest.Item, *, when: str) -> Explanation:
+    """Return the explanation of a phase of a test that is over."""
+    early = item.stash.get(_EARLY, None)
+    if early is None:
+        guests = item.stash.get(_OTHERS, ()) if when == "setup" else ()
+        return Explanation(item, when=when, guests=guests)
+    del item.stash[_EARLY]
+    return early
 
 
 class Explanation:
@@ -38,41 +104,62 @@ class Explanation:
 
     Args:
         item: The test.
+        when: The phase: ``setup``, ``call`` or ``teardown``.
+        guests: Further guests to look at.
     """
 
-    def __init__(self, item: pytest.Item) -> None:
+    def __init__(self, item: pytest.Item, *, when: str, guests: Collection[Guest] = ()) -> None:
+        self.has_looked = False
         self._item = item
-        self._has_looked = False
+        self._when = when
+        self._others = guests
+        self._artifacts = artifacts_of(item)
+        self._dumped = item.stash.setdefault(_DUMPED, set[str]())
+        self._has_failed = False
         self._consoles: list[tuple[str, str]] = []
         self._troubles: list[Trouble] = []
         self._lapses: list[str] = []
 
     def look_before_report(self, failure: BaseException | None) -> None:
         """Look at the guests after a failure that nobody expects; an error of our own tells what is found."""
-        is_expected = isinstance(failure, pytest.xfail.Exception) or self._item.get_closest_marker("xfail")
-        if failure is None or is_expected or is_skip(failure):
-            return
-        self._look()
-        if isinstance(failure, KvmError):
+        self._has_failed = not (failure is None or is_skip(failure) or is_expected(self._item, failure))
+        if not self.has_looked and (self._has_failed or self._is_kept):
+            self._look()
+        if self._has_failed and isinstance(failure, KvmError):
             failure.set_facts([_fact(each) for each in self._troubles if _may_explain(each, failure)])
 
     def show(self, report: pytest.TestReport) -> None:
         """Add what is known of the guests to a report that is no success."""
-        if report.failed and not self._has_looked:
-            self._look()
-        shown = report.longreprtext
-        for each in self._troubles:
-            if each.details or f"; {_fact(each)}" not in shown:
-                add_to_failure(report, title=each.guest, text=f"{_fact(each)}\n{each.details}".rstrip())
+        if report.failed:
+            self._has_failed = True
+            if not self.has_looked:
+                self._look()
+            self._show_troubles(report)
         with self._noting_lapses():
             silent = [each.guest for each in self._troubles if not each.sshd_answers]
             add_health_sections(self._item, report, silent=silent)
         if report.failed:
             report.sections += [*self._consoles, *fault_sections(self._item)]
+        self.keep(report)
+
+    def keep(self, report: pytest.TestReport) -> None:
+        """Keep what there is to keep, and say so in the report."""
+        with self._noting_lapses():
+            self._artifacts.finish(report)
         report.sections += [("pytest-kvm could not find out everything", lapse) for lapse in self._lapses]
 
+    @property
+    def _is_kept(self) -> bool:
+        return self._artifacts.is_wanted(failed=self._has_failed, when=self._when)
+
+    def _show_troubles(self, report: pytest.TestReport) -> None:
+        shown = report.longreprtext
+        for each in self._troubles:
+            if each.details or f"; {_fact(each)}" not in shown:
+                add_to_failure(report, title=each.guest, text=f"{_fact(each)}\n{each.details}".rstrip())
+
     def _look(self) -> None:
-        self._has_looked = True
+        self.has_looked = True
         with self._noting_lapses():
             # First of all, because a kernel that is asked what it is at prints that on its console.
             self._consoles = console_sections(self._item)
@@ -80,20 +167,36 @@ class Explanation:
 
     def _find_troubles(self) -> None:
         run = existing_run(self._item.config)
-        ready = [] if run is None else run.kernels.that_are_ready(guests_of(self._item))
-        if not ready:
+        if run is None:
             return
-        from pytest_kvm.machine.vitals import find_trouble  # noqa: PLC0415 - loads psutil
-
-        _stop_timer(self._item)
-        dumped = self._item.stash[_DUMPED]
-        looks = [partial(find_trouble, machine, can_dump=machine.name not in dumped) for machine, _ in ready]
-        for outcome in outcomes_at_once(looks):
+        guests = [*guests_of(self._item), *self._others]
+        ready = run.kernels.that_are_ready(guests)
+        looks = [partial(self._look_at, machine, self._evidence_of(machine, spec)) for machine, spec in ready]
+        with holding_timeout(self._item, can_cancel=self._has_failed):
+            outcomes = outcomes_at_once(looks)
+        for outcome in outcomes:
             if isinstance(outcome, Exception):
                 self._note_lapse(outcome)
             elif outcome is not None:
                 self._troubles.append(outcome)
-        dumped.update(each.guest for each in self._troubles if each.was_dumped)
+        self._dumped.update(each.guest for each in self._troubles if each.was_dumped)
+
+    def _evidence_of(self, machine: Machine, spec: GuestSpec) -> Evidence | None:
+        return self._artifacts.evidence_of(machine, spec, when=self._when) if self._is_kept else None
+
+    def _look_at(self, machine: Machine, evidence: Evidence | None) -> Trouble | None:
+        """Return what is the matter with a machine, and keep what it can tell."""
+        from pytest_kvm.machine.vitals import find_trouble  # noqa: PLC0415 - loads psutil
+
+        trouble = find_trouble(
+            machine,
+            can_dump=self._has_failed and machine.name not in self._dumped,
+            before_dump=None if evidence is None else evidence.keep_screenshot,
+        )
+        if evidence is not None:
+            with self._noting_lapses():
+                evidence.keep(trouble)
+        return trouble
 
     @contextmanager
     def _noting_lapses(self) -> Generator[None]:
@@ -114,13 +217,3 @@ def _fact(trouble: Trouble) -> str:
 def _may_explain(trouble: Trouble, failure: KvmError) -> bool:
     """Say whether a trouble may be the cause of a failure, and the failure does not tell it by itself."""
     return not trouble.has_ended and (not trouble.sshd_answers or isinstance(failure, _TIMEOUTS))
-
-
-def _stop_timer(item: pytest.Item) -> None:
-    """Stop the timer of pytest-timeout, as it does itself a moment later, after each failure.
-
-    It would raise its exception while guests are looked at, where nobody catches it.
-    """
-    cancel = getattr(item.config.hook, "pytest_timeout_cancel_timer", None)
-    if cancel is not None:
-        cancel(item=item)

@@ -7,6 +7,7 @@ an error of collection. A *failure* is only what a test itself finds wrong.
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +15,19 @@ import pytest
 from pytest_kvm.errors import GuestUnhealthy, SpecError
 from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 from pytest_kvm.plugin import newhooks
-from pytest_kvm.plugin.artifacts import keep_captures, record_segments
+from pytest_kvm.plugin.artifacts import close_store
+from pytest_kvm.plugin.captures import record_segments
 from pytest_kvm.plugin.collection import mistakes_in
 from pytest_kvm.plugin.declare import MARKER
-from pytest_kvm.plugin.explanation import Explanation, forget_dumps
+from pytest_kvm.plugin.explanation import (
+    begin_explanations,
+    explain_at_once,
+    explaining_teardowns,
+    explanation_of,
+    note_failed_fixture,
+)
+from pytest_kvm.plugin.finalizers import watch_finalizers
+from pytest_kvm.plugin.fixture_guests import guests_of_arguments, note_value
 from pytest_kvm.plugin.health import (
     begin_test,
     check_guests,
@@ -98,11 +108,11 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """
     note_test(item.config, item.nodeid)
     begin_test(item)
-    forget_dumps(item)
+    begin_explanations(item)
     scopes_of(item.config).begin(item)
     record_segments(item)
     try:
-        with checking_skips(item, gates=False):
+        with checking_skips(item, gates=False), explaining_teardowns(item, when="setup"):
             yield
     finally:
         end_reservation(item.config)
@@ -117,9 +127,20 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Keep a fixture's changes to guests apart from the test's."""
+    """Keep a fixture's changes to guests apart from the test's; be told at once if its teardown fails."""
     with scopes_of(request.config).setting_up(fixturedef, request):
-        return (yield)
+        config = request.config
+        guests = guests_of_arguments(fixturedef, config)
+        try:
+            value = yield
+        except BaseException:
+            note_failed_fixture(config, guests)
+            raise
+        finally:
+            explain = partial(explain_at_once, config=config, guests=guests)
+            watch_finalizers(fixturedef, on_failure=explain)
+        note_value(fixturedef, value, config=config)
+        return value
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -137,7 +158,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """End the test's changes to guests once all its fixtures are torn down."""
     try:
-        with checking_skips(item, gates=False), scopes_of(item.config).tearing_down():
+        with (
+            checking_skips(item, gates=False),
+            explaining_teardowns(item, when="teardown"),
+            scopes_of(item.config).tearing_down(),
+        ):
             yield
         check_guests(item, gates=False)
     finally:
@@ -152,7 +177,7 @@ def pytest_runtest_makereport(
     error = None if call.excinfo is None else call.excinfo.value
     has_no_frames = not item.config.option.fulltrace and shorten_traceback(call)
     events = record_of(item.config).add_properties(item, [guest.name for guest in guests_of(item)])
-    explanation = Explanation(item)
+    explanation = explanation_of(item, when=call.when)
     explanation.look_before_report(error)
     report = yield
     outcome = None if call.excinfo is None else call.excinfo.value
@@ -160,11 +185,12 @@ def pytest_runtest_makereport(
         show_text_alone(report, error)
     elif outcome is not None and outcome is not error and isinstance(error, GuestUnhealthy):
         show_replaced(error, report=report, by=outcome)
-    if outcome is not None:
+    if outcome is not None or report.failed:  # an unexpected success fails without an outcome
         explanation.show(report)
+    else:
+        explanation.keep(report)
     if events:
         attach(report, events)
-    keep_captures(item, report)
     if report.failed and error is not None and is_infrastructure(error) and report.when == "call":
         # pytest calls a failure in set-up an error. A guest that a test
         # starts by itself and that does not boot is to be an error as well.
@@ -174,6 +200,7 @@ def pytest_runtest_makereport(
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Close the run: it removes guests whose finalizers were skipped, by Ctrl-C or ``-x`` for instance."""
+    close_store(config)
     run = existing_run(config)
     if run is not None:
         run.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -95,6 +95,23 @@ def is_skip(error: BaseException) -> bool:
     """Say whether a test has skipped itself, by pytest's way or by unittest's."""
     unittest = sys.modules.get("unittest")
     return isinstance(error, (pytest.skip.Exception, *([unittest.SkipTest] if unittest else ())))
+
+
+def is_expected(item: pytest.Item, error: BaseException) -> bool:
+    """Say whether a test is expected to fail by an error.
+
+    pytest tells when the report is made. Conditions that are texts are taken to hold.
+    """
+    if isinstance(error, pytest.xfail.Exception):
+        return True
+    if item.config.getoption("runxfail", default=False):
+        return False
+    for marker in item.iter_markers("xfail"):
+        conditions = [*marker.args, *([marker.kwargs["condition"]] if "condition" in marker.kwargs else [])]
+        raises: Any = marker.kwargs.get("raises") or BaseException
+        if (any(conditions) or not conditions) and isinstance(error, raises):
+            return True
+    return False
 
 
 def add_to_failure(report: pytest.TestReport, *, title: str, text: str) -> None:

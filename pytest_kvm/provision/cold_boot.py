@@ -123,6 +123,7 @@ def start_again(
         drop_former(machine, former.savepoints)
         stack.push(attempt.pop_all())
     machine.hosts_file.forget()  # the names are on its disk, unless its last writes were lost
+    machine.console.beginning = former.console.beginning
     machine.kernel.go_on_from(former.kernel)
     return replace(machine, phases=former.phases)
 

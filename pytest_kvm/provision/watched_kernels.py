@@ -85,6 +85,12 @@ class WatchedKernels:
                 with _telling(guest):
                     machine.kernel.skip_console()
 
+    def ready_machines(self) -> list[Machine]:
+        """Return the machines of all guests that are ready."""
+        with self._lock:
+            machines = [each.machines.if_ready for each in self._watched.values()]
+        return [machine for machine in machines if machine is not None]
+
     def note_use(self, guest: Guest) -> None:
         """Note that somebody uses a guest."""
         self.note_test(guest)

@@ -75,9 +75,15 @@ def test_waiting_for_the_end_of_a_running_domain_times_out(domain):
 
 def test_a_domain_that_ended_refuses_and_says_why(domain):
     domain.destroy()
-    for call in (domain.xml, domain.resume, domain.suspend, domain.reset, domain.shutdown, domain.screenshot):
+    for call in (domain.resume, domain.suspend, domain.reset, domain.shutdown, domain.screenshot):
         with pytest.raises(DomainFailed, match="web has ended: destroyed"):
             call()
+
+
+def test_a_domain_that_ended_shows_what_it_was_started_from(domain):
+    assert "<name>web</name>" in domain.xml()
+    domain.destroy()
+    assert domain.xml() == XML.format(name="web")
 
 
 def test_a_screenshot_is_a_png(domain):

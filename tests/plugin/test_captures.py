@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from pytest_kvm.plugin.artifacts import folder_of
+from pytest_kvm.plugin.file_names import place_of
 from pytest_kvm.switch.pcapng import CaptureReader
 from tests.plugin.inner_suite import PAIR
 
@@ -83,7 +81,7 @@ def run(pytester):
 def test_captures_of_tests_that_failed_are_kept(run, pytester):
     result, kept = run("--kvm-capture=on-failure")
     set_up = "kvm-artifacts/test_captures_of_tests_that_failed_are_kept.py/test_set_up"
-    fails = str(folder_of(f"{pytester.path.name[:-1]}.py::test_fails[a/b]", Path("kvm-artifacts")))
+    fails = f"kvm-artifacts/{place_of(f'{pytester.path.name[:-1]}.py::test_fails[a/b]')}"
     assert list(kept) == [f"{fails}/lan-left.pcapng", f"{fails}/lan.pcapng", f"{set_up}/lan.pcapng"]
     result.stdout.fnmatch_lines(["*- captures of segments -*", f"*/{set_up}/lan.pcapng"])
     assert f"{pytester.path}/{fails}/lan.pcapng" in result.stdout.lines
@@ -99,8 +97,14 @@ def test_captures_of_all_tests_are_kept_elsewhere(run, pytester):
     assert any("test_passes" in path for path in kept)
 
 
-def test_nothing_is_kept_unasked(run):
+def test_those_that_a_test_has_made_are_kept_unasked(run, pytester):
+    fails = f"kvm-artifacts/{place_of(f'{pytester.path.name[:-1]}.py::test_fails[a/b]')}"
     _, kept = run()
+    assert list(kept) == [f"{fails}/lan-left.pcapng"]
+
+
+def test_nothing_is_kept_if_that_is_asked_for(run):
+    _, kept = run("--kvm-keep-artifacts=never")
     assert kept == {}
 
 

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.machine import breaches
+from pytest_kvm.machine import breaches, core_dumps
 from pytest_kvm.results import CommandResult
 
-SCRIPTS = {breaches._SETTLE: "settle", breaches._CORE_DUMPS: "cores", breaches._AUDIT_LOG: "audit log"}
+SCRIPTS = {breaches._SETTLE: "settle", core_dumps.SCRIPT: "cores", breaches._AUDIT_LOG: "audit log"}
 
 
 class Shell:
@@ -63,6 +63,7 @@ def test_each_gate_asks_for_its_own():
     units, settle, journal, cores = asked
     assert "--failed" in units
     assert settle[2] == breaches._SETTLE
+    assert cores[5] == "list"
     assert journal[-2:] == [f"--since=@{cores[4]}", "--priority=err"]
     assert 1_000_000 < float(cores[4]) <= 1_000_000.5
 
@@ -163,12 +164,12 @@ def ran(tmp_path):
     programs = tmp_path / "programs"
     programs.mkdir()
 
-    def ran(script, since, **own):
+    def ran(script, since, *arguments, **own):
         for name, text in own.items():
             (programs / name).write_text(f"#!/bin/sh\n{text}\n")
             (programs / name).chmod(0o755)
         environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
-        argv = ["sh", "-c", script, "sh", f"{since:.3f}"]
+        argv = ["sh", "-c", script, "sh", f"{since:.3f}", *arguments]
         return subprocess.run(
             argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
@@ -196,7 +197,7 @@ def test_the_log_of_auditd_is_read_if_it_runs(ran, tmp_path, since):
 def dumps(tmp_path, ran):
     """Look for core dumps as a guest would, with a pattern of its own."""
 
-    def dumps(pattern, *files, **programs):
+    def dumps(pattern, *files, what="list", **programs):
         (tmp_path / "pattern").write_text(f"{pattern}\n")
         escaped = str(tmp_path / "in tmp").replace(" ", "\\040")
         mounts = f"x {escaped} tmpfs rw 0 0\ny {tmp_path}/gone ext4 rw 0 0\nz /proc proc rw 0 0\n"
@@ -206,9 +207,9 @@ def dumps(tmp_path, ran):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"\x7fELF")
         (tmp_path / "in tmp" / "core.9").write_bytes(b"text")
-        script = breaches._CORE_DUMPS.replace("/proc/sys/kernel/core_pattern", str(tmp_path / "pattern"))
+        script = core_dumps.SCRIPT.replace("/proc/sys/kernel/core_pattern", str(tmp_path / "pattern"))
         script = script.replace("/proc/mounts", str(tmp_path / "mounts"))
-        return ran(script, time.time() - 60, **programs)
+        return ran(script, time.time() - 60, what, **programs)
 
     return dumps
 
@@ -234,6 +235,13 @@ def test_core_dumps_are_where_the_pattern_puts_them(dumps, tmp_path, pattern, fi
     assert done.returncode == 0, done.stderr
     shown = {line.replace("\\ ", " ").rpartition(f"{folder}/")[2] for line in done.stdout.splitlines()}
     assert shown == files
+
+
+def test_files_are_listed_for_programs(dumps, tmp_path):
+    done = dumps("core.%p", "a/core.77", what="files")
+    changed, size, path = done.stdout.rstrip("\n").split(" ", 2)
+    assert (int(size), path) == (4, f"{tmp_path}/in tmp/a/core.77")
+    assert abs(float(changed) - time.time()) < 3600
 
 
 @pytest.mark.parametrize("pattern", ["{}/nowhere/core.%p", "|/bin/false", ""])

@@ -55,8 +55,9 @@ def state(domain):
 def find(machine, state, sshd):
     machine.kernel.begin()
 
-    def find(*, port=sshd, can_dump=True):
-        return find_trouble(replace(machine, access=replace(machine.access, port=port)), can_dump=can_dump)
+    def find(*, port=sshd, **options):
+        asked = replace(machine, access=replace(machine.access, port=port))
+        return find_trouble(asked, **{"can_dump": True, **options})
 
     return find
 
@@ -97,6 +98,7 @@ def test_tasks_that_hang(agent, find):
         guest="web",
         what="has tasks that are blocked in its kernel: dd (77), kworker/0:1 (5)",
         details="task dd (77): dd if=/dev/x \n[<0>] io_schedule+0x1\ntask kworker/0:1 (5):",
+        agent_answers=True,
         sshd_answers=True,
     )
 
@@ -119,7 +121,10 @@ def test_an_agent_that_answers_nonsense(agent, domain, find, answer):
 def test_a_look_that_does_not_end(agent, domain, find, impatient):
     domain.agent_replies["guest-exec-status"] = lambda _arguments: {"exited": False}
     assert find() == Trouble(
-        guest="web", what="answers, but a look at its tasks does not end", sshd_answers=True
+        guest="web",
+        what="answers, but a look at its tasks does not end",
+        agent_answers=True,
+        sshd_answers=True,
     )
 
 
@@ -184,6 +189,7 @@ def test_a_qemu_that_is_stopped_is_not_asked(domain, state, find):
         finally:
             sleep.kill()
     assert found.what == f"does not answer: QEMU, process {sleep.pid}, is stopped by a signal"
+    assert not found.monitor_answers
 
 
 def test_a_monitor_that_fails(domain, find):
@@ -192,6 +198,7 @@ def test_a_monitor_that_fails(domain, find):
 
     domain.qmp = qmp
     assert find().what == "does not answer: QEMU's monitor fails: the monitor is busy"
+    assert not find().monitor_answers
     domain.pid = 2**22 + 1
     assert find().what.endswith(f"the monitor is busy (process {2**22 + 1}, gone)")
 
@@ -199,7 +206,8 @@ def test_a_monitor_that_fails(domain, find):
 def test_an_sshd_that_is_gone_or_hangs(agent, find, free_port, silent_port, impatient):
     assert find(port=free_port).what == "runs, but its sshd is not reached: Connection refused"
     assert find(port=silent_port).what == "runs, but its sshd does not answer"
-    assert not find(port=free_port).sshd_answers
+    found = find(port=free_port)
+    assert (found.agent_answers, found.sshd_answers) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +253,7 @@ def test_nobody_but_the_kernel(domain, find, printed, silent_port, impatient):
 
     domain.send_keys = press
     domain.hmp = lambda line: f"{line}\r\nCPU#0\nRIP=1 HLT=0\nYMM00=0\nFPR0=0\n"
-    assert find(port=silent_port) == Trouble(
+    assert find(port=silent_port, before_dump=lambda: domain.done.append("before")) == Trouble(
         guest="web",
         what="does not answer: its kernel runs, but neither sshd nor guest agent does",
         details="QEMU runs, the guest agent fails: web: the guest agent is not connected, "
@@ -256,9 +264,9 @@ def test_nobody_but_the_kernel(domain, find, printed, silent_port, impatient):
         "registers:\ninfo registers -a\nCPU#0\nRIP=1 HLT=0",
         was_dumped=True,
     )
-    assert domain.done == ["9", "w", "l", "t"]
+    assert domain.done == ["before", "9", "w", "l", "t"]
     domain.done.clear()
-    again = find(port=silent_port, can_dump=False)
+    again = find(port=silent_port, can_dump=False, before_dump=pytest.fail)
     assert (again.what, again.was_dumped) == ("does not answer: neither sshd nor guest agent does", False)
     assert not domain.done
 

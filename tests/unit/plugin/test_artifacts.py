@@ -1,81 +1,237 @@
-"""Folders for what is kept of tests."""
+"""When guests are kept, under which name, and who is told."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import re
+import xml.etree.ElementTree as ET
 
 import pytest
 
-from pytest_kvm.errors import SwitchFailed
-from pytest_kvm.plugin.artifacts import copy_captures, folder_of
+import pytest_kvm as kvm
+from pytest_kvm.host.folder_marker import MARKER
+from pytest_kvm.machine import vitals
+from pytest_kvm.machine.evidence import Evidence
+from pytest_kvm.machine.vitals import Trouble
+from tests.unit.plugin.kernels import Kernels
 
+FAILS = """
+def test_it():
+    assert "mine" == "other"
+"""
+PASSES = "def test_it(): pass"
+SKIPS = """
+import pytest
 
-class Captured:
-    """A capture, as far as keeping it is concerned."""
+def test_it():
+    pytest.skip("no reason")
+"""
+XFAILS = f"import pytest\n@pytest.mark.xfail{FAILS}"
+FAILS_TWICE = """
+import pytest
 
-    def __init__(self, path, content, *, problem=""):
-        self.path = path
-        self._content = content
-        self._problem = problem
+@pytest.fixture
+def fails_late():
+    yield
+    assert "late" == "other"
 
-    def flush(self):
-        """Write its file, as far as it comes."""
-        self.path.write_text(self._content)
-        if self._problem:
-            raise SwitchFailed(self._problem)
+def test_it(fails_late):
+    assert "mine" == "other"
+"""
+TEARDOWN = """
+import pytest
+
+@pytest.fixture
+def first(request):
+    yield
+    request.config.told.append("first is torn down")
+
+@pytest.fixture
+def second(first, request):
+    yield
+    request.config.told.append("second fails")
+    pytest.fail("second")
+
+@pytest.fixture
+def third(first, request):
+    yield
+    request.config.told.append("third fails")
+    raise LookupError("third")
+
+def test_it(second, third):
+    pass
+"""
+PAUSED = Trouble(guest="web", what="does not answer: it is paused")
 
 
 @pytest.fixture
-def captured(tmp_path):
-    def captured(content, *, problem=""):
-        return Captured(tmp_path / f"of {content}", content, problem=problem)
+def run(pytester, machine, domain, monkeypatch):
+    """Run a suite of a test that uses one guest, and return its result."""
 
-    return captured
+    def find_trouble(_machine, *, can_dump, before_dump):
+        if can_dump and before_dump is not None:
+            before_dump()
+        return PAUSED
 
+    monkeypatch.setattr(vitals, "find_trouble", find_trouble)
+    machine.console.log.write_text("hello\n")
+    domain.picture = b"P6 1 1 255\n\0\0\0"
 
-def test_captures_of_the_same_name_have_files_of_their_own(tmp_path, captured):
-    folder = tmp_path / "there"
-    folder.mkdir()
-    (folder / "lan-3.pcapng").write_text("of an earlier run")
-    (folder / "notes.txt").write_text("of the user")
-    names = ["lan", "lan-2", "lan", "lan", "a b"]
-    lines = list(copy_captures([(name, captured(f"{at}")) for at, name in enumerate(names)], folder))
-    kept = {path.name: path.read_text() for path in folder.iterdir()}
-    assert kept.pop("notes.txt") == "of the user"
-    assert [kept.pop(f"{name}.pcapng") for name in ("lan", "lan-2", "lan-3", "lan-4")] == list("0123")
-    assert list(kept.values()) == ["4"]
-    assert lines[:4] == [f"{folder}/{name}.pcapng" for name in ("lan", "lan-2", "lan-3", "lan-4")]
+    def run(source, *options):
+        pytester.makepyfile(test_suite=source)
+        kernels = Kernels(kvm.GuestSpec(), machines=[machine])
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *options, plugins=[kernels])
 
-
-def test_a_capture_that_is_not_whole_is_kept_as_far_as_it_is(tmp_path, captured):
-    captures = [("lan", captured("half", problem="it has broken off: no space")), ("wan", captured("whole"))]
-    half, whole = copy_captures(captures, tmp_path / "there")
-    assert half == f"{tmp_path}/there/lan.pcapng (it has broken off: no space)"
-    assert whole == f"{tmp_path}/there/wan.pcapng"
-    assert (tmp_path / "there" / "lan.pcapng").read_text() == "half"
+    return run
 
 
-def test_a_file_that_is_gone_is_told_and_the_others_are_kept(tmp_path, captured):
-    gone = captured("gone")
-    gone.flush = lambda: None
-    first, second = copy_captures([("lan", gone), ("lan", captured("here"))], tmp_path / "there")
-    assert first.startswith("lan.pcapng is not kept: ")
-    assert second == f"{tmp_path}/there/lan-2.pcapng"
+@pytest.fixture
+def kept(pytester):
+    """Return what is kept of tests: the relative paths of the files."""
+
+    def kept(place="kvm-artifacts"):
+        files = [path for path in (pytester.path / place).rglob("*") if path.is_file()]
+        return {str(path.relative_to(pytester.path / place)) for path in files}
+
+    return kept
 
 
-def test_no_two_tests_have_the_same_folder():
-    tests = ["a/t.py::f", "a-t.py::f", "t.py::A::f", "t.py::f[a/b]", "t.py::f[a-b]", "t.py::f[a::b]"]
-    tests += [
-        "../t.py::f",
-        "t.py::f[../..]",
-        "d\udcff/t.py::f",
-        f"t.py::f[{'x' * 300}]",
-        f"t.py::f[{'x' * 300}1]",
-    ]
-    folders = [folder_of(each, Path("there")) for each in tests]
-    assert len(set(folders)) == len(tests)
-    for folder in folders:
-        assert folder.is_relative_to("there")
-        assert ".." not in folder.parts
-        assert len(folder.name) < 140
-    assert list(map(str, folders[:5:2])) == ["there/a/t.py/f", "there/t.py/A-f", "there/t.py/f[a-b]"]
+def about_of(pytester, place="test_suite.py/test_it"):
+    return json.loads((pytester.path / "kvm-artifacts" / place / "about.json").read_text())
+
+
+def test_a_failure_leaves_its_text_and_its_guests(run, kept, pytester):
+    result = run(FAILS)
+    place = "test_suite.py/test_it"
+    assert kept() >= {f"{place}/about.json", f"{place}/failure.txt", f"{place}/web/console.log"}
+    result.stdout.fnmatch_lines(
+        ["*- artifacts -*", f"{pytester.path}/kvm-artifacts/{place}/web: screenshot.png, *"]
+    )
+    failure = (pytester.path / "kvm-artifacts" / place / "failure.txt").read_text()
+    assert "AssertionError" in failure
+    assert "web does not answer: it is paused" in failure
+    about = about_of(pytester)
+    assert about["test"] == "test_suite.py::test_it"
+    (failed,) = about["failures"]
+    assert failed["phase"] == "call"
+    assert failed["error"].startswith("AssertionError: assert 'mine' == 'other'")
+    assert about["guests"]["web"]["trouble"] == "does not answer: it is paused"
+    assert about["guests"]["web"]["spec"] == "GuestSpec()"
+    assert (pytester.path / "kvm-artifacts/last").resolve() == pytester.path / "kvm-artifacts" / place
+
+
+@pytest.mark.parametrize("source", [PASSES, SKIPS, XFAILS])
+def test_nothing_is_kept_without_a_failure(run, kept, source):
+    run(source)
+    assert kept() == set()
+
+
+@pytest.mark.parametrize("source", [PASSES, SKIPS, XFAILS])
+def test_all_tests_are_kept_if_that_is_asked_for(run, kept, source, pytester):
+    result = run(source, "--kvm-keep-artifacts=always", "-rA")
+    assert "test_suite.py/test_it/web/domain.xml" in kept()
+    assert "test_suite.py/test_it/failure.txt" not in kept()
+    result.stdout.no_fnmatch_line("*- web -*")
+    assert about_of(pytester)["failures"] == []
+
+
+def test_nothing_is_kept_if_that_is_asked_for(run, kept):
+    result = run(FAILS, "--kvm-keep-artifacts=never")
+    assert kept() == set()
+    result.stdout.no_fnmatch_line("*- artifacts -*")
+
+
+def test_call_and_teardown_can_both_fail(run, kept, pytester):
+    run(FAILS_TWICE).assert_outcomes(failed=1, errors=1)
+    place = "test_suite.py/test_it"
+    assert kept() >= {f"{place}/web/domain.xml", f"{place}/in-teardown/web/domain.xml"}
+    assert [each["phase"] for each in about_of(pytester)["failures"]] == ["call", "teardown"]
+    assert "late" in (pytester.path / "kvm-artifacts" / place / "failure-in-teardown.txt").read_text()
+
+
+def test_a_rerun_has_a_folder_of_its_own(run, kept):
+    run(FAILS, "--reruns=1")
+    assert kept() >= {"test_suite.py/test_it/web/domain.xml", "test_suite.py/test_it~2/web/domain.xml"}
+    run(FAILS)
+    assert not any("~2" in path for path in kept())
+
+
+def test_guests_are_looked_at_as_soon_as_a_teardown_fails(run, kept, monkeypatch):
+    told = []
+    keep = Evidence.keep
+
+    def note_and_keep(self, trouble):
+        told.append("the guest is looked at")
+        keep(self, trouble)
+
+    monkeypatch.setattr(Evidence, "keep", note_and_keep)
+    monkeypatch.setattr(Kernels, "pytest_configure", lambda self, config: setattr(config, "told", told))
+    run(TEARDOWN).assert_outcomes(passed=1, errors=1)
+    assert told == ["third fails", "the guest is looked at", "second fails", "first is torn down"]
+    assert "test_suite.py/test_it/web/domain.xml" in kept()
+
+
+def test_a_folder_that_cannot_be_made_is_told(run, pytester):
+    (pytester.path / "there").write_text("no folder")
+    result = run(FAILS, "--kvm-artifacts=there")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*- artifacts -*", "nothing is kept: *Not a directory*"])
+    result.stdout.no_fnmatch_line("*could not find out everything*")
+
+
+def test_a_mistake_of_ours_hides_nothing(run, monkeypatch):
+    def keep(self, trouble):
+        raise ZeroDivisionError("by us")
+
+    monkeypatch.setattr(Evidence, "keep", keep)
+    result = run(FAILS)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["web does not answer: it is paused", "*could not find out everything*", "ZeroDivisionError: by us"]
+    )
+
+
+def test_the_oldest_are_removed_if_all_take_up_too_much(run, kept, monkeypatch):
+    run(FAILS, "--kvm-artifacts-size=1KiB")
+    run(FAILS.replace("test_it", "test_other"), "--kvm-artifacts-size=1KiB")
+    assert {path.split("/")[1] for path in kept() if "/" in path} == {"test_other"}
+
+
+def test_junits_file_has_a_property_and_attachments(run, pytester):
+    for source in (FAILS, FAILS_TWICE):
+        run(source, "--junit-xml=junit.xml", "-o", "junit_logging=system-out")
+        folder = pytester.path / "kvm-artifacts/test_suite.py/test_it"
+        junit = ET.parse(pytester.path / "junit.xml")
+        assert {each.get("value") for each in junit.iter("property")} == {str(folder)}
+        attached = re.findall(
+            r"\[\[ATTACHMENT\|(.*)\]\]", "\n".join(each.text for each in junit.iter("system-out"))
+        )
+        files = {str(path) for path in folder.rglob("*") if path.is_file() and path.name != MARKER}
+        assert set(attached) == files
+
+
+def test_junits_file_has_no_attachments_unasked(run, pytester):
+    result = run(FAILS, "--junit-xml=junit.xml")
+    assert "ATTACHMENT" not in (pytester.path / "junit.xml").read_text()
+    result.stdout.no_fnmatch_line("*ATTACHMENT*")
+
+
+def test_a_run_without_pytests_junit_plugin(run, kept):
+    result = run(FAILS, "-p", "no:junitxml")
+    assert "test_suite.py/test_it/web/domain.xml" in kept()
+    result.stdout.no_fnmatch_line("*could not find out everything*")
+
+
+def test_only_the_try_that_failed_has_a_property(run, pytester):
+    source = FAILS.replace(
+        "def test_it():", "tries = []\n\ndef test_it():\n    tries.append(1)\n    if tries[1:]: return"
+    )
+    run(source, "--reruns=1", "--junit-xml=junit.xml").stdout.fnmatch_lines(["*1 passed, 1 rerun*"])
+    failed, passed = ET.parse(pytester.path / "junit.xml").iter("testcase")
+    assert [len(list(each.iter("property"))) for each in (failed, passed)] == [1, 0]
+
+
+def test_what_is_missing_is_told(run):
+    run(FAILS).stdout.fnmatch_lines(
+        ["*web: screenshot.png, *missing.txt (not all: qemu.log: only libvirt's daemon knows where it is)"]
+    )

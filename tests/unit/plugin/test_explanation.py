@@ -13,6 +13,7 @@ from pytest_kvm.machine import vitals
 from pytest_kvm.machine.vitals import Trouble
 from tests.unit.plugin.kernels import Kernels
 
+OPTIONS = ["-p", "no:cacheprovider", "--kvm-keep-artifacts=never"]
 ASSERTION = """
 def test_it():
     assert "mine" == "other"
@@ -71,7 +72,7 @@ def shown(pytester, machine, monkeypatch):
     def shown(source, *troubles, options=()):
         left = list(troubles)
 
-        def find(asked, *, can_dump):
+        def find(asked, *, can_dump, before_dump):
             assert asked is machine
             trouble = left.pop(0) if len(left) > 1 else left[0]
             if isinstance(trouble, Exception):
@@ -81,7 +82,7 @@ def shown(pytester, machine, monkeypatch):
         monkeypatch.setattr(vitals, "find_trouble", find)
         pytester.makepyfile(source)
         kernels = Kernels(kvm.GuestSpec(), machines=[machine])
-        result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options, plugins=[kernels])
+        result = pytester.runpytest_inprocess(*OPTIONS, *options, plugins=[kernels])
         return result.stdout
 
     return shown
@@ -126,17 +127,17 @@ def test_tasks_that_are_blocked_explain_what_takes_too_long(shown):
 
 def test_each_of_several_guests_is_named(pytester, machine, monkeypatch):
     machines = [replace(machine, name=name) for name in ("myweb", "web")]
-    monkeypatch.setattr(vitals, "find_trouble", lambda asked, can_dump: replace(PAUSED, guest=asked.name))
+    monkeypatch.setattr(vitals, "find_trouble", lambda asked, **_options: replace(PAUSED, guest=asked.name))
     for source in (ASSERTION, PLUGINS_OWN):
         pytester.makepyfile(source)
         kernels = Kernels(kvm.GuestSpec(), machines=machines)
-        text = f"{pytester.runpytest_inprocess('-p', 'no:cacheprovider', plugins=[kernels]).stdout}"
+        text = f"{pytester.runpytest_inprocess(*OPTIONS, plugins=[kernels]).stdout}"
         for name in ("myweb", "web"):
             assert re.search(rf"(?:^|; ){name} does not answer: it is paused", text, re.MULTILINE), text
 
 
 def test_one_that_cannot_be_looked_at_hides_no_other(pytester, machine, monkeypatch):
-    def find(asked, *, can_dump):
+    def find(asked, **_options):
         if asked.name == "broken":
             raise ZeroDivisionError("by us")
         return PAUSED
@@ -144,37 +145,35 @@ def test_one_that_cannot_be_looked_at_hides_no_other(pytester, machine, monkeypa
     monkeypatch.setattr(vitals, "find_trouble", find)
     pytester.makepyfile(ASSERTION)
     kernels = Kernels(kvm.GuestSpec(), machines=[replace(machine, name="broken"), machine])
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[kernels])
+    result = pytester.runpytest_inprocess(*OPTIONS, plugins=[kernels])
     result.stdout.fnmatch_lines(["web does not answer: it is paused", "ZeroDivisionError: by us"])
 
 
 def test_a_kernel_dumps_its_tasks_once_for_a_test(pytester, machine, monkeypatch):
     asked = []
 
-    def find(_machine, *, can_dump):
+    def find(_machine, *, can_dump, before_dump):
         asked.append(can_dump)
         return replace(SILENT, was_dumped=can_dump)
 
     monkeypatch.setattr(vitals, "find_trouble", find)
     pytester.makepyfile(TWICE)
     kernels = Kernels(kvm.GuestSpec(), machines=[machine])
-    pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[kernels]).assert_outcomes(
-        failed=2, errors=1
-    )
+    pytester.runpytest_inprocess(*OPTIONS, plugins=[kernels]).assert_outcomes(failed=2, errors=1)
     assert asked == [True, False, True]
 
 
 def test_a_kernel_dumps_its_tasks_anew_if_a_test_is_run_again(pytester, machine, monkeypatch):
     asked = []
 
-    def find(_machine, *, can_dump):
+    def find(_machine, *, can_dump, before_dump):
         asked.append(can_dump)
         return replace(SILENT, was_dumped=can_dump)
 
     monkeypatch.setattr(vitals, "find_trouble", find)
     pytester.makepyfile(ASSERTION)
     kernels = Kernels(kvm.GuestSpec(), machines=[machine])
-    pytester.runpytest_inprocess("-p", "no:cacheprovider", "--reruns=1", plugins=[kernels])
+    pytester.runpytest_inprocess(*OPTIONS, "--reruns=1", plugins=[kernels])
     assert asked == [True, True]
 
 
@@ -217,3 +216,123 @@ def test_the_timer_of_pytest_timeout_does_not_end_the_look(shown):
     text = shown(ASSERTION, late, options=options)
     text.fnmatch_lines(["*AssertionError*", "web does not answer: it is paused"])
     text.no_fnmatch_line("*pytest-timeout*")
+
+
+SLOW_TEARDOWN = """
+import threading
+
+import pytest
+
+@pytest.fixture
+def slow():
+    yield
+    threading.Event().wait(30)
+
+@pytest.fixture
+def fails_late(slow):
+    yield
+    assert "mine" == "other"
+
+@pytest.mark.timeout(2, method="signal")
+def test_it(fails_late):
+    pass
+"""
+
+
+def test_the_timer_of_pytest_timeout_goes_on_after_a_look_in_a_teardown(shown):
+    text = shown(SLOW_TEARDOWN, PAUSED)
+    text.fnmatch_lines(["*AssertionError: assert 'mine' == 'other'*"])
+    text.fnmatch_lines(["*Timeout (>2.0s) from pytest-timeout*"])
+    passes = SLOW_TEARDOWN.replace("""assert "mine" == "other\"""", "pass")
+    text = shown(passes, None, options=["--kvm-keep-artifacts=always"])
+    text.fnmatch_lines(["*Timeout (>2.0s) from pytest-timeout*"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "is_looked_at"),
+    [
+        ("xfail", False),
+        ("xfail(True, reason='x')", False),
+        ("xfail('True', reason='x')", False),
+        ("xfail(False, reason='x')", True),
+        ("xfail(condition=False, reason='x')", True),
+        ("xfail(raises=AssertionError)", False),
+        ("xfail(raises=OSError)", True),
+        ("xfail(raises=(OSError, AssertionError))", False),
+    ],
+)
+def test_a_failing_teardown_is_looked_at_early_unless_it_is_expected(
+    pytester, machine, monkeypatch, marker, is_looked_at
+):
+    asked = []
+    monkeypatch.setattr(vitals, "find_trouble", lambda *_, **_options: asked.append("asked"))
+    source = TWICE.replace(
+        "def test_one(fails_late):\n    assert", "def test_one(fails_late):\n    return\n    assert"
+    )
+    source = source.replace("def test_one", f"@pytest.mark.{marker}\ndef test_one").replace(
+        "def test_two", "def two"
+    )
+    pytester.makepyfile(source)
+    kernels = Kernels(kvm.GuestSpec(), machines=[machine])
+    pytester.runpytest_inprocess(*OPTIONS, plugins=[kernels])
+    assert asked == ["asked"] * is_looked_at
+
+
+GUEST_OF_A_FIXTURE = """
+import pytest
+
+class Guest:
+    name = "web"
+
+    def wait_ready(self): pass
+
+    def console_tail(self, lines): return ""
+
+@pytest.fixture(scope="module")
+def web(request):
+    request.config.web = Guest()
+    return request.config.web
+
+@pytest.fixture(scope="module")
+def app(web): pass
+
+@pytest.fixture(scope="module")
+def fails(app):
+    {}
+
+def test_it(fails): pass
+
+def test_other(): pass
+"""
+
+
+@pytest.mark.parametrize("body", ["yield; raise LookupError", "raise LookupError"])
+def test_guests_that_only_the_fixture_has_are_looked_at(pytester, machine, monkeypatch, body):
+    seen = []
+
+    def that_are_ready(self, guests):
+        seen.append([type(each).__name__ for each in guests])
+        return []
+
+    monkeypatch.setattr(Kernels, "that_are_ready", that_are_ready)
+    monkeypatch.setattr(Kernels, "holds", lambda self, value: type(value).__name__ == "Guest")
+    pytester.makepyfile(GUEST_OF_A_FIXTURE.format(body))
+    pytester.runpytest_inprocess(*OPTIONS, plugins=[Kernels(kvm.GuestSpec(), machines=[machine])])
+    assert seen[0] == ["Guest"]
+
+
+def test_an_unexpected_success_that_fails_is_looked_at(shown):
+    source = "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_it(): pass"
+    shown(source, PAUSED).fnmatch_lines(["web does not answer: it is paused"])
+
+
+def test_nobody_is_asked_for_an_end_of_the_session(shown):
+    source = SLOW_TEARDOWN.replace("""assert "mine" == "other\"""", "pytest.exit('enough')")
+    text = shown(source.replace("wait(30)", "is_set()"), AssertionError("nobody asks"))
+    text.no_fnmatch_line("*nobody asks*")
+
+
+def test_a_skip_in_a_teardown_hides_no_failure(shown):
+    source = SLOW_TEARDOWN.replace("""assert "mine" == "other\"""", "pytest.skip()")
+    text = shown(source.replace("threading.Event().wait(30)", "raise LookupError"), PAUSED)
+    text.fnmatch_lines(["web does not answer: it is paused"])

@@ -113,6 +113,9 @@ class OneGuest:
         """Return no report."""
         return []
 
+    def ready_machines(self):
+        return []
+
     def that_are_ready(self, guests):
         """Return no machine."""
         return []

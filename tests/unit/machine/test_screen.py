@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from pytest_kvm.errors import DomainFailed
-from pytest_kvm.handles.screen import to_png
+from pytest_kvm.machine.screen import to_png
 
 PIXELS = bytes(range(18))
 

@@ -246,7 +246,8 @@ cloud_inits = st.builds(
     users=st.lists(st.builds(kvm.User, st.just("bob"), sudo=st.booleans()), max_size=1),
     files=st.lists(files, max_size=2, unique_by=lambda file: file.path),
     run_commands=st.lists(words | st.lists(words, min_size=1, max_size=2), max_size=2),
-    user_data=st.none() | st.dictionaries(st.sampled_from(["locale", "user"]), st.text(), max_size=2),
+    user_data=st.none()
+    | st.dictionaries(st.sampled_from(["locale", "user"]), st.text(), min_size=1, max_size=2),
     datasource=st.sampled_from(["nocloud", "configdrive"]),
 )
 disks = st.builds(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 from pytest_kvm.cli.amounts import size
 from pytest_kvm.errors import KvmError, NoCapacity
+from pytest_kvm.host.resources import disk_taken_below
 from pytest_kvm.host.run_survey import survey
 from pytest_kvm.plaintext import one_line
 from pytest_kvm.provision.leftovers import Leftover, left_alone, leftovers
@@ -49,7 +47,7 @@ def _gc(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _tell(leftover: Leftover) -> None:
-    where = "" if leftover.path is None else f" in {leftover.path}, {size(_size_of(leftover.path))}"
+    where = "" if leftover.path is None else f" in {leftover.path}, {size(disk_taken_below(leftover.path))}"
     print(one_line(f"{leftover.what}{where}: {leftover.why}"))
     for part in leftover.parts:
         print(one_line(f"    {part}"))
@@ -66,13 +64,3 @@ def _is_removed(leftover: Leftover) -> bool:
         print(one_line(f"    NOT removed: {why}"))
         return False
     return True
-
-
-def _size_of(folder: Path) -> int:
-    """Return the bytes that a folder takes up; what vanishes meanwhile counts as nothing."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += Path(parent, name).lstat().st_blocks * 512  # the unit of st_blocks (stat(2))
-    return total

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvm.host import folder_marker, json_file, locks
+from pytest_kvm.host.resources import disk_taken_below
 
 ABOUT = "about.json"
 LAST = "last"
@@ -30,8 +31,6 @@ _KIND = "artifacts"
 """What markers say: other folders that we make have the same kind of marker."""
 _MOST = 10_000
 """Folders of one test in one run."""
-_BLOCK = 512
-"""Bytes of the unit of ``st_blocks`` (stat(2))."""
 
 
 class ArtifactStore:
@@ -99,7 +98,7 @@ class ArtifactStore:
 
     def _rotate(self, root: Path, *, keep: Path) -> None:
         """Remove the oldest folders until all together take up no more than they may."""
-        found = sorted((_age(each), _size(each), each) for each in _folders(root) if each != keep)
+        found = sorted((_age(each), disk_taken_below(each), each) for each in _folders(root) if each != keep)
         total = sum(size for _, size, _ in found)
         for _, size, folder in found:
             if total <= self._limit:
@@ -177,13 +176,3 @@ def _age(folder: Path) -> float:
     with suppress(OSError):
         return (folder / folder_marker.MARKER).stat().st_mtime
     return 0.0
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes that a folder's files take up on the disk."""
-    size = 0
-    for name, _, files in os.walk(folder):
-        for file in files:
-            with suppress(OSError):
-                size += (Path(name) / file).lstat().st_blocks * _BLOCK
-    return size

@@ -93,6 +93,16 @@ def _file_system_of(path: Path) -> os.statvfs_result:
     return os.statvfs(nearest_existing(path))
 
 
+def disk_taken_below(folder: Path) -> int:
+    """Return the bytes of its disk that what is in a folder takes; nothing for what vanishes meanwhile."""
+    blocks = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                blocks += Path(parent, name).lstat().st_blocks
+    return blocks * _BLOCK
+
+
 def disk_taken_mib(files: Iterable[Path]) -> int:
     """Return how much (MiB) of their disk files take, which may be less than their size; nothing if gone."""
     blocks = 0

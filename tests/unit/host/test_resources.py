@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from pytest_kvm.host.resources import disk_free_mib, disk_taken_mib, memory_saved_mib
+from pytest_kvm.host.resources import disk_free_mib, disk_taken_below, disk_taken_mib, memory_saved_mib
 
 MIB = 1024 * 1024
 MAPS = f"""
@@ -29,6 +29,9 @@ def test_files_with_holes_take_less_than_their_size(tmp_path):
         opened.write(b"x" * 3 * MIB)
         opened.truncate(1024 * MIB)
     assert disk_taken_mib([file, file, tmp_path / "gone"]) == 6
+    (tmp_path / "link").symlink_to(file)
+    assert disk_taken_below(tmp_path) // MIB == 3
+    assert disk_taken_below(tmp_path / "gone") == 0
 
 
 def test_a_snapshot_has_what_a_process_has_touched_and_what_it_maps(tmp_path):

@@ -67,7 +67,7 @@ failed=$(systemctl list-units --failed --no-legend --plain --no-pager) || exit
 systemctl status --no-pager --full --lines=100 --state=failed "*"
 [ $? -eq 3 ] # https://www.freedesktop.org/software/systemd/man/latest/systemctl.html#Exit%20status
 """
-JOURNAL = "journal.txt"
+_JOURNAL_FILE = "journal.txt"
 _ENTRY = re.compile(rb"(\d{1,11}\.\d{6}) (\S+ ([^\s\[:]+).*)", re.DOTALL)
 """Time, host and program of an entry of journalctl(1)'s ``short-unix``."""
 _AGENT = b"qemu-ga"
@@ -215,7 +215,7 @@ class Evidence:
         output = result.stdout_bytes
         if len(output) >= OUTPUT_LIMIT:
             self.folder.note(name, f"the last {OUTPUT_LIMIT} bytes are kept")
-        self._write(name, _journal(output, without_us_since=begun) if name == JOURNAL else output)
+        self._write(name, _journal(output, without_us_since=begun) if name == _JOURNAL_FILE else output)
         self._note_failure(name, result)
 
     def _note_failure(self, name: str, result: CommandResult) -> None:
@@ -250,7 +250,7 @@ def _with_bounds(*argv: str) -> list[str]:
 
 def _questions(since: str) -> Iterator[tuple[str, str, Sequence[str]]]:
     """Yield, for each file, the script that prints it, and the script's arguments."""
-    yield JOURNAL, _JOURNAL, [since]
+    yield _JOURNAL_FILE, _JOURNAL, [since]
     yield "dmesg.txt", "exec dmesg", []
     yield "failed-units.txt", _FAILED_UNITS, []
     yield "cloud-init.log", _CAT, ["/var/log/cloud-init.log"]
@@ -290,7 +290,7 @@ def _last_words(result: CommandResult) -> str:
 def _cores(listed: bytes) -> list[tuple[int, str]]:
     """Return size and path of each core dump, the newest first; lines that make no sense are left out."""
     found: list[tuple[float, int, str]] = []
-    for line in listed.decode(errors="surrogateescape").splitlines():
+    for line in listed.decode(errors="surrogateescape").split("\n"):
         with suppress(ValueError):
             changed, size, path = line.split(" ", 2)
             if PurePosixPath(path).is_absolute() and int(size) > 0:

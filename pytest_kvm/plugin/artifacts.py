@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvm.host.artifact_folder import TEXT_LIMIT, ArtifactFolder
+from pytest_kvm.host.artifact_folder import ArtifactFolder
 from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.plugin.captures import copy_captures
 from pytest_kvm.plugin.file_names import place_of
@@ -166,7 +166,7 @@ class Artifacts:
         folder = ArtifactFolder(self._folder_made())
         name = f"failure-in-{report.when}.txt" if self._failures else "failure.txt"
         sections = [f"{f' {title} ':-^80}\n{text}" for title, text in report.sections]
-        folder.write(name, "\n".join([report.longreprtext, *sections]) + "\n", limit=TEXT_LIMIT)
+        folder.write(name, "\n".join([report.longreprtext, *sections]) + "\n")
         crash = getattr(report.longrepr, "reprcrash", None)
         brief = str(getattr(crash, "message", report.longreprtext)).partition("\n")[0]
         self._failures.append({"phase": str(report.when), "error": brief[:1000], "file": name})

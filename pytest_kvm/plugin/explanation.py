@@ -66,7 +66,7 @@ def note_failed_fixture(config: pytest.Config, guests: Collection[Guest]) -> Non
     """Note the guests that a fixture has whose set-up has failed: the test does not have it."""
     item, _ = config.stash.get(_PHASE, (None, ""))
     if item is not None:
-        item.stash[_OTHERS] = guests
+        item.stash[_OTHERS] = {*item.stash[_OTHERS], *guests}
 
 
 def explain_at_once(failure: BaseException, *, config: pytest.Config, guests: Collection[Guest]) -> None:
@@ -171,6 +171,8 @@ class Explanation:
             return
         guests = [*guests_of(self._item), *self._others]
         ready = run.kernels.that_are_ready(guests)
+        if not ready:
+            return
         looks = [partial(self._look_at, machine, self._evidence_of(machine, spec)) for machine, spec in ready]
         with holding_timeout(self._item, can_cancel=self._has_failed):
             outcomes = outcomes_at_once(looks)

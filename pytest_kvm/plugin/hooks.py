@@ -137,8 +137,9 @@ def pytest_fixture_setup(
             note_failed_fixture(config, guests)
             raise
         finally:
-            explain = partial(explain_at_once, config=config, guests=guests)
-            watch_finalizers(fixturedef, on_failure=explain)
+            if existing_run(config) is not None:
+                explain = partial(explain_at_once, config=config, guests=guests)
+                watch_finalizers(fixturedef, on_failure=explain)
         note_value(fixturedef, value, config=config)
         return value
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 SUITE = r"""
+import time
+
 import pytest
 import pytest_kvm as kvm
+from pytest_kvm.host.artifact_folder import ArtifactFolder
+from pytest_kvm.machine.evidence import Evidence
 
 ALL = kvm.Gates(journal="err", failed_units=True, core_dumps=True, avc=True)
 ABORT = ["python3", "-c", "import os; os.abort()"]
@@ -82,6 +86,18 @@ def test_dump_in_a_file(vm):
 
 def test_dump_that_a_program_takes(hardened):
     hardened.run(ABORT, check=False)
+
+
+@pytest.mark.kvm(gates=kvm.Gates())
+def test_dump_that_is_kept(hardened, tmp_path):
+    begun = time.monotonic()
+    hardened.run(ABORT, check=False)
+    kept = Evidence(hardened.machine, ArtifactFolder(tmp_path / "hardened"), since=begun)
+    kept.keep(None)
+    assert kept.finish()["missing"] == []
+    (core,) = (tmp_path / "hardened").glob("core-1.*")
+    assert core.read_bytes().startswith(bytes.fromhex("28b52ffd")), "zstd(1), as systemd-coredump compresses"
+    assert "/var/lib/systemd/coredump/core.python3" in (core.parent / "core-dumps.txt").read_text()
 
 
 def test_denial_in_the_log_of_auditd(hardened):
@@ -224,6 +240,7 @@ FAIL = {
 PASS = {
     "test_quiet",
     "test_without_gates",
+    "test_dump_that_is_kept",
     "test_after_it",
     "test_teardown",
     "test_allowed",

@@ -149,32 +149,32 @@ def test_one_that_cannot_be_looked_at_hides_no_other(pytester, machine, monkeypa
     result.stdout.fnmatch_lines(["web does not answer: it is paused", "ZeroDivisionError: by us"])
 
 
-def test_a_kernel_dumps_its_tasks_once_for_a_test(pytester, machine, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(pytester, machine, monkeypatch):
+    """Run a suite whose guest is silent; return for each look whether its kernel may dump its tasks."""
 
-    def find(_machine, *, can_dump, before_dump):
-        asked.append(can_dump)
-        return replace(SILENT, was_dumped=can_dump)
+    def asked(source, *options):
+        found = []
 
-    monkeypatch.setattr(vitals, "find_trouble", find)
-    pytester.makepyfile(TWICE)
-    kernels = Kernels(kvm.GuestSpec(), machines=[machine])
-    pytester.runpytest_inprocess(*OPTIONS, plugins=[kernels]).assert_outcomes(failed=2, errors=1)
-    assert asked == [True, False, True]
+        def find(_machine, *, can_dump, before_dump):
+            found.append(can_dump)
+            return replace(SILENT, was_dumped=can_dump)
+
+        monkeypatch.setattr(vitals, "find_trouble", find)
+        pytester.makepyfile(source)
+        kernels = Kernels(kvm.GuestSpec(), machines=[machine])
+        pytester.runpytest_inprocess(*OPTIONS, *options, plugins=[kernels])
+        return found
+
+    return asked
 
 
-def test_a_kernel_dumps_its_tasks_anew_if_a_test_is_run_again(pytester, machine, monkeypatch):
-    asked = []
+def test_a_kernel_dumps_its_tasks_once_for_a_test(asked):
+    assert asked(TWICE) == [True, False, True]
 
-    def find(_machine, *, can_dump, before_dump):
-        asked.append(can_dump)
-        return replace(SILENT, was_dumped=can_dump)
 
-    monkeypatch.setattr(vitals, "find_trouble", find)
-    pytester.makepyfile(ASSERTION)
-    kernels = Kernels(kvm.GuestSpec(), machines=[machine])
-    pytester.runpytest_inprocess(*OPTIONS, "--reruns=1", plugins=[kernels])
-    assert asked == [True, True]
+def test_a_kernel_dumps_its_tasks_anew_if_a_test_is_run_again(asked):
+    assert asked(ASSERTION, "--reruns=1") == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,25 @@ def test_the_timer_of_pytest_timeout_goes_on_after_a_look_in_a_teardown(shown):
     text.fnmatch_lines(["*Timeout (>2.0s) from pytest-timeout*"])
 
 
+FAILS_IN_TEARDOWN = """
+import pytest
+
+@pytest.fixture
+def outer(request):
+    yield
+    request.config.told.append("torn down")
+
+@pytest.fixture
+def fails_late(outer):
+    yield
+    assert "mine" == "other"
+
+@pytest.mark.MARKER
+def test_it(fails_late):
+    pass
+"""
+
+
 @pytest.mark.parametrize(
     ("marker", "is_looked_at"),
     [
@@ -264,18 +283,13 @@ def test_the_timer_of_pytest_timeout_goes_on_after_a_look_in_a_teardown(shown):
 def test_a_failing_teardown_is_looked_at_early_unless_it_is_expected(
     pytester, machine, monkeypatch, marker, is_looked_at
 ):
-    asked = []
-    monkeypatch.setattr(vitals, "find_trouble", lambda *_, **_options: asked.append("asked"))
-    source = TWICE.replace(
-        "def test_one(fails_late):\n    assert", "def test_one(fails_late):\n    return\n    assert"
-    )
-    source = source.replace("def test_one", f"@pytest.mark.{marker}\ndef test_one").replace(
-        "def test_two", "def two"
-    )
-    pytester.makepyfile(source)
+    told = []
+    monkeypatch.setattr(vitals, "find_trouble", lambda *_, **_options: told.append("asked"))
+    monkeypatch.setattr(Kernels, "pytest_configure", lambda self, config: setattr(config, "told", told))
+    pytester.makepyfile(FAILS_IN_TEARDOWN.replace("MARKER", marker))
     kernels = Kernels(kvm.GuestSpec(), machines=[machine])
     pytester.runpytest_inprocess(*OPTIONS, plugins=[kernels])
-    assert asked == ["asked"] * is_looked_at
+    assert told == ["asked"] * is_looked_at + ["torn down"]
 
 
 GUEST_OF_A_FIXTURE = """

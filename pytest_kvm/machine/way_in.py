@@ -44,7 +44,7 @@ class WayIn:
 
     begin: _Begin
     clock: float
-    """How many seconds the guest's clock is ahead of this host's monotonic clock."""
+    """How many seconds the guest's clock is ahead of this host's monotonic clock, at the least."""
 
     def run(self, argv: Sequence[str]) -> CommandResult:
         """Run a program to its end; its exit code is not checked.
@@ -82,14 +82,18 @@ def find_way_in(machine: Machine, trouble: Trouble | None, *, until: float) -> W
 
 
 def _ask_clock(begin: _Begin) -> tuple[float, float]:
-    """Return how long the guest's answer took, and how far its clock is ahead of this host's."""
+    """Return how long the guest's answer took, and how far its clock is ahead of this host's at the least.
+
+    Nobody knows when the guest has read its clock before the answer came. If a moment were taken that
+    is too early, what a test has logged in its first seconds would be left out.
+    """
     asked = time.monotonic()
     said = begin(["date", "+%s %N"])().stdout.strip()
     answered = time.monotonic()
     seconds, _, nanoseconds = said.partition(" ")
     fraction = int(nanoseconds) / 1e9 if nanoseconds.isdecimal() else 0.0  # BusyBox knows no %N
     try:
-        return answered - asked, int(seconds) + fraction - (asked + answered) / 2
+        return answered - asked, int(seconds) + fraction - answered
     except ValueError:
         raise NoAnswer(f"tells no time: {one_line(said)[:100]!r}") from None
 

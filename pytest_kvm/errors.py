@@ -65,6 +65,7 @@ from pytest_kvm.plaintext import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pytest_kvm.results import CommandResult
 
@@ -85,6 +86,8 @@ class KvmError(Exception):
         self.details = plain(details)
         self.resolution = plain(resolution)
         self._facts: list[str] = []
+        self.kept: Path | None = None
+        """Folder of what a machine could tell that did not become ready; removed when the run ends."""
         super().__init__(self.brief)
 
     def set_facts(self, facts: Sequence[str]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_kvm.errors import GuestError
+from pytest_kvm.handles.transcript import Transcript
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
@@ -45,3 +46,5 @@ class Callbacks:
     """Starts the guest's machine, which has ended, and returns it paused."""
     on_reboot: Callable[[float], None] = _ignore_reboot
     """Called with the seconds of each reboot or power-on, also of one that failed."""
+    transcript: Transcript = field(default_factory=Transcript)
+    """Notes what is done with the guest."""

@@ -19,8 +19,8 @@ from pytest_kvm.at_once import wait_for
 from pytest_kvm.handles import keyboard
 from pytest_kvm.handles.callbacks import Callbacks
 from pytest_kvm.handles.savepoint import Savepoint
+from pytest_kvm.handles.transcript import NotedAgent, transcript_of, with_transcript
 from pytest_kvm.machine import power, waits
-from pytest_kvm.machine.agent import GuestAgent
 from pytest_kvm.machine.savepoints import resume, take
 from pytest_kvm.machine.screen import to_png
 from pytest_kvm.ssh.files import GET_LIMIT, Files
@@ -28,6 +28,7 @@ from pytest_kvm.ssh.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.segment import GuestNic, Segment
+    from pytest_kvm.machine.agent import GuestAgent
     from pytest_kvm.machine.console import Console
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.port_forwards import Forward
@@ -44,6 +45,7 @@ _savepoint_numbers = itertools.count(1)
 _OF_NO_RUN = Callbacks()
 
 
+@with_transcript(but=["address", "console_tail", "wait_ready"])
 class Guest:
     """One virtual machine, which boots in the background.
 
@@ -194,8 +196,7 @@ class Guest:
     @property
     def agent(self) -> GuestAgent:
         """QEMU's guest agent, which runs commands without network or login."""
-        machine = self.machine
-        return GuestAgent(machine.domain, timeout=machine.timeouts.agent)
+        return NotedAgent(self.machine, transcript_of(self))
 
     # ------------------------------------------------------------ files and ports
 
@@ -453,7 +454,9 @@ class Guest:
         tag = f"hand-{number}"
         take([machine], tag, by_hand=True)
         name = name or f"savepoint {number}"
-        return Savepoint(name, tag=tag, machines=[machine], use=lambda: [self.machine])
+        return Savepoint(
+            name, tag=tag, machines=[machine], use=lambda: [self.machine], transcripts=[transcript_of(self)]
+        )
 
     # ------------------------------------------------------------ what it shows, and its keyboard
 

@@ -10,6 +10,7 @@ from pytest_kvm.errors import SavepointGone, SpecError
 from pytest_kvm.handles.guest import Guest
 from pytest_kvm.handles.savepoint import Savepoint
 from pytest_kvm.handles.segment import Segment
+from pytest_kvm.handles.transcript import noting_all, transcript_of
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.savepoints import resume, take
@@ -72,12 +73,15 @@ class Lab:
                 After each of these errors there is no savepoint, and the guests go on.
         """
         guests = self._some_guests()
-        machines = _use(guests)
+        transcripts = list(map(transcript_of, guests))
         number = next(_numbers)
-        tag = f"lab-{number}"
-        take(machines, tag, by_hand=True)
-        name = name or f"lab savepoint {number}"
-        savepoint = Savepoint(name, tag=tag, machines=machines, use=partial(_use, guests))
+        name, tag = name or f"lab savepoint {number}", f"lab-{number}"
+        with noting_all(transcripts, f"lab.savepoint({name!r})"):
+            machines = _use(guests)
+            take(machines, tag, by_hand=True)
+        savepoint = Savepoint(
+            name, tag=tag, machines=machines, use=partial(_use, guests), transcripts=transcripts
+        )
         self._taken.append(savepoint)
         return savepoint
 
@@ -104,7 +108,8 @@ class Lab:
         Raises:
             GuestGone: A guest has ended; nothing is done.
         """
-        do_at_once([machine.domain.suspend for machine in self._living()])
+        with noting_all(map(transcript_of, self.guests), "lab.pause()"):
+            do_at_once([machine.domain.suspend for machine in self._living()])
 
     def resume(self) -> None:
         """Let the processors of all guests that are paused run again.
@@ -113,9 +118,10 @@ class Lab:
             GuestGone: A guest has ended; nothing is done.
             GuestError: A guest that was restored to a savepoint of the paused guest could not be renewed.
         """
-        machines = self._living()
-        paused = [machine for machine in machines if machine.domain.state() is DomainState.PAUSED]
-        do_at_once([partial(resume, machine) for machine in paused])
+        with noting_all(map(transcript_of, self.guests), "lab.resume()"):
+            machines = self._living()
+            paused = [machine for machine in machines if machine.domain.state() is DomainState.PAUSED]
+            do_at_once([partial(resume, machine) for machine in paused])
 
     def _some_guests(self) -> tuple[Guest, ...]:
         guests = self.guests

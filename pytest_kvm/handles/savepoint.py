@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pytest_kvm.errors import HypervisorError, SavepointGone
+from pytest_kvm.handles.transcript import Transcript, noting_all
 from pytest_kvm.machine.savepoints import drop, restore
 
 if TYPE_CHECKING:
@@ -28,15 +29,23 @@ class Savepoint:
         tag: Its name in the hypervisor.
         machines: The machines that it was taken on.
         use: Returns the guests' present machines; a call counts as a use of the guests.
+        transcripts: Of the guests.
     """
 
     def __init__(
-        self, name: str, *, tag: str, machines: Sequence[Machine], use: Callable[[], Sequence[Machine]]
+        self,
+        name: str,
+        *,
+        tag: str,
+        machines: Sequence[Machine],
+        use: Callable[[], Sequence[Machine]],
+        transcripts: Sequence[Transcript],
     ) -> None:
         self.name = name
         self._tag = tag
         self._machines = tuple(machines)
         self._use = use
+        self._transcripts = transcripts
         self._is_dropped = False
 
     @property
@@ -61,6 +70,10 @@ class Savepoint:
             GuestError: A guest's clock could not be set.
                 A failure of one guest in the midst of the work leaves the others restored.
         """
+        with noting_all(self._transcripts, f"restore() of {self.name!r}"):
+            self._restore()
+
+    def _restore(self) -> None:
         if self._is_dropped:
             raise SavepointGone(f"{self._guests}: {self.name} was dropped")
         for machine, now in zip(self._machines, self._use(), strict=True):

@@ -90,10 +90,17 @@ class Evidence:
         folder: Where it is kept.
         since: When the test began, by the host's monotonic clock.
         console_since: How much the console had shown by then, in bytes.
+        transcript: Returns what was done with the guest since then.
     """
 
     def __init__(
-        self, machine: Machine, folder: ArtifactFolder, *, since: float, console_since: int = 0
+        self,
+        machine: Machine,
+        folder: ArtifactFolder,
+        *,
+        since: float,
+        console_since: int = 0,
+        transcript: Callable[[], str] = str,
     ) -> None:
         self.folder = folder
         self._machine = machine
@@ -102,6 +109,7 @@ class Evidence:
         self._seconds = 0.0
         self._trouble = ""
         self._console_since = console_since
+        self._transcript = transcript
         self._has_screenshot = False
 
     def keep_screenshot(self) -> None:
@@ -140,6 +148,8 @@ class Evidence:
             self._trouble = trouble.what
             text = f"{trouble.guest} {trouble.what}\n{trouble.details}"
             self.folder.write("trouble.txt", text.rstrip() + "\n")
+        with self._part("transcript.txt"):
+            self.folder.write("transcript.txt", self._transcript())
         with self._part("console.log"):
             self._keep_console()
         with self._part("domain.xml"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +23,14 @@ from pytest_kvm.plugin.session import existing_run, settings_stashed
 if TYPE_CHECKING:
     from pytest_kvm.host.artifact_store import ArtifactStore
     from pytest_kvm.machine.evidence import Evidence
-    from pytest_kvm.machine.machine import Machine
-    from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.provision.watched_kernels import ReadyGuest
 
 PROPERTY = "kvm_artifacts"
 """Name of the test's property that holds the path of its folder."""
 _STORE = pytest.StashKey["ArtifactStore"]()
 _ARTIFACTS = pytest.StashKey["Artifacts"]()
+_BOOTS = pytest.StashKey[dict[Path, tuple[Path, dict[str, Any]]]]()
+"""Where what was kept of each failed boot is now, and what is known of it, by where it was at first."""
 _LOGGED_TO_STDOUT = ("all", "out-err", "system-out")
 """Values of pytest's ``junit_logging`` with which JUnit's file has what tests have printed."""
 
@@ -71,6 +74,8 @@ class Artifacts:
         """What is known of each guest, by the folder of its files."""
         self._fresh: dict[str, Evidence] = {}
         """Those that were kept since the last report, by the same."""
+        self._lines: list[str] = []
+        """What the next report tells of the files."""
         self._captures: list[str] = []
         self._failures: list[dict[str, str]] = []
         self._attached: set[Path] = set()
@@ -90,26 +95,76 @@ class Artifacts:
         policy = self._settings.keep_artifacts
         return (failed and policy != "never") or (policy == "always" and when == "call")
 
-    def evidence_of(self, machine: Machine, spec: GuestSpec, *, when: str) -> Evidence | None:
+    def evidence_of(self, guest: ReadyGuest, *, when: str) -> Evidence | None:
         """Return what keeps things of a guest; None if that cannot be, because of its folder."""
         from pytest_kvm.machine.evidence import Evidence  # noqa: PLC0415 - loads paramiko
 
-        place = machine.name if machine.name not in self._guests else f"in-{when}/{machine.name}"
+        machine = guest.machine
         try:
             folder = self._folder_made()
-            (folder / place).parent.mkdir(mode=0o700, exist_ok=True)
+            place = self._place_of(machine.name, when=when)
         except OSError as failure:
             self._problem = f"nothing is kept: {failure}"
             return None
-        self._guests[place] = {"spec": repr(spec), "domain": machine.domain.name}
+        self._guests[place] = {"spec": repr(guest.spec), "domain": machine.domain.name}
         console = machine.console
         self._fresh[place] = evidence = Evidence(
             machine,
             ArtifactFolder(folder / place),
             since=self._began,
             console_since=self._consoles.get(console.log, console.beginning),
+            transcript=partial(guest.transcript.text, since=self._began),
         )
         return evidence
+
+    def adopt(self, boot: Path, *, when: str) -> None:
+        """Keep what a machine could tell whose boot has failed.
+
+        Many tests may fail by one boot: the first gets the files, and the others are told where they are.
+
+        Args:
+            boot: Where it was kept when the boot failed.
+            when: The phase of the test.
+        """
+        try:
+            self._adopt(boot, when=when)
+        except OSError as failure:
+            self._problem = f"not all is kept: {failure}"
+
+    def _adopt(self, boot: Path, *, when: str) -> None:
+        from pytest_kvm.provision.failed_boots import move, read_about  # noqa: PLC0415 - loads paramiko
+
+        known = self._item.config.stash.setdefault(_BOOTS, dict[Path, tuple[Path, dict[str, Any]]]())
+        folder = self._folder_made()
+        if boot in known:
+            kept, about = known[boot]
+            if kept.is_relative_to(folder):  # in another phase of this test
+                return
+            if not kept.is_dir():
+                raise FileNotFoundError(f"{kept} was removed, as all take up more than --kvm-artifacts-size")
+            place = self._place_of(about["guest"], when=when)
+            self._guests[place] = about | {"kept_in": os.path.relpath(kept, folder)}
+        else:
+            about = read_about(boot)
+            place = self._place_of(about["guest"], when=when)
+            kept = folder / place
+            move(boot, kept)
+            known[boot] = kept, about
+            self._guests[place] = about
+        self._lines.append(_line_of(kept, about))
+
+    def _place_of(self, guest: str, *, when: str) -> str:
+        """Return a name in the test's folder that nothing has yet, for what is kept of a guest.
+
+        Raises:
+            OSError: The folder around it cannot be made.
+        """
+        folder, place, number = self._folder_made(), guest, 1
+        while place in self._guests or (folder / place).exists():
+            place = f"in-{when}/{guest}" if number == 1 else f"in-{when}/{guest}~{number}"
+            number += 1
+        (folder / place).parent.mkdir(mode=0o700, exist_ok=True)
+        return place
 
     def finish(self, report: pytest.TestReport) -> None:
         """Keep the rest after a phase of the test, and say in its report where it is."""
@@ -125,24 +180,22 @@ class Artifacts:
         lines = [*self._keep_captures(report)]
         if lines:
             report.sections.append(("captures of segments", "\n".join(lines)))
-        if self._fresh:
-            report.sections.append(("artifacts", "\n".join(self._finish_guests())))
+        self._finish_guests()
+        if self._lines:
+            report.sections.append(("artifacts", "\n".join(self._lines)))
         elif not lines:
             return
+        self._lines.clear()
         if report.failed:
             self._keep_failure(report)
         self._store.describe(self._folder_made(), self._about())
         self._tell(report)
 
-    def _finish_guests(self) -> list[str]:
-        lines: list[str] = []
+    def _finish_guests(self) -> None:
         for place, evidence in self._fresh.items():
             self._guests[place] |= evidence.finish()
-            folder = evidence.folder
-            missing = f" (not all: {folder.missing[0]})" if folder.missing else ""
-            lines.append(f"{folder.path}: {', '.join(folder.files) or 'nothing'}{missing}")
+            self._lines.append(_line_of(evidence.folder.path, self._guests[place]))
         self._fresh.clear()
-        return lines
 
     def _keep_captures(self, report: pytest.TestReport) -> list[str]:
         run, when = existing_run(self._item.config), str(report.when)
@@ -223,3 +276,9 @@ class Artifacts:
         if self._folder is None:
             self._folder = self._store.new_folder(place_of(self._item.nodeid))
         return self._folder
+
+
+def _line_of(folder: Path, about: Mapping[str, Any]) -> str:
+    """Return what a report tells of a guest's folder."""
+    missing = f" (not all: {about['missing'][0]})" if about["missing"] else ""
+    return f"{folder}: {', '.join(about['files']) or 'nothing'}{missing}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pytest_kvm.machine.evidence import Evidence
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.vitals import Trouble
-    from pytest_kvm.spec.guest import GuestSpec
+    from pytest_kvm.provision.run import Run
+    from pytest_kvm.provision.watched_kernels import ReadyGuest
 
 _log = logging.getLogger("pytest_kvm.explanation")
 _DUMPED = pytest.StashKey[set[str]]()
@@ -116,6 +117,7 @@ class Explanation:
         self._artifacts = artifacts_of(item)
         self._dumped = item.stash.setdefault(_DUMPED, set[str]())
         self._has_failed = False
+        self._failure: BaseException | None = None
         self._consoles: list[tuple[str, str]] = []
         self._troubles: list[Trouble] = []
         self._lapses: list[str] = []
@@ -123,6 +125,7 @@ class Explanation:
     def look_before_report(self, failure: BaseException | None) -> None:
         """Look at the guests after a failure that nobody expects; an error of our own tells what is found."""
         self._has_failed = not (failure is None or is_skip(failure) or is_expected(self._item, failure))
+        self._failure = failure
         if not self.has_looked and (self._has_failed or self._is_kept):
             self._look()
         if self._has_failed and isinstance(failure, KvmError):
@@ -163,17 +166,32 @@ class Explanation:
         with self._noting_lapses():
             # First of all, because a kernel that is asked what it is at prints that on its console.
             self._consoles = console_sections(self._item)
-            self._find_troubles()
-
-    def _find_troubles(self) -> None:
         run = existing_run(self._item.config)
-        if run is None:
+        if run is not None:
+            with self._noting_lapses():
+                self._adopt_failed_boots(run)
+            with self._noting_lapses():
+                self._find_troubles(run)
+
+    @property
+    def _guests(self) -> list[Guest]:
+        return [*guests_of(self._item), *self._others]
+
+    def _adopt_failed_boots(self, run: Run) -> None:
+        """Keep what machines could tell that did not become ready; errors say where it is."""
+        if not self._is_kept:
             return
-        guests = [*guests_of(self._item), *self._others]
-        ready = run.kernels.that_are_ready(guests)
+        failures = [*run.kernels.boot_failures(self._guests), *([self._failure] if self._failure else [])]
+        errors = [error for failure in failures for error in _chain(failure) if isinstance(error, KvmError)]
+        for boot in dict.fromkeys(error.kept for error in errors):
+            if boot is not None:
+                self._artifacts.adopt(boot, when=self._when)
+
+    def _find_troubles(self, run: Run) -> None:
+        ready = run.kernels.that_are_ready(self._guests)
         if not ready:
             return
-        looks = [partial(self._look_at, machine, self._evidence_of(machine, spec)) for machine, spec in ready]
+        looks = [partial(self._look_at, each.machine, self._evidence_of(each)) for each in ready]
         with holding_timeout(self._item, can_cancel=self._has_failed):
             outcomes = outcomes_at_once(looks)
         for outcome in outcomes:
@@ -183,8 +201,8 @@ class Explanation:
                 self._troubles.append(outcome)
         self._dumped.update(each.guest for each in self._troubles if each.was_dumped)
 
-    def _evidence_of(self, machine: Machine, spec: GuestSpec) -> Evidence | None:
-        return self._artifacts.evidence_of(machine, spec, when=self._when) if self._is_kept else None
+    def _evidence_of(self, guest: ReadyGuest) -> Evidence | None:
+        return self._artifacts.evidence_of(guest, when=self._when) if self._is_kept else None
 
     def _look_at(self, machine: Machine, evidence: Evidence | None) -> Trouble | None:
         """Return what is the matter with a machine, and keep what it can tell."""
@@ -210,6 +228,18 @@ class Explanation:
     def _note_lapse(self, lapse: Exception) -> None:
         _log.error("the report of %s is not complete", self._item.nodeid, exc_info=lapse)
         self._lapses.append("".join(traceback.format_exception(lapse)))
+
+
+def _chain(failure: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, and those that it tells of: its causes, or the members of a group."""
+    todo, known = [failure], set[int]()
+    while todo:
+        error = todo.pop()
+        if id(error) not in known:
+            known.add(id(error))
+            yield error
+            members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+            todo += filter(None, (error.__cause__, error.__context__, *members))
 
 
 def _fact(trouble: Trouble) -> str:

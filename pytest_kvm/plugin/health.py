@@ -135,11 +135,11 @@ def _look_at_gates(item: pytest.Item, *, silent: Container[str] = ()) -> list[Br
 
     marker: dict[str, Any] = overrides_of(item)
     looks: list[partial[list[Breach]]] = []
-    for machine, spec in run.kernels.that_can_answer():
-        gates: Gates = marker.get("gates", spec.gates)
-        if gates.is_any_on and machine.name not in silent:
-            since = max(began, machine.kernel.begun_at or 0.0)
-            looks.append(partial(find_breaches, machine, gates, since=since))
+    for guest in run.kernels.that_can_answer():
+        gates: Gates = marker.get("gates", guest.spec.gates)
+        if gates.is_any_on and guest.machine.name not in silent:
+            since = max(began, guest.machine.kernel.begun_at or 0.0)
+            looks.append(partial(find_breaches, guest.machine, gates, since=since))
     return [breach for found in do_at_once(looks) for breach in found]
 
 

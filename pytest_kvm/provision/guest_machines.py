@@ -67,6 +67,12 @@ class GuestMachines:
         is_ready = self._current is not None or (is_over and self._first.exception() is None)
         return self.current.machine if is_ready else None
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the guest did not become ready; None while it boots, and if it did."""
+        is_over = self._first.done() and not self._first.cancelled()
+        return self._first.exception() if is_over else None
+
     def start_another(self) -> Tier:
         """Start a machine like the first one and remove the current one; return how it was started."""
         with self._replacing, self.current.request.room.doubled() as has_room_for_both:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_kvm.errors import CommandTimeout, GuestError, GuestGone, KernelPanicked, PrepareFailed
 from pytest_kvm.machine.card_drivers import check_drivers
 from pytest_kvm.machine.machine import Machine
 from pytest_kvm.machine.readiness import wait_until_ready
 from pytest_kvm.machine.watchdog import run_while_alive
-from pytest_kvm.provision.start_request import StartRequest
+from pytest_kvm.provision.failed_boots import keeping_failed_boot
 from pytest_kvm.results import CommandResult, label, streams_of
 from pytest_kvm.spec.prepare import HostFile, PrepareStep, Script
 from pytest_kvm.ssh.files import Files
+
+if TYPE_CHECKING:
+    from pytest_kvm.provision.run_resources import RunResources
+    from pytest_kvm.provision.start_request import StartRequest
 
 T = TypeVar("T")
 OnStep = Callable[[str], None]
@@ -47,7 +51,7 @@ class PatchingRaceLost(Exception):  # noqa: N818 - it never reaches a user, who 
         self.panic = panic
 
 
-def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
+def make_ready(machine: Machine, request: StartRequest, *, resources: RunResources) -> None:
     """Wait until a machine that was switched on is ready, and prepare it.
 
     Everything that was written is synced to the machine's disks: a test that
@@ -56,12 +60,17 @@ def make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
     Args:
         machine: The machine.
         request: What it was switched on for.
-        accel: The run's accelerator.
+        resources: What the run has opened.
 
     Raises:
         PatchingRaceLost: The machine has to be booted again.
         BootFailed: The machine did not become ready, or a step failed.
     """
+    with keeping_failed_boot(machine, request, folder=resources.failed_boots):
+        _make_ready(machine, request, accel=resources.accel)
+
+
+def _make_ready(machine: Machine, request: StartRequest, *, accel: str) -> None:
     spec = request.spec
     try:
         wait_until_ready(machine, phases=request.phases, units=spec.units, boot_timeout=spec.boot_timeout)

@@ -158,21 +158,17 @@ class Run:
                 self._starter,
                 lead_handle_to=lambda machine: replace_machine(guest, machine),
             )
-            guest = Guest(
-                name,
-                boot.machine,
-                summary=repr(spec),
-                callbacks=Callbacks(
-                    on_booted=on_booted,
-                    before_use=self._before_use,
-                    start_again=machines.start_again,
-                    on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
-                ),
+            callbacks = Callbacks(
+                on_booted=on_booted,
+                before_use=self._before_use,
+                start_again=machines.start_again,
+                on_reboot=lambda seconds: self._tell(Event(guest=name, kind="reboot", seconds=seconds)),
             )
+            guest = Guest(name, boot.machine, summary=repr(spec), callbacks=callbacks)
             guest.nics = self.segments.join(guest, spec, declared_name=declared_name)
             self._boots[guest] = boot
             self._machines[guest] = machines
-            self.kernels.watch(guest, machines, spec=spec)
+            self.kernels.watch(guest, machines, spec=spec, transcript=callbacks.transcript)
         return guest, boot, machines
 
     def form(

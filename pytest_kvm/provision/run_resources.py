@@ -21,6 +21,7 @@ from pytest_kvm.hypervisor.protocol import Hypervisor
 from pytest_kvm.images import qemu_img
 from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.boot_turns import BootTurns
+from pytest_kvm.provision.failed_boots import FOLDER as FAILED_BOOTS
 from pytest_kvm.provision.leftovers import sweep_cache
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
 
@@ -49,6 +50,8 @@ class RunResources:
     """Has room on this host for guests."""
     boot_turns: BootTurns
     """Lets guests boot in turn."""
+    failed_boots: Path | None
+    """Folder of what is kept of boots that fail; None: nothing is kept."""
 
     @property
     def is_system(self) -> bool:
@@ -107,6 +110,7 @@ def open_run_resources(
                 boot_turns=BootTurns(
                     settings.limits_folder, number=cpus_available(), timeout=timeouts.admission
                 ),
+                failed_boots=None if settings.keep_artifacts == "never" else folder / FAILED_BOOTS,
             )
 
 

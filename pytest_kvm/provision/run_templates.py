@@ -234,7 +234,7 @@ class RunTemplates:
                 self._resources, machine, building=building, tier=tier, stack=undo
             )
         with undo:
-            make_ready(powered.machine, machine, accel=self._resources.accel)
+            make_ready(powered.machine, machine, resources=self._resources)
             boot_seconds = machine.phases.elapsed()
             request.on_step("freezing")
             facts = freeze(

@@ -179,6 +179,11 @@ class Teardown:
                 undo.close()
                 raise
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the guest is removed, or about to be."""
+        return self._is_removed
+
     def check(self) -> None:
         """Make sure that the guest is still wanted.
 

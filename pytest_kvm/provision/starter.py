@@ -26,6 +26,7 @@ from pytest_kvm.provision.disk_room import (
     run_disk_full_in_words,
 )
 from pytest_kvm.provision.events import Event, Tier, cold_boot_event
+from pytest_kvm.provision.failed_boots import keeping_failed_boot
 from pytest_kvm.provision.guest_links import GuestLinks
 from pytest_kvm.provision.lab_template import LabTemplates
 from pytest_kvm.provision.machine_plan import draft
@@ -207,7 +208,7 @@ class GuestStarter:
             powered = power_on(self._resources, request, stack=undo)
         machine = powered.machine
         try:
-            make_ready(machine, request, accel=self._resources.accel)
+            make_ready(machine, request, resources=self._resources)
         except PatchingRaceLost:
             undo.close()  # so that another machine can have its place
             raise
@@ -312,7 +313,8 @@ class GuestStarter:
                 spare.undo.close()
         clone, undo = self._start_paused(request, template)
         try:
-            return self._wake(request, clone), undo, clone.tier
+            with keeping_failed_boot(clone.machine, request, folder=self._resources.failed_boots):
+                return self._wake(request, clone), undo, clone.tier
         except BaseException:
             undo.close()  # so that another machine can have its place
             raise

@@ -17,6 +17,7 @@ from pytest_kvm.machine.kernel_reports import KernelReport
 
 if TYPE_CHECKING:
     from pytest_kvm.handles.guest import Guest
+    from pytest_kvm.handles.transcript import Transcript
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.guest_machines import GuestMachines
     from pytest_kvm.spec.guest import GuestSpec
@@ -34,10 +35,20 @@ class GuestReport:
     report: KernelReport
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadyGuest:
+    """A guest that is ready, or has been since it was started."""
+
+    machine: Machine
+    spec: GuestSpec
+    transcript: Transcript
+
+
 @dataclass(kw_only=True)
 class _Watched:
     machines: GuestMachines
     spec: GuestSpec
+    transcript: Transcript
     test: int
     """Number of the last test that used the guest."""
     is_used: bool = False
@@ -56,10 +67,14 @@ class WatchedKernels:
         self._found: list[GuestReport] = []
         self._test = 0
 
-    def watch(self, guest: Guest, machines: GuestMachines, *, spec: GuestSpec) -> None:
+    def watch(
+        self, guest: Guest, machines: GuestMachines, *, spec: GuestSpec, transcript: Transcript
+    ) -> None:
         """Look at a guest from now on, also if it still boots."""
         with self._lock:
-            self._watched[guest] = _Watched(machines=machines, spec=spec, test=self._test)
+            self._watched[guest] = _Watched(
+                machines=machines, spec=spec, transcript=transcript, test=self._test
+            )
 
     def forget(self, guest: Guest) -> None:
         """Look at a guest for the last time, because it is about to be removed."""
@@ -127,25 +142,30 @@ class WatchedKernels:
             found, self._found = self._found, []
         return found
 
-    def that_are_ready(self, guests: Container[Guest] = ()) -> list[tuple[Machine, GuestSpec]]:
-        """Return the machines of guests that the test has used, and of others; some may have ended since.
+    def that_are_ready(self, guests: Container[Guest] = ()) -> list[ReadyGuest]:
+        """Return those of the guests that the test has used, and of others, that have become ready."""
+        wanted = [(each.machines.if_ready, each) for each in self._of_test(guests)]
+        return [
+            ReadyGuest(machine=machine, spec=each.spec, transcript=each.transcript)
+            for machine, each in wanted
+            if machine is not None
+        ]
 
-        Guests that boot, or did not get ready, have none.
-        """
+    def boot_failures(self, guests: Container[Guest] = ()) -> list[BaseException]:
+        """Return why guests did not become ready that the test has used, or that are among the others."""
+        failures = [each.machines.failure for each in self._of_test(guests)]
+        return [failure for failure in failures if failure is not None]
+
+    def that_can_answer(self) -> list[ReadyGuest]:
+        """Return the test's guests that run and whose kernels have not panicked."""
+        ready = self.that_are_ready()
+        return [each for each in ready if not each.machine.kernel.has_panicked and _runs(each.machine)]
+
+    def _of_test(self, guests: Container[Guest]) -> list[_Watched]:
         with self._lock:
-            watched = [
+            return [
                 each for guest, each in self._watched.items() if each.test == self._test or guest in guests
             ]
-        ready = [(each.machines.if_ready, each.spec) for each in watched]
-        return [(machine, spec) for machine, spec in ready if machine is not None]
-
-    def that_can_answer(self) -> list[tuple[Machine, GuestSpec]]:
-        """Return the machines of the test's guests that run and whose kernels have not panicked."""
-        return [
-            (machine, spec)
-            for machine, spec in self.that_are_ready()
-            if not machine.kernel.has_panicked and _runs(machine)
-        ]
 
     def _look(self, guest: Guest, watched: _Watched) -> None:
         machine = watched.machines.if_ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,29 @@ def test_fails(web, number):
     web.run(f"logger number-{number}")
     assert number == 3
 """
-USUAL = {"console.log", "console-before.log", "domain.xml", "qemu.log"}
+BOOTS = """
+import pytest
+import pytest_kvm as kvm
+
+@kvm.guest(scope="module")
+def dies():
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, cmdline_extra="init=/nonexistent")
+
+@kvm.guest
+def mistyped():
+    cloud_init = kvm.CloudInit(run_commands=["logger in-the-boot", "no-such-program"])
+    return kvm.GuestSpec(memory="512MiB", vcpus=1, cloud_init=cloud_init)
+
+def test_dies(dies):
+    pass
+
+def test_dies_again(dies):
+    pass
+
+def test_mistyped(mistyped):
+    pass
+"""
+USUAL = {"console.log", "console-before.log", "domain.xml", "qemu.log", "transcript.txt"}
 INSIDE = {"journal.txt", "dmesg.txt", "cloud-init.log", "cloud-init-output.log", "cloud-init-status.json"}
 
 
@@ -254,6 +277,21 @@ def test_everything_of_a_guest_that_answers(kept):
     assert "on two guests" in kept.text("test_call/failure.txt")
     guests = kept.about("test_call")["guests"]
     assert {name: each["missing"] for name, each in guests.items()} == {"web": [], "twin": []}
+
+
+def test_the_transcript_tells_what_the_test_has_done(kept):
+    text = kept.text("test_call/web/transcript.txt")
+    assert "  $ logger app-has-started\n" in text
+    assert "  $ echo on-the-console >/dev/ttyS0; logger in-the-test\n" in text
+    assert ": exit code 0 after " in text
+    assert "of-another-test" not in text
+    assert text.count("Z run(") == 4
+    assert re.search(
+        r"Z run\(\): exit code 0 after [\d.]+ s\n  \$ uname\n  out: Linux\n",
+        kept.text("test_call/twin/transcript.txt"),
+    )
+    assert "Z crash(): returned " in kept.text("test_kernel_is_dead/web/transcript.txt")
+    assert "Z agent.exec(): exit code 0 after " in kept.text("test_network_is_dead/web/transcript.txt")
 
 
 def test_a_guest_that_is_not_reset_shows_the_time_of_the_test(kept):
@@ -351,6 +389,27 @@ def test_always_and_never(suites, tmp_path):
     kept = Kept(tmp_path / "always", "")
     assert kept.tests() == {"test_passes", "test_fails[1]", "test_fails[2]"}
     assert "in-the-test" in kept.text("test_passes/web/journal.txt")
+
+
+def test_boots_that_fail(suites, tmp_path):
+    """What the machines could tell is kept although they are gone when the tests fail."""
+    suite = suites.start(BOOTS, f"--kvm-artifacts={tmp_path}")
+    suite.wait()
+    assert "3 errors in" in suite.output, suite.output[-5000:]
+    assert "could not find out everything" not in suite.output
+    kept = Kept(tmp_path, suite.output)
+    assert kept.names("test_dies/dies") == {
+        "console.log", "domain.xml", "qemu.log", "screenshot.png", "trouble.txt", "missing.txt"
+    }  # fmt: skip
+    assert "No working init found" in kept.text("test_dies/dies/console.log")
+    assert kept.about("test_dies_again")["guests"]["dies"]["kept_in"] == "../test_dies/dies"
+    assert suite.output.count(f"{tmp_path}/test_it.py/test_dies/dies: ") == 2
+    assert kept.names("test_mistyped/mistyped") == {
+        "console.log", "domain.xml", "qemu.log", "screenshot.png", "failed-units.txt", *INSIDE
+    }  # fmt: skip
+    assert "no-such-program: not found" in kept.text("test_mistyped/mistyped/cloud-init-output.log")
+    assert "in-the-boot" in kept.text("test_mistyped/mistyped/journal.txt")
+    assert "cloud-final.service" in kept.text("test_mistyped/mistyped/failed-units.txt")
 
 
 def test_a_full_disk_is_told_and_fails_nothing(suites, tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from pytest_kvm.handles.transcript import Transcript
 from pytest_kvm.plugin import session
-from pytest_kvm.provision.watched_kernels import GuestReport
+from pytest_kvm.provision.watched_kernels import GuestReport, ReadyGuest
 
 _KEY = session._RUN
 
@@ -18,14 +19,17 @@ class Kernels:
         reports: What is provoked.
         shell: Answers for the guest's gates.
         machines: The machines of the test's guests.
+        boot_failures: Why further guests of the test did not become ready.
     """
 
-    def __init__(self, spec, reports=(), *, shell=None, machines=()):
+    def __init__(self, spec, reports=(), *, shell=None, machines=(), boot_failures=()):
         self._spec = spec
         self._reports = reports
         self._shell = shell
         self._machines = machines
+        self._boot_failures = boot_failures
         self._found = []
+        self.transcript = Transcript()
         self.faults = self.captures = self.segments = self
         self.kernels = self
 
@@ -49,14 +53,21 @@ class Kernels:
         return found
 
     def that_are_ready(self, guests):
-        return [(machine, self._spec) for machine in self._machines]
+        return [
+            ReadyGuest(machine=machine, spec=self._spec, transcript=self.transcript)
+            for machine in self._machines
+        ]
+
+    def boot_failures(self, guests):
+        return self._boot_failures
 
     def ready_machines(self):
         return []
 
     def that_can_answer(self):
         kernel = SimpleNamespace(begun_at=None)
-        return [(SimpleNamespace(name="web", kernel=kernel, shell=self._shell), self._spec)]
+        machine = SimpleNamespace(name="web", kernel=kernel, shell=self._shell)
+        return [ReadyGuest(machine=machine, spec=self._spec, transcript=self.transcript)]
 
     def holds(self, value):
         return False

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.errors import BootFailed
+from pytest_kvm.handles.transcript import Transcript
 from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.machine import vitals
 from pytest_kvm.machine.evidence import Evidence
@@ -77,9 +80,9 @@ def run(pytester, machine, domain, monkeypatch):
     machine.console.log.write_text("hello\n")
     domain.picture = b"P6 1 1 255\n\0\0\0"
 
-    def run(source, *options):
+    def run(source, *options, machines=(machine,), boot_failures=()):
         pytester.makepyfile(test_suite=source)
-        kernels = Kernels(kvm.GuestSpec(), machines=[machine])
+        kernels = Kernels(kvm.GuestSpec(), machines=machines, boot_failures=boot_failures)
         return pytester.runpytest_inprocess("-p", "no:cacheprovider", *options, plugins=[kernels])
 
     return run
@@ -220,6 +223,110 @@ def test_a_run_without_pytests_junit_plugin(run, kept):
     result = run(FAILS, "-p", "no:junitxml")
     assert "test_suite.py/test_it/web/domain.xml" in kept()
     result.stdout.no_fnmatch_line("*could not find out everything*")
+
+
+@pytest.fixture
+def failed_boot(tmp_path):
+    """Return an error of a boot of which something is kept."""
+    failure = BootFailed("db: nothing answers")
+    failure.kept = tmp_path / "boot"
+    failure.kept.mkdir()
+    (failure.kept / "console.log").write_text("Linux\n")
+    about = {"guest": "db", "spec": "GuestSpec()", "files": ["console.log"], "missing": [], "trouble": ""}
+    (failure.kept / "about.json").write_text(json.dumps(about))
+    return failure
+
+
+def test_the_first_test_that_fails_by_a_boot_gets_what_is_kept_of_it(run, kept, failed_boot, pytester):
+    source = "def test_it(): raise ValueError\ndef test_other(): raise ValueError"
+    result = run(source, machines=(), boot_failures=[failed_boot])
+    result.stdout.fnmatch_lines([f"{pytester.path}/kvm-artifacts/test_suite.py/test_it/db: console.log"] * 2)
+    assert {path for path in kept() if "/db/" in path} == {"test_suite.py/test_it/db/console.log"}
+    assert not failed_boot.kept.exists()
+    assert about_of(pytester)["guests"]["db"]["files"] == ["console.log"]
+    assert about_of(pytester, "test_suite.py/test_other")["guests"]["db"]["kept_in"] == "../test_it/db"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "raise failure",
+        "raise ValueError from failure",
+        "raise ExceptionGroup('two', [ValueError(), failure])",
+        """try:
+        raise failure
+    except Exception:
+        raise ValueError""",
+    ],
+)
+def test_what_is_kept_of_a_boot_is_found_by_the_error(run, kept, failed_boot, how, monkeypatch):
+    monkeypatch.setattr(Kernels, "failure", failed_boot, raising=False)
+    monkeypatch.setattr(Kernels, "pytest_configure", lambda self, config: setattr(config, "run", self))
+    source = f"def test_it(pytestconfig):\n    failure = pytestconfig.run.failure\n    {how}"
+    run(source, "--kvm-keep-artifacts=never")
+    assert kept() == set()
+    run(source)
+    assert {"test_suite.py/test_it/db/console.log", "test_suite.py/test_it/web/domain.xml"} <= kept()
+
+
+def test_both_a_boot_and_a_machine_of_a_guest_are_kept(run, kept, failed_boot):
+    (failed_boot.kept / "about.json").write_text('{"guest": "web", "files": [], "missing": []}')
+    run(FAILS, boot_failures=[failed_boot])
+    place = "test_suite.py/test_it"
+    assert {f"{place}/web/console.log", f"{place}/in-call/web/domain.xml"} <= kept()
+
+
+def test_three_machines_of_one_name_are_kept(run, kept, failed_boot):
+    second = BootFailed("db: again")
+    second.kept = failed_boot.kept.with_name("second")
+    shutil.copytree(failed_boot.kept, second.kept)
+    third = BootFailed("db: again")
+    third.kept = failed_boot.kept.with_name("third")
+    shutil.copytree(failed_boot.kept, third.kept)
+    run(FAILS, machines=(), boot_failures=[failed_boot, second, third])
+    place = "test_suite.py/test_it"
+    files = [f"{place}/{each}/console.log" for each in ("db", "in-call/db", "in-call/db~2")]
+    assert {*files} <= kept()
+
+
+def test_a_boot_is_told_once_of_a_test(run, kept, failed_boot, pytester):
+    result = run(FAILS_TWICE, machines=(), boot_failures=[failed_boot])
+    assert result.stdout.str().count("/test_it/db: console.log") == 1
+    assert about_of(pytester)["guests"].keys() == {"db"}
+
+
+def test_what_was_kept_of_a_boot_may_have_been_rotated_out(run, failed_boot):
+    (failed_boot.kept / "console.log").write_text("x" * 10_000)
+    source = "def test_it(): raise ValueError\ndef test_other(): raise ValueError"
+    result = run(source, "--kvm-artifacts-size=5KiB", machines=(), boot_failures=[failed_boot])
+    result.stdout.fnmatch_lines(["*/test_it/db was removed, as all take up more than --kvm-artifacts-size"])
+
+
+def test_odd_facts_of_a_boot_keep_no_machine_from_being_kept(run, kept, failed_boot):
+    (failed_boot.kept / "about.json").write_text("{}")
+    result = run(FAILS, boot_failures=[failed_boot])
+    result.stdout.fnmatch_lines(["*could not find out everything*"])
+    assert "test_suite.py/test_it/web/domain.xml" in kept()
+
+
+def test_a_transcript_that_fails_keeps_nothing_else_from_being_kept(run, kept, monkeypatch, pytester):
+    def text(self, *, since):
+        raise ZeroDivisionError("by us")
+
+    monkeypatch.setattr(Transcript, "text", text)
+    run(FAILS)
+    assert "test_suite.py/test_it/web/domain.xml" in kept()
+    missing = (pytester.path / "kvm-artifacts/test_suite.py/test_it/web/missing.txt").read_text()
+    assert "transcript.txt: ZeroDivisionError('by us')" in missing
+
+
+def test_what_was_kept_of_a_boot_may_be_gone(run, failed_boot):
+    (failed_boot.kept / "about.json").unlink()
+    result = run(FAILS, machines=(), boot_failures=[failed_boot])
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*- artifacts -*", f"not all is kept: what was kept of a boot in {failed_boot.kept} is gone"]
+    )
 
 
 def test_only_the_try_that_failed_has_a_property(run, pytester):

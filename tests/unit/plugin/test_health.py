@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import pytest_kvm as kvm
+from pytest_kvm.handles.transcript import Transcript
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.machine.kernel_reports import KernelReport
 from pytest_kvm.provision.watched_kernels import WatchedKernels
@@ -405,7 +406,7 @@ def watch():
     def watch(kernel):
         kernels, guest = WatchedKernels(), Named()
         machine = None if kernel is None else SimpleNamespace(kernel=kernel)
-        kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=kvm.GuestSpec())
+        kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=kvm.GuestSpec(), transcript=Transcript())
         return kernels, guest
 
     return watch
@@ -460,7 +461,7 @@ def test_guests_are_looked_at_at_the_same_time():
     kernels, guests = WatchedKernels(), [Named(), Named()]
     for guest in guests:
         machines = SimpleNamespace(if_ready=SimpleNamespace(kernel=Meets()))
-        kernels.watch(guest, machines, spec=kvm.GuestSpec())
+        kernels.watch(guest, machines, spec=kvm.GuestSpec(), transcript=Transcript())
     kernels.look(guests)
     assert len(kernels.take()) == 2
 
@@ -491,13 +492,13 @@ def test_only_guests_of_the_test_that_run_are_asked_for_their_gates(state, has_p
         kernel=SimpleNamespace(has_panicked=has_panicked, skip_console=list),
         domain=SimpleNamespace(state=lambda: state),
     )
-    kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec)
+    kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec, transcript=Transcript())
     kernels.begin_test()
     assert kernels.that_can_answer() == []
-    assert kernels.that_are_ready([guest]) == [(machine, spec)]
+    assert [each.machine for each in kernels.that_are_ready([guest])] == [machine]
     kernels.note_test(guest)
-    assert kernels.that_can_answer() == ([(machine, spec)] if answers else [])
-    assert kernels.that_are_ready() == [(machine, spec)]
+    assert [each.machine for each in kernels.that_can_answer()] == ([machine] if answers else [])
+    assert [each.machine for each in kernels.that_are_ready()] == [machine]
 
 
 def test_a_guest_of_which_nobody_knows_whether_it_runs_is_asked(caplog):
@@ -508,8 +509,8 @@ def test_a_guest_of_which_nobody_knows_whether_it_runs_is_asked(caplog):
     machine = SimpleNamespace(
         name="web", kernel=SimpleNamespace(has_panicked=False), domain=SimpleNamespace(state=state)
     )
-    kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec)
-    assert kernels.that_can_answer() == [(machine, spec)]
+    kernels.watch(guest, SimpleNamespace(if_ready=machine), spec=spec, transcript=Transcript())
+    assert [each.machine for each in kernels.that_can_answer()] == [machine]
     assert "web: nobody knows whether it runs: libvirt is gone" in caplog.text
 
 

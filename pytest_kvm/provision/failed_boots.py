@@ -78,11 +78,13 @@ def read_about(folder: Path) -> dict[str, Any]:
 def move(folder: Path, target: Path) -> None:
     """Move what is kept of a boot to where a test's artifacts are, maybe on another disk.
 
+    What cannot be removed goes with the run's folder.
+
     Raises:
         OSError: It cannot be copied, and stays.
     """
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns(_ABOUT))
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep(machine: Machine, request: StartRequest, *, failure: GuestError, into: Path, since: float) -> None:

@@ -7,13 +7,14 @@ import shlex
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import wraps
+from operator import attrgetter
 from reprlib import Repr
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_kvm.errors import CommandFailed, CommandTimeout, KvmError
 from pytest_kvm.machine.agent import GuestAgent
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Callable[..., object])
 
 _MOST = 1000
 """Calls that are remembered, the last ones."""
@@ -34,6 +36,8 @@ _MOST_RUNNING = 100
 _OUTPUT_BYTES = 4096
 """Bytes of each stream that are remembered, its end."""
 _COMMAND_CHARS = 2000
+_COMMANDS = ("command", "argv")
+"""Arguments that are shown on a line of their own."""
 _PRIVATE = ("input", "env", "text", "data", "chords")
 """Arguments that may hold secrets, or much: only their size is told."""
 _LATE_OUTPUT = 1.0
@@ -194,33 +198,6 @@ class Transcript:
         self._running = deque(each for each in self._running if each.process is not None)
 
 
-class NotedAgent(GuestAgent):
-    """A guest agent whose programs are noted.
-
-    Args:
-        machine: The guest's machine.
-        transcript: The guest's.
-    """
-
-    def __init__(self, machine: Machine, transcript: Transcript) -> None:
-        super().__init__(machine.domain, timeout=machine.timeouts.agent)
-        self._transcript = transcript
-
-    def exec(  # noqa: D102 - that of the base class
-        self,
-        argv: Sequence[str],
-        *,
-        input: str | bytes | None = None,  # noqa: A002 - subprocess.run's word
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        check: bool = True,
-    ) -> CommandResult:
-        with self._transcript.noting("agent.exec()", argv, has_secrets=True) as entry:
-            result = super().exec(argv, input=input, env=env, timeout=timeout, check=check)
-            entry.end(result)
-        return result
-
-
 @contextmanager
 def noting_all(transcripts: Iterable[Transcript], call: str) -> Generator[None]:
     """Note a call, which lasts as long as a block, for several guests."""
@@ -245,33 +222,40 @@ def with_transcript(*, but: Sequence[str] = ()) -> Callable[[type[T]], type[T]]:
     def decorate(kind: type[T]) -> type[T]:
         for name, method in list(vars(kind).items()):
             if inspect.isfunction(method) and not name.startswith("_") and name not in but:
-                setattr(kind, name, _noting(method))
+                setattr(kind, name, _with_notes(method, find=transcript_of))
         return kind
 
     return decorate
 
 
-def _noting(method: Callable[..., object]) -> Callable[..., object]:
+def _with_notes(method: M, *, find: Callable[[Any], Transcript], prefix: str = "") -> M:
+    """Return a method whose calls are noted.
+
+    Args:
+        method: The method.
+        find: Returns the transcript of the object that it is called for.
+        prefix: What stands before its name.
+    """
     signature = inspect.signature(method)
 
     @wraps(method)
-    def call(self: object, *args: object, **options: object) -> object:
+    def call(self: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the method takes
         __tracebackhide__ = True
         try:
             given = signature.bind(self, *args, **options).arguments
         except TypeError:
             return method(self, *args, **options)  # which raises it better
-        (_, guest), *arguments = given.items()
-        command = dict(arguments).get("command")
-        shown = ", ".join(_argument(*each) for each in arguments if each[0] != "command")
-        noting = transcript_of(guest).noting
+        _, *arguments = given.items()
+        command = next((value for name, value in arguments if name in _COMMANDS), None)
+        shown = ", ".join(_argument(*each) for each in arguments if each[0] not in _COMMANDS)
         has_secrets = any(name in _PRIVATE for name, _ in arguments)
-        with noting(f"{method.__name__}({shown})", command, has_secrets=has_secrets) as entry:
+        verb = f"{prefix}{method.__name__}({shown})"
+        with find(self).noting(verb, command, has_secrets=has_secrets) as entry:
             value = method(self, *args, **options)
             entry.end(value)
         return value
 
-    return call
+    return cast("M", call)
 
 
 def _argument(name: str, value: object) -> str:
@@ -284,3 +268,18 @@ def _command_text(command: object) -> str:
     words = isinstance(command, (list, tuple))
     text = shlex.join(map(str, cast("Sequence[object]", command))) if words else str(command)
     return text if len(text) <= _COMMAND_CHARS else f"{text[:_COMMAND_CHARS]}…"
+
+
+class NotedAgent(GuestAgent):
+    """A guest agent whose programs are noted.
+
+    Args:
+        machine: The guest's machine.
+        transcript: The guest's.
+    """
+
+    def __init__(self, machine: Machine, transcript: Transcript) -> None:
+        super().__init__(machine.domain, timeout=machine.timeouts.agent)
+        self.transcript = transcript
+
+    exec = _with_notes(GuestAgent.exec, find=attrgetter("transcript"), prefix="agent.")

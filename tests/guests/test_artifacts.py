@@ -79,6 +79,8 @@ def test_call(app, twin):
     app.run("systemd-run --unit=dies --wait false", check=False)
     app.run(DUMPS + "sh -c 'kill -SEGV $$'; ln -s /etc/shadow /var/crash/core.1", check=False)
     twin.run("uname")
+    twin.savepoint("clean").restore()
+    next(twin.start("echo in-the-background; exec sleep 600").lines())
     assert "mine" == "other"
 
 
@@ -290,6 +292,10 @@ def test_the_transcript_tells_what_the_test_has_done(kept):
         r"Z run\(\): exit code 0 after [\d.]+ s\n  \$ uname\n  out: Linux\n",
         kept.text("test_call/twin/transcript.txt"),
     )
+    text = kept.text("test_call/twin/transcript.txt")
+    assert "Z savepoint(name='clean'): after " in text
+    assert "Z restore() of 'clean': after " in text
+    assert re.search(r"Z start\(\): has not ended\n  \$ echo.*\n  out: in-the-background\n", text)
     assert "Z crash(): returned " in kept.text("test_kernel_is_dead/web/transcript.txt")
     assert "Z agent.exec(): exit code 0 after " in kept.text("test_network_is_dead/web/transcript.txt")
 

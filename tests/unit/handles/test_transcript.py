@@ -283,7 +283,7 @@ def test_programs_that_the_agent_runs_are_told(guest, domain, told):
         "DATE agent.exec(): CommandFailed: `cat /etc/key`: exit code 4 after N s after N s",
         "  $ cat /etc/key",
         "  out: yes",
-        "DATE agent.exec(): AgentError: web: the guest agent is not connected after N s",
+        "DATE agent.exec(input=<7>): AgentError: web: the guest agent is not connected after N s",
         "  $ id",
     ]
 

@@ -19,6 +19,7 @@ from pytest_kvm.settings import (
     Accel,
     CacheMode,
     CloneTier,
+    Dump,
     Keep,
     KernelPolicy,
     Limit,
@@ -91,6 +92,13 @@ def _patterns(text: str) -> tuple[str, ...]:
     except re.error as mistake:
         raise ValueError(text) from mistake
     return patterns
+
+
+def _dumps(text: str) -> frozenset[str]:
+    asked = frozenset(part.strip() for part in text.split(","))
+    if not asked <= {*get_args(Dump), "nothing"}:
+        raise ValueError(text)
+    return asked - {"nothing"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +282,14 @@ OPTIONS: tuple[Option, ...] = (
         default="on-failure",
         help="never, on-failure, always: keep consoles, journals, screenshots and more of the guests of "
         "tests that failed, or of all",
+    ),
+    Option(
+        name="dump",
+        metavar="WHAT",
+        parse=_dumps,
+        default="nothing",
+        help="what else to keep of these guests: nothing, or one or more of memory, disk and guest (all of "
+        "it, for `pytest-kvm resume`), separated by commas",
     ),
     Option(
         name="artifacts_size",

@@ -17,6 +17,8 @@ CloneTier = Literal["auto", "cow", "snapshot", "cold"]
 RamPlace = Literal["disk", "tmpfs"]
 Keep = Literal["never", "on-failure", "always"]
 """Of which tests something is kept."""
+Dump = Literal["memory", "disk", "guest"]
+"""What is large and kept of guests only if it is asked for."""
 KernelPolicy = Literal["fail", "warn", "ignore"]
 """What becomes of a test if a guest's kernel reports an error or a warning."""
 Limit = int | Literal["auto", "none"]
@@ -105,6 +107,8 @@ class Settings:
     """Folder for what is kept of tests."""
     keep_artifacts: Keep = "on-failure"
     """Of which tests it is kept what their guests can tell."""
+    dump: frozenset[Dump] = frozenset()
+    """What is kept of these guests beside that."""
     artifacts_size: int = 4 * 1024**3
     """Bytes that all that is kept of tests may take up; the oldest is removed first."""
     seed: str | None = None

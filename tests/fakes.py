@@ -142,6 +142,9 @@ class FakeDomain:
     def load_state(self, source: BinaryIO) -> None:
         self.loaded = source.read()
 
+    def dump_memory(self, target: Path) -> None:
+        target.write_bytes(b"memory of " + self.name.encode())
+
     def take_snapshot(self, name: str) -> None:
         self.done.append(f"take {name}")
 

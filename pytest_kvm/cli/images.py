@@ -5,15 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+from pytest_kvm.cli.command_progress import shown_progress
 from pytest_kvm.images import importing
-from pytest_kvm.images.build_progress import BuildProgress
 from pytest_kvm.images.ensure import OnBuilt, ensure
 from pytest_kvm.images.image_store import ImageStore
 from pytest_kvm.provision.events import Event, EventLog, ignore
@@ -117,37 +112,3 @@ def _to_json(image: Image) -> dict[str, object]:
         "disk_path": str(image.disk),
         "size": image.disk.stat().st_size,
     }
-
-
-@contextmanager
-def shown_progress(what: str) -> Iterator[BuildProgress]:
-    """Show the progress of one piece of work on standard error.
-
-    Args:
-        what: Name of the work, shown before each phase.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(console, what)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(what, total=None)
-
-        def show(phase: str, done: float | None = None) -> None:
-            bars.update(task, description=f"{what}: {phase}", completed=done or 0.0, total=done and 1.0)
-
-        yield show
-
-
-def _lines(console: Console, what: str) -> BuildProgress:
-    last = ""
-
-    def show(phase: str, done: float | None = None) -> None:
-        del done
-        nonlocal last
-        if phase != last:
-            last = phase
-            console.print(f"{what}: {phase}", highlight=False, markup=False)
-
-    return show

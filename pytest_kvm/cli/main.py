@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pytest_kvm.cli import cache, doctor, gc, images, ps
+from pytest_kvm.cli import cache, doctor, gc, images, ps, resume
 from pytest_kvm.errors import KvmError
 from pytest_kvm.options import OPTIONS, Option, from_environment, settings_from
 
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_parser(commands)
     ps.add_parser(commands)
     gc.add_parser(commands)
+    resume.add_parser(commands)
     return made
 
 

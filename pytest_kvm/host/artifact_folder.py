@@ -7,10 +7,16 @@ artifact must not become a failure itself.
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+from pytest_kvm.errors import KvmError
 
 TEXT_LIMIT = 4 * 1024**2
 """Bytes of one text; of a longer one the end is kept."""
+MEMORY, DISKS, FROZEN = DUMPS = ("memory", "disks", "frozen")
+"""Folders in it of what is large: a guest's memory, its disks, and the guest as a whole."""
 MISSING = "missing.txt"
 """Tells what is not there, or not whole, and why."""
 _LONGEST_NOTE = 500
@@ -48,6 +54,30 @@ class ArtifactFolder:
             data = data[-limit:]
         if data and self._put(name, data):
             self.files.append(name)
+
+    def write_together(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write files that are of use only together into a folder in this one; all of them or none.
+
+        An error of ours or of the system's is noted.
+
+        Args:
+            name: The folder's name.
+            write: Writes them into a new folder.
+        """
+        place = self.path / name
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            place.mkdir(mode=0o700)
+            write(place)
+            for path in place.iterdir():
+                path.chmod(0o600)
+        except BaseException as failure:
+            shutil.rmtree(place, ignore_errors=True)
+            if not isinstance(failure, (KvmError, OSError)):
+                raise
+            self.note(name, failure)
+        else:
+            self.files.append(f"{name}/")
 
     def finish(self) -> None:
         """Write down what is missing."""

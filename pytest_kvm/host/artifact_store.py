@@ -108,6 +108,22 @@ class ArtifactStore:
             total -= size
 
 
+def hold(folder: Path) -> locks.HeldLock | None:
+    """Keep the folder of a test from being removed until the lock is released.
+
+    Args:
+        folder: A folder in it.
+
+    Returns:
+        The lock; None if the folder is in no store that this user may write to.
+    """
+    for outer in (folder, *folder.absolute().parents):
+        if _run_of(outer) is not None:
+            with suppress(OSError):
+                return locks.try_shared(outer / folder_marker.MARKER)
+    return None
+
+
 def _own_folder(place: Path) -> Path:
     """Return our folder, which is made if it is missing.
 

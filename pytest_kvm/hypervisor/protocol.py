@@ -184,6 +184,14 @@ class Domain(Protocol):
         """Load device state from an open file into a domain that waits for it; the domain stays paused."""
         ...
 
+    def dump_memory(self, target: Path) -> None:
+        """Write memory and registers to a file, as an ELF core dump; the guest stands still.
+
+        Args:
+            target: An empty file of the caller's, which libvirt writes to.
+        """
+        ...
+
     def take_snapshot(self, name: str) -> None:
         """Write memory, devices and all writable disks into the disks, under a new name.
 

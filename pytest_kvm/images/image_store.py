@@ -57,6 +57,7 @@ _RETIRED_FOR = 24 * 3600.0
 """Seconds that a replaced image stays, because a run may still start guests from it, or a
 kept guest may restart."""
 _RETIRED_FILE = re.compile(r"[^@/]+@[0-9a-f]{64}\.json")
+_BLOBS = "blobs"
 _WORK = re.compile(r"(.+)\.[0-9a-f]{8}")
 
 
@@ -69,7 +70,7 @@ class ImageStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._blobs = folder / "blobs"
+        self._blobs = folder / _BLOBS
         self._named_images = ManifestFolder(folder / "names")
         self._retired = folder / "retired"
 
@@ -323,6 +324,11 @@ def _works_in(works: Path, name: str | None = None) -> list[Path]:
         and name in (None, match[1])
         and (folder_marker.is_ours(path) or folder_marker.is_blank(path))
     ]
+
+
+def digest_in_store(path: Path) -> str | None:
+    """Return the SHA-256 of a file that is a blob of an image store, by its path; None if it is none."""
+    return path.name if path.parent.name == _BLOBS and BLOB.fullmatch(path.name) else None
 
 
 def _is_file(path: Path, name: re.Pattern[str]) -> bool:

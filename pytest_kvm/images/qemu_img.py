@@ -27,6 +27,8 @@ class DiskInfo:
     backing_file: str | None
     data_file: str | None
     encrypted: bool
+    snapshots: tuple[str, ...] = ()
+    """Names of the snapshots that it holds."""
 
 
 def check_installed() -> None:
@@ -60,6 +62,7 @@ def info(path: Path) -> DiskInfo:
         backing_file=facts.get("backing-filename"),
         data_file=specific.get("data-file"),
         encrypted=bool(facts.get("encrypted", False)),
+        snapshots=tuple(str(each["name"]) for each in facts.get("snapshots", ())),
     )
 
 
@@ -128,7 +131,7 @@ def create_clone_overlay(path: Path, *, backing: Path, backing_format: Format) -
     command.run([*argv, _plain(path)], timeout=_QUICK)
 
 
-def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
+def point_at(path: Path, *, backing: Path, backing_format: str) -> None:
     """Change the path by which an overlay names its backing file; the contents stay as they are.
 
     Args:
@@ -142,6 +145,30 @@ def point_at(path: Path, *, backing: Path, backing_format: Format) -> None:
     """
     argv = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", str(backing)]
     command.run([*argv, _plain(path)], timeout=_QUICK)
+
+
+def rebase(path: Path, *, backing: Path | None) -> None:
+    """Put an overlay on another file below its own, and copy into it what it showed of those in between.
+
+    Args:
+        path: The overlay. It may hold no snapshots: they would show something else afterwards.
+        backing: The qcow2 file; None: the overlay becomes complete without any.
+
+    Raises:
+        HostCommandFailed: qemu-img failed.
+    """
+    argv = ["qemu-img", "rebase", "-q", "-f", "qcow2"]
+    argv += ["-b", ""] if backing is None else ["-F", "qcow2", "-b", _plain(backing)]
+    command.run([*argv, _plain(path)], timeout=_CONVERT)
+
+
+def drop_snapshot(path: Path, name: str) -> None:
+    """Remove a snapshot from a qcow2 file that nobody has open.
+
+    Raises:
+        HostCommandFailed: qemu-img failed.
+    """
+    command.run(["qemu-img", "snapshot", "-q", "-d", name, _plain(path)], timeout=_CONVERT)
 
 
 def copy_with_snapshots(source: Path, target: Path) -> None:

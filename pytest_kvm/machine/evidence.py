@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_kvm.host.artifact_folder import TEXT_LIMIT, ArtifactFolder
 from pytest_kvm.machine import core_dumps
+from pytest_kvm.machine.dumps import keep_dumps
 from pytest_kvm.machine.questions import NoAnswer, ask
+from pytest_kvm.machine.renewal import renew
 from pytest_kvm.machine.screen import to_png
 from pytest_kvm.machine.way_in import OUTPUT_LIMIT, WayIn, find_way_in
 from pytest_kvm.plaintext import one_line, plain
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.machine.vitals import Trouble
     from pytest_kvm.results import CommandResult
+    from pytest_kvm.settings import Dump
 
 _PATIENCE = 10.0
 """Seconds that QEMU and libvirt have to answer."""
@@ -91,6 +94,7 @@ class Evidence:
         since: When the test began, by the host's monotonic clock.
         console_since: How much the console had shown by then, in bytes.
         transcript: Returns what was done with the guest since then.
+        dump: What is kept beside the usual.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Evidence:
         since: float,
         console_since: int = 0,
         transcript: Callable[[], str] = str,
+        dump: Collection[Dump] = (),
     ) -> None:
         self.folder = folder
         self._machine = machine
@@ -110,6 +115,7 @@ class Evidence:
         self._trouble = ""
         self._console_since = console_since
         self._transcript = transcript
+        self._dump = dump
         self._has_screenshot = False
 
     def keep_screenshot(self) -> None:
@@ -159,6 +165,13 @@ class Evidence:
                 self._copy(name, source)
         if trouble is None or (trouble.monitor_answers and not trouble.has_ended):
             self.keep_screenshot()
+        if self._dump:  # before the guest is asked anything, which it would do
+            with self._part("dumps"):
+                if trouble is not None and not (trouble.monitor_answers or trouble.has_ended):
+                    raise NoAnswer(trouble.what)
+                keep_dumps(self._machine, self.folder, what=self._dump)
+                if trouble is None:
+                    renew(self._machine)  # its clock has stood still
         with self._part("what only the guest itself can tell"):
             if trouble is not None and not (trouble.agent_answers or trouble.sshd_answers):
                 raise NoAnswer(trouble.what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvm.host.artifact_folder import ArtifactFolder
+from pytest_kvm.host.artifact_folder import DUMPS, FROZEN, ArtifactFolder
 from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.plugin.captures import copy_captures
 from pytest_kvm.plugin.file_names import place_of
@@ -114,6 +115,7 @@ class Artifacts:
             since=self._began,
             console_since=self._consoles.get(console.log, console.beginning),
             transcript=partial(guest.transcript.text, since=self._began),
+            dump=self._settings.dump,
         )
         return evidence
 
@@ -245,7 +247,7 @@ class Artifacts:
                 properties.append(named)
         config = self._item.config
         if config.getoption("xmlpath", default=None) and config.getini("junit_logging") in _LOGGED_TO_STDOUT:
-            files = {path for path in folder.rglob("*") if path.is_file() and path.name != MARKER}
+            files = {path for path in folder.rglob("*") if path.is_file() and _is_attached(path, folder)}
             text = "".join(f"[[ATTACHMENT|{path}]]\n" for path in sorted(files - self._attached))
             self._attached |= files
             if report.when == "teardown":
@@ -278,7 +280,18 @@ class Artifacts:
         return self._folder
 
 
+def _is_attached(path: Path, folder: Path) -> bool:
+    """Say whether JUnit's file names a file of a test's folder: not what is large and was asked for."""
+    return path.name != MARKER and not {*DUMPS}.intersection(path.relative_to(folder).parts[:-1])
+
+
 def _line_of(folder: Path, about: Mapping[str, Any]) -> str:
     """Return what a report tells of a guest's folder."""
     missing = f" (not all: {about['missing'][0]})" if about["missing"] else ""
-    return f"{folder}: {', '.join(about['files']) or 'nothing'}{missing}"
+    line = f"{folder}: {', '.join(about['files']) or 'nothing'}{missing}"
+    return f"{line}\n{_resume_command(folder)}" if f"{FROZEN}/" in about["files"] else line
+
+
+def _resume_command(folder: Path) -> str:
+    """Return the command by which a guest goes on that was kept whole."""
+    return shlex.join(["pytest-kvm", "resume", str(folder)])

@@ -12,7 +12,8 @@ import os
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from pytest_kvm.machine.vitals import Trouble, find_trouble
 if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
     from pytest_kvm.provision.start_request import StartRequest
+    from pytest_kvm.settings import Dump
 
 FOLDER = ".failed-boots"
 """In the run's folder; no guest has a name like that."""
@@ -37,24 +39,45 @@ _MAY_HANG = (CloudInitTimeout, SshNeverAnswered)
 """How a boot fails whose kernel may hang; all other errors tell the cause."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BootKeeping:
+    """What is kept of boots that fail, and where."""
+
+    folder: Path
+    """Each boot has a folder of its own in it."""
+    dump: frozenset[Dump]
+    """What is kept beside the usual."""
+
+
 @contextmanager
-def keeping_failed_boot(machine: Machine, request: StartRequest, *, folder: Path | None) -> Generator[None]:
+def keeping_failed_boot(
+    machine: Machine, request: StartRequest, *, keeping: BootKeeping | None
+) -> Generator[None]:
     """Keep what a machine can tell if it does not become ready in a block; the error says where that is.
 
     Args:
         machine: The machine, which has just been switched on.
         request: What it was switched on for.
-        folder: Where it is kept, in a folder of its own; None: nothing is kept.
+        keeping: What is kept, and where; None: nothing is kept.
     """
     begun = time.monotonic()
     try:
         yield
     except GuestError as failure:
-        if folder is not None and not request.teardown.is_removed:
-            place = folder / f"{next(_numbers)}"
+        if keeping is not None and not request.teardown.is_removed:
+            place = keeping.folder / f"{next(_numbers)}"
             try:
                 request.on_step("it does not become ready; keeping what it can tell")
-                _keep(machine, request, failure=failure, into=place, since=begun)
+                run_folder.check_is_there(keeping.folder.parent)
+                keeping.folder.mkdir(mode=0o700, exist_ok=True)
+                evidence = Evidence(
+                    machine,
+                    ArtifactFolder(place),
+                    since=begun,
+                    console_since=machine.console.beginning,
+                    dump=keeping.dump,
+                )
+                _keep(machine, request, failure=failure, evidence=evidence)
             except Exception:  # noqa: BLE001 - the error of the boot is more important
                 if not request.teardown.is_removed:
                     _log.exception("%s: what it can tell of its boot is not kept", request.name)
@@ -83,14 +106,15 @@ def move(folder: Path, target: Path) -> None:
     Raises:
         OSError: It cannot be copied, and stays.
     """
+    with suppress(OSError):  # in one step if it is on the same disk: it may hold a guest's memory
+        folder.rename(target)
+        (target / _ABOUT).unlink()
+        return
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns(_ABOUT))
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep(machine: Machine, request: StartRequest, *, failure: GuestError, into: Path, since: float) -> None:
-    run_folder.check_is_there(into.parent.parent)
-    into.parent.mkdir(mode=0o700, exist_ok=True)
-    evidence = Evidence(machine, ArtifactFolder(into), since=since, console_since=machine.console.beginning)
+def _keep(machine: Machine, request: StartRequest, *, failure: GuestError, evidence: Evidence) -> None:
     evidence.keep(_trouble_of(machine, failure, evidence))
     about = {
         "guest": request.name,
@@ -99,7 +123,7 @@ def _keep(machine: Machine, request: StartRequest, *, failure: GuestError, into:
         "boot": type(failure).__name__,
         **evidence.finish(),
     }
-    json_file.write(into / _ABOUT, about)
+    json_file.write(evidence.folder.path / _ABOUT, about)
 
 
 def _trouble_of(machine: Machine, failure: GuestError, evidence: Evidence) -> Trouble | None:

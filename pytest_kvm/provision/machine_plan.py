@@ -32,7 +32,7 @@ def draft(resources: RunResources, spec: GuestSpec, *, image: Image) -> DomainDr
         spec,
         accel=resources.accel,
         direct_boot=direct_boot(spec, image, accel=resources.accel),
-        run_as=_run_as(resources),
+        run_as=run_as(resources),
     )
 
 
@@ -57,7 +57,7 @@ def plan_domain(resources: RunResources, request: StartRequest, *, uuid: str, fo
         console_socket=folder / "console.sock",
         direct_boot=direct_boot(request.spec, request.image, accel=resources.accel),
         genid=str(uuid4()),
-        run_as=_run_as(resources),
+        run_as=run_as(resources),
     )
 
 
@@ -91,7 +91,8 @@ def port_path(folder: Path, index: int) -> Path:
     return folder / f"nic{index + 1}.sock"
 
 
-def _run_as(resources: RunResources) -> tuple[int, int] | None:
+def run_as(resources: RunResources) -> tuple[int, int] | None:
+    """Return the user and group id that QEMU is to run as; None: libvirt decides."""
     return (os.getuid(), os.getgid()) if resources.is_system else None
 
 

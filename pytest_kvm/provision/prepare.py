@@ -66,7 +66,7 @@ def make_ready(machine: Machine, request: StartRequest, *, resources: RunResourc
         PatchingRaceLost: The machine has to be booted again.
         BootFailed: The machine did not become ready, or a step failed.
     """
-    with keeping_failed_boot(machine, request, folder=resources.failed_boots):
+    with keeping_failed_boot(machine, request, keeping=resources.failed_boots):
         _make_ready(machine, request, accel=resources.accel)
 
 

@@ -27,7 +27,7 @@ from pytest_kvm.provision.guest_machines import GuestMachines
 from pytest_kvm.provision.guest_state import GuestState
 from pytest_kvm.provision.lab_forming import Forming, check_left
 from pytest_kvm.provision.reset_coordinator import ResetCoordinator
-from pytest_kvm.provision.run_resources import Lazy, RunResources, open_run_resources
+from pytest_kvm.provision.run_resources import Lazy, RunResources, open_run_resources, qemu_overhead_mib
 from pytest_kvm.provision.segment_captures import SegmentCaptures
 from pytest_kvm.provision.segment_faults import SegmentFaults
 from pytest_kvm.provision.segments import Segments
@@ -37,9 +37,6 @@ from pytest_kvm.provision.watched_kernels import WatchedKernels
 from pytest_kvm.settings import Settings
 from pytest_kvm.spec.guest import GuestSpec
 from pytest_kvm.switch.client import Switch
-
-_OVERHEAD_MIB = {"kvm": 64, "tcg": 256}
-"""What QEMU takes beside its guest's memory: under TCG that is mostly translated code."""
 
 
 class Run:
@@ -71,7 +68,7 @@ class Run:
             Register(settings.limits_folder),
             limits_of(settings),
             timeout=lambda: self._resources.get().timeouts.admission,
-            overhead=self._qemu_overhead,
+            overhead=lambda: qemu_overhead_mib(self._resources.get_open()),
         )
         self._switch = Lazy(lambda: closing(Switch(self._token)))
         self._resources = Lazy(self._open_resources)
@@ -354,11 +351,6 @@ class Run:
         resources = self._resources.get_open()
         if resources is not None:
             write_test(resources.folder, self._test, waits_for=waits_for)
-
-    def _qemu_overhead(self) -> int:
-        resources = self._resources.get_open()
-        is_kvm = resources is not None and resources.accel == "kvm"
-        return _OVERHEAD_MIB["kvm" if is_kvm else "tcg"]
 
     @contextmanager
     def _open_resources(self) -> Generator[RunResources]:

@@ -22,11 +22,16 @@ from pytest_kvm.images import qemu_img
 from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.boot_turns import BootTurns
 from pytest_kvm.provision.failed_boots import FOLDER as FAILED_BOOTS
+from pytest_kvm.provision.failed_boots import BootKeeping
 from pytest_kvm.provision.leftovers import sweep_cache
 from pytest_kvm.settings import TCG_FACTOR, Settings, Timeouts
 
 if TYPE_CHECKING:
     from pytest_kvm.switch.client import Switch
+
+
+_OVERHEAD_MIB = {"kvm": 64, "tcg": 256}
+"""What QEMU takes beside its guest's memory: under TCG that is mostly translated code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,8 @@ class RunResources:
     """Has room on this host for guests."""
     boot_turns: BootTurns
     """Lets guests boot in turn."""
-    failed_boots: Path | None
-    """Folder of what is kept of boots that fail; None: nothing is kept."""
+    failed_boots: BootKeeping | None
+    """What is kept of boots that fail; None: nothing."""
 
     @property
     def is_system(self) -> bool:
@@ -110,8 +115,23 @@ def open_run_resources(
                 boot_turns=BootTurns(
                     settings.limits_folder, number=cpus_available(), timeout=timeouts.admission
                 ),
-                failed_boots=None if settings.keep_artifacts == "never" else folder / FAILED_BOOTS,
+                failed_boots=_boot_keeping(settings, folder),
             )
+
+
+def qemu_overhead_mib(resources: RunResources | None) -> int:
+    """Return how much memory (MiB) a QEMU takes beside its guest's.
+
+    Args:
+        resources: What the run has opened; None: nothing yet.
+    """
+    return _OVERHEAD_MIB["kvm" if resources is not None and resources.accel == "kvm" else "tcg"]
+
+
+def _boot_keeping(settings: Settings, folder: Path) -> BootKeeping | None:
+    if settings.keep_artifacts == "never":
+        return None
+    return BootKeeping(folder=folder / FAILED_BOOTS, dump=settings.dump)
 
 
 T = TypeVar("T")

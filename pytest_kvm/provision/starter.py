@@ -313,7 +313,7 @@ class GuestStarter:
                 spare.undo.close()
         clone, undo = self._start_paused(request, template)
         try:
-            with keeping_failed_boot(clone.machine, request, folder=self._resources.failed_boots):
+            with keeping_failed_boot(clone.machine, request, keeping=self._resources.failed_boots):
                 return self._wake(request, clone), undo, clone.tier
         except BaseException:
             undo.close()  # so that another machine can have its place

@@ -47,7 +47,7 @@ def domain_element(spec: GuestSpec, plan: DomainPlan) -> ET.Element:
     _machine(domain, spec, plan)
     _devices(domain, spec, plan)
     if plan.run_as is not None:
-        _own_account(domain, *plan.run_as)
+        add_own_account(domain, user=plan.run_as[0], group=plan.run_as[1])
     lone = [planned for planned in plan.nics if not planned.nic.is_on_host_network]
     add_arguments(domain, user_network_args(plan.control_mac, lone, internet=spec.internet))
     return domain
@@ -145,7 +145,7 @@ def _devices(domain: ET.Element, spec: GuestSpec, plan: DomainPlan) -> None:
     ET.SubElement(devices, "memballoon", model="virtio")
 
 
-def _own_account(domain: ET.Element, user: int, group: int) -> None:
+def add_own_account(domain: ET.Element, *, user: int, group: int) -> None:
     """Have QEMU run as this user and group, and have libvirt leave the owners of files as they are.
 
     By default a system daemon runs QEMU under an account of its own, which may

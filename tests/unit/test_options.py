@@ -63,6 +63,9 @@ def test_the_stated_default_is_the_default():
         ("kernel_warnings", "fail", "fail"),
         ("allow_kernel_errors", "\n  a.*b\n\n  c  \n", ("a.*b", "c")),
         ("limits_dir", "/somewhere", Path("/somewhere")),
+        ("dump", "memory", {"memory"}),
+        ("dump", "disk, guest", {"disk", "guest"}),
+        ("dump", "nothing", frozenset()),
     ],
 )
 def test_values(name, text, value):
@@ -89,6 +92,9 @@ def test_values(name, text, value):
         ("max_guests", "many"),
         ("admission_timeout", "0"),
         ("kernel_errors", "error"),
+        ("dump", "disks"),
+        ("dump", "memory;disk"),
+        ("dump", "memory,"),
         ("allow_kernel_errors", "(unclosed"),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
+from pytest_kvm.errors import NoCapacity
 from pytest_kvm.host.artifact_folder import MISSING, ArtifactFolder
 
 
@@ -64,3 +67,39 @@ def test_a_link_is_not_followed(folder, tmp_path):
     folder.write("a.txt", "text")
     assert (tmp_path / "other").read_text() == "other"
     assert folder.missing == ["a.txt: is not written: Too many levels of symbolic links"]
+
+
+def test_files_that_belong_together(folder):
+    folder.write_together("disks", lambda place: (place / "disk0").touch(mode=0o644))
+    assert folder.files == ["disks/"]
+    place = folder.path / "disks"
+    assert [path.stat().st_mode & 0o777 for path in (folder.path, place, place / "disk0")] == [
+        0o700, 0o700, 0o600
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "missing"),
+    [
+        (NoCapacity("no room"), ["disks: no room"]),
+        (OSError("no room"), ["disks: no room"]),
+        (ZeroDivisionError(), []),
+    ],
+)
+def test_half_of_them_is_not_kept(folder, error, missing):
+    def write(place):
+        (place / "disk0").touch()
+        raise error
+
+    with pytest.raises(ZeroDivisionError) if not missing else nullcontext():
+        folder.write_together("disks", write)
+    assert list(folder.path.iterdir()) == []
+    assert (folder.files, folder.missing) == ([], missing)
+
+
+def test_a_folder_for_them_that_cannot_be_made(folder):
+    folder.path.write_text("somebody's file")
+    folder.write_together("disks", lambda place: (place / "disk0").touch())
+    assert folder.files == []
+    (missing,) = folder.missing
+    assert missing.startswith("disks: [Errno 17] File exists")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvm.host import folder_marker
-from pytest_kvm.host.artifact_store import ArtifactStore
+from pytest_kvm.host.artifact_store import ArtifactStore, hold
 
 TEST = Path("tests/test_it.py/test_it[a]")
 MIB = 1024**2
@@ -145,3 +145,20 @@ def test_a_folder_that_cannot_be_made_is_an_error(root, store):
     root.write_text("no folder")
     with pytest.raises(OSError, match="Not a directory"):
         store().new_folder(TEST)
+
+
+def test_a_folder_that_is_held_is_not_removed(store, left, root):
+    (kept,) = left(str(TEST))
+    (kept / "web/frozen").mkdir(parents=True)
+    (kept / "web/frozen/disk0").write_bytes(bytes(64 * 1024))
+    held = hold(kept / "web/frozen")
+    assert held is not None
+    store(limit=1024).new_folder(Path("test_1.py/test_it"))
+    assert (kept / "web/frozen/disk0").exists()
+    held.release()
+    store(limit=1024).new_folder(Path("test_2.py/test_it"))
+    assert not kept.exists()
+
+
+def test_a_folder_elsewhere_needs_no_hold(tmp_path):
+    assert hold(tmp_path) is None

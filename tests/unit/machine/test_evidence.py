@@ -337,3 +337,49 @@ def test_a_console_firmware_log_is_kept(guest, keep):
     (machine.folder / "console.firmware.log").write_text("SeaBIOS\n")
     texts, _ = keep(replace(machine))
     assert texts["console-firmware.log"] == "SeaBIOS\n"
+
+
+@pytest.fixture
+def dumped(monkeypatch):
+    """Note what is dumped and when guests are renewed."""
+    done = []
+
+    def keep_dumps(_machine, folder, *, what):
+        done.append(sorted(what))
+        folder.write_together("frozen", lambda place: (place / "frozen.json").touch())
+
+    monkeypatch.setattr(evidence, "keep_dumps", keep_dumps)
+    monkeypatch.setattr(evidence, "renew", lambda machine: done.append(f"{machine.name} is renewed"))
+    return done
+
+
+def keep_with_dump(machine, tmp_path, trouble):
+    folder = ArtifactFolder(tmp_path / "dumped")
+    kept = Evidence(machine, folder, since=time.monotonic() - 60, dump={"memory", "guest"})
+    kept.keep(trouble)
+    return folder
+
+
+def test_a_guest_is_dumped_before_it_is_asked(guest, tmp_path, dumped):
+    folder = keep_with_dump(guest(), tmp_path, None)
+    assert dumped == [["guest", "memory"], "web is renewed"]
+    assert folder.files.index("frozen/") < folder.files.index("journal.txt")
+    assert folder.missing == []
+
+
+@pytest.mark.parametrize("trouble", [SILENT, ENDED])
+def test_a_guest_in_trouble_is_dumped_and_not_renewed(guest, tmp_path, dumped, trouble):
+    folder = keep_with_dump(guest(), tmp_path, trouble)
+    assert dumped == [["guest", "memory"]]
+    assert "frozen/" in folder.files
+
+
+def test_a_monitor_that_is_silent_is_asked_for_no_dump(guest, tmp_path, dumped):
+    folder = keep_with_dump(guest(), tmp_path, NO_MONITOR)
+    assert dumped == []
+    assert "dumps: does not answer: QEMU's monitor does not answer" in folder.missing
+
+
+def test_nothing_is_dumped_unasked(guest, keep, dumped):
+    keep(guest())
+    assert dumped == []

@@ -13,7 +13,7 @@ import pytest_kvm as kvm
 from pytest_kvm.errors import BootFailed
 from pytest_kvm.handles.transcript import Transcript
 from pytest_kvm.host.folder_marker import MARKER
-from pytest_kvm.machine import vitals
+from pytest_kvm.machine import evidence, vitals
 from pytest_kvm.machine.evidence import Evidence
 from pytest_kvm.machine.vitals import Trouble
 from tests.unit.plugin.kernels import Kernels
@@ -211,6 +211,35 @@ def test_junits_file_has_a_property_and_attachments(run, pytester):
         )
         files = {str(path) for path in folder.rglob("*") if path.is_file() and path.name != MARKER}
         assert set(attached) == files
+
+
+@pytest.fixture
+def frozen(monkeypatch):
+    """Note what of guests is to be dumped, and keep something in its place."""
+    asked = []
+
+    def keep_dumps(_machine, folder, *, what):
+        asked.append(what)
+        folder.write_together("frozen", lambda place: (place / "disk0.qcow2").touch())
+
+    monkeypatch.setattr(evidence, "keep_dumps", keep_dumps)
+    return asked
+
+
+def test_a_report_tells_how_a_frozen_guest_goes_on(run, pytester, frozen):
+    result = run(FAILS, "--kvm-dump=guest,memory", "--junit-xml=junit.xml", "-o", "junit_logging=system-out")
+    assert frozen == [{"guest", "memory"}]
+    folder = pytester.path / "kvm-artifacts/test_suite.py/test_it/web"
+    result.stdout.fnmatch_lines([f"{folder}: *frozen/*", f"pytest-kvm resume {folder}"])
+    junit = (pytester.path / "junit.xml").read_text()
+    assert "domain.xml]]" in junit
+    assert "disk0" not in junit
+
+
+def test_nothing_is_dumped_unasked(run, frozen):
+    run(FAILS).stdout.no_fnmatch_line("*pytest-kvm resume*")
+    run(PASSES, "--kvm-dump=guest")
+    assert frozen == []
 
 
 def test_junits_file_has_no_attachments_unasked(run, pytester):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ from pytest_kvm.errors import BootFailed, CloudInitTimeout, GuestGone, HostError
 from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.machine import evidence
 from pytest_kvm.provision import failed_boots
-from pytest_kvm.provision.failed_boots import keeping_failed_boot, move, read_about
+from pytest_kvm.provision.failed_boots import BootKeeping, keeping_failed_boot, move, read_about
 from pytest_kvm.provision.start_request import Teardown
 from tests.unit.provision.start_requests import START_REQUEST
+
+USUAL = BootKeeping(folder=Path(), dump=frozenset())
 
 
 @pytest.fixture
@@ -41,8 +45,9 @@ def boot(machine, folder, dumps):
     machine.console.log.write_text("Linux\n")
     (folder.parent / MARKER).touch()
 
-    def boot(error, *, request=START_REQUEST, into=folder):
-        with pytest.raises(type(error)) as raised, keeping_failed_boot(machine, request, folder=into):
+    def boot(error, *, request=START_REQUEST, keeping=USUAL):
+        keeping = keeping and replace(keeping, folder=folder)
+        with pytest.raises(type(error)) as raised, keeping_failed_boot(machine, request, keeping=keeping):
             raise error
         assert raised.value is error
         return error.kept
@@ -67,7 +72,8 @@ def test_each_boot_has_a_folder_of_its_own(boot):
 
 @pytest.mark.parametrize("error", [HostError("the host's fault"), ValueError("of our own")])
 def test_other_errors_pass(machine, folder, error):
-    with pytest.raises(type(error)), keeping_failed_boot(machine, START_REQUEST, folder=folder):
+    keeping = replace(USUAL, folder=folder)
+    with pytest.raises(type(error)), keeping_failed_boot(machine, START_REQUEST, keeping=keeping):
         raise error
     assert not folder.exists()
 
@@ -76,7 +82,7 @@ def test_nothing_is_kept_of_a_guest_that_was_removed_or_if_nobody_wants_it(boot,
     removed = replace(START_REQUEST, teardown=Teardown("web"))
     removed.teardown.close()
     assert boot(GuestGone("web"), request=removed) is None
-    assert boot(BootFailed("web"), into=None) is None
+    assert boot(BootFailed("web"), keeping=None) is None
     assert not folder.exists()
 
 
@@ -106,6 +112,25 @@ def test_what_is_kept_is_moved_to_a_test(boot, tmp_path):
     assert not (tmp_path / "web/about.json").exists()
     with pytest.raises(FileNotFoundError, match="is gone"):
         read_about(kept)
+
+
+def test_what_is_kept_is_moved_to_another_disk(boot, tmp_path, monkeypatch):
+    def rename(self, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    kept = boot(BootFailed("web: nothing answers"))
+    move(kept, tmp_path / "web")
+    assert {path.name for path in (tmp_path / "web").iterdir()} >= {"console.log", "domain.xml"}
+    assert not (tmp_path / "web/about.json").exists()
+    assert not kept.exists()
+
+
+def test_dumps_are_kept_if_they_are_asked_for(boot, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evidence, "keep_dumps", lambda _machine, _folder, *, what: asked.append(what))
+    boot(KernelPanicked("web: it panicked"), keeping=replace(USUAL, dump=frozenset({"guest"})))
+    assert asked == [{"guest"}]
 
 
 def test_a_large_spec_is_cut(boot):

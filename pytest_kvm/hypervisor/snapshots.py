@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 
 from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
-from pytest_kvm.hypervisor.libvirt_errors import translated
+from pytest_kvm.hypervisor.libvirt_errors import from_libvirt
 from pytest_kvm.waiting import NotYet, wait_until
 
 if TYPE_CHECKING:
@@ -188,10 +188,15 @@ def save_libvirt_snapshot(domain: libvirt.virDomain, name: str) -> None:
         SnapshotFailed: A disk cannot hold a snapshot, or the guest has flash
             memory: libvirt before 10.9 cannot include UEFI's variables.
     """
-    with translated(f"take the snapshot {name} of {domain.name()}", error=SnapshotFailed):
-        root = ET.Element("domainsnapshot")
-        ET.SubElement(root, "name").text = name
+    root = ET.Element("domainsnapshot")
+    ET.SubElement(root, "name").text = name
+    try:
         domain.snapshotCreateXML(ET.tostring(root, encoding="unicode"), 0)
+    except libvirt.libvirtError as failure:
+        error = from_libvirt(failure, doing=f"take the snapshot {name} of {domain.name()}")
+        if isinstance(error, DomainFailed):  # it has ended
+            raise error from None
+        raise SnapshotFailed(error.brief, details=error.details) from None
 
 
 def start_from_snapshot(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import libvirt
 import pytest
 
-from pytest_kvm.errors import SavepointRefused, SnapshotFailed
-from pytest_kvm.hypervisor.snapshots import Snapshots
+from pytest_kvm.errors import DomainFailed, SavepointRefused, SnapshotFailed
+from pytest_kvm.hypervisor.snapshots import Snapshots, save_libvirt_snapshot
 from tests.fakes import FakeDomain
 
 JOB = "kvm-snapshot"
@@ -171,3 +173,23 @@ def test_a_failed_save_leaves_nothing_to_compare_with(snapshots, monitor):
 def test_what_the_disks_brought_along_can_be_loaded(snapshots, monitor):
     snapshots.load("s")
     assert monitor.ran == [job("snapshot-load", "root-format", vmstate="root-format")]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, SnapshotFailed),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, SnapshotFailed),
+        (libvirt.VIR_ERR_NO_DOMAIN, DomainFailed),
+    ],
+)
+def test_a_guest_of_which_libvirt_takes_no_snapshot(code, error):
+    def refuse(_xml, _flags):
+        failure = libvirt.libvirtError("call failed")
+        failure.err = (code, libvirt.VIR_FROM_QEMU, "not of flash memory", 2, None, None, None, 0, 0)
+        raise failure
+
+    domain: Any = SimpleNamespace(name=lambda: "web", snapshotCreateXML=refuse)
+    with pytest.raises(error, match="take the snapshot s of web: not of flash memory") as raised:
+        save_libvirt_snapshot(domain, "s")
+    assert "use qemu:///embed" not in str(raised.value)

@@ -95,10 +95,12 @@ def _patterns(text: str) -> tuple[str, ...]:
 
 
 def _dumps(text: str) -> frozenset[str]:
+    if text == "nothing":
+        return frozenset()
     asked = frozenset(part.strip() for part in text.split(","))
-    if not asked <= {*get_args(Dump), "nothing"}:
+    if not asked <= {*get_args(Dump)}:
         raise ValueError(text)
-    return asked - {"nothing"}
+    return asked
 
 
 @dataclass(frozen=True, kw_only=True)

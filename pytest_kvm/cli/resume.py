@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_kvm.cli.command_progress import shown_progress
@@ -46,8 +45,7 @@ def _resume(arguments: argparse.Namespace, settings: Settings) -> int:
         with shown_progress(f"resuming {one_line(frozen.guest)}") as report:
             going_on = thawed_guest(artifact, settings, about=about, tell=lambda step: report(step, None))
             guest = stack.enter_context(going_on)
-        then = datetime.fromtimestamp(frozen.frozen, UTC)
-        print(f"{one_line(frozen.guest)} goes on as it was at {then:%Y-%m-%d %H:%M:%S} UTC")
+        print(f"{one_line(frozen.guest)} goes on as it was at {frozen.moment:%Y-%m-%d %H:%M:%S} UTC")
         print(f"log in:  {guest.access.ssh_command()}")
         print(f"console: {guest.console_log}")
         print("Ctrl-C removes it", flush=True)

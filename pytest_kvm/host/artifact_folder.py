@@ -64,17 +64,19 @@ class ArtifactFolder:
             name: The folder's name.
             write: Writes them into a new folder.
         """
-        place = self.path / name
+        unfinished = self.path / f".{name}.unfinished"
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
-            place.mkdir(mode=0o700)
-            write(place)
-            for path in place.iterdir():
-                path.chmod(0o600)
-        except BaseException as failure:
-            shutil.rmtree(place, ignore_errors=True)
-            if not isinstance(failure, (KvmError, OSError)):
+            unfinished.mkdir(mode=0o700)
+            try:
+                write(unfinished)
+                for path in unfinished.iterdir():
+                    path.chmod(0o600)
+                unfinished.rename(self.path / name)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
                 raise
+        except (KvmError, OSError) as failure:
             self.note(name, failure)
         else:
             self.files.append(f"{name}/")

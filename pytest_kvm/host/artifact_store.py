@@ -115,9 +115,10 @@ def hold(folder: Path) -> locks.HeldLock | None:
         folder: A folder in it.
 
     Returns:
-        The lock; None if the folder is in no store that this user may write to.
+        The lock; None if the folder is in no store that this user may write to, or is being removed.
     """
-    for outer in (folder, *folder.absolute().parents):
+    folder = folder.resolve()  # "last" is a link
+    for outer in (folder, *folder.parents):
         if _run_of(outer) is not None:
             with suppress(OSError):
                 return locks.try_shared(outer / folder_marker.MARKER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,24 @@ def why_no_space(folder: Path, *, mib: int, files: int = _FILES) -> str:
     if possible < files:
         return f"the file system of {folder} has room for {possible} more files, whatever their size"
     return ""
+
+
+def check_room(needs: Sequence[tuple[Path, int]], *, what: str) -> None:
+    """Check that disks have room, before it is used.
+
+    Args:
+        needs: Folders with the MiB that are needed in each; those of folders on one disk add up.
+        what: Begins the error's sentence.
+
+    Raises:
+        NoCapacity: A disk has none.
+    """
+    sums: dict[int, int] = {}
+    for folder, mib in needs:
+        device = folder.stat().st_dev
+        sums[device] = sums.get(device, 0) + mib
+        if why := why_no_space(folder, mib=sums[device]):
+            raise NoCapacity(f"{what}: {why}")
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -27,6 +27,8 @@ class DiskInfo:
     backing_file: str | None
     data_file: str | None
     encrypted: bool
+    backing_format: str | None = None
+    """What the file says that its backing file is."""
     snapshots: tuple[str, ...] = ()
     """Names of the snapshots that it holds."""
 
@@ -42,16 +44,21 @@ def check_installed() -> None:
     check_version("qemu-img", version_in(said))
 
 
-def info(path: Path) -> DiskInfo:
+def info(path: Path, *, disk_format: str | None = None) -> DiskInfo:
     """Return what ``qemu-img info`` says of a disk file, without following its references to other files.
+
+    Args:
+        path: The file.
+        disk_format: What it is taken for; None: what it looks like. A guest can make a raw disk look like
+            anything.
 
     Raises:
         ImageError: qemu-img cannot read it.
     """
     try:
-        reply = command.run(
-            ["qemu-img", "info", "--force-share", "--output=json", "--", _plain(path)], timeout=_QUICK
-        )
+        taken_for = ["-f", disk_format] if disk_format else []
+        argv = ["qemu-img", "info", "--force-share", "--output=json", *taken_for, "--", _plain(path)]
+        reply = command.run(argv, timeout=_QUICK)
     except HostCommandFailed as problem:
         raise ImageError(f"{path} is not a disk image qemu-img can read", details=problem.details) from None
     facts: dict[str, Any] = json.loads(reply.stdout)
@@ -62,6 +69,7 @@ def info(path: Path) -> DiskInfo:
         backing_file=facts.get("backing-filename"),
         data_file=specific.get("data-file"),
         encrypted=bool(facts.get("encrypted", False)),
+        backing_format=facts.get("backing-filename-format"),
         snapshots=tuple(str(each["name"]) for each in facts.get("snapshots", ())),
     )
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_kvm.errors import DomainFailed, NoCapacity
+from pytest_kvm.errors import DomainFailed, SavepointRefused
 from pytest_kvm.host.artifact_folder import DISKS, FROZEN, MEMORY
-from pytest_kvm.host.disk_space import why_no_space
+from pytest_kvm.host.disk_space import check_room
 from pytest_kvm.host.ssh_keys import write_private
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.images.disk_layers import copy_as_one, layers_of
-from pytest_kvm.machine.frozen_guest import freeze
-from pytest_kvm.render.thawed_xml import disks_of
+from pytest_kvm.machine.frozen_guest import LEFT_MIB, freeze
+from pytest_kvm.render.thawed_xml import disks_of, other_disks_of
 
 if TYPE_CHECKING:
     from pytest_kvm.host.artifact_folder import ArtifactFolder
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 _MEMORY_FILE = "memory.elf"
 _MIB = 1024**2
-_LEFT_MIB = 64
-"""Room on a disk that is left for what guests write."""
+_one_at_a_time = threading.Lock()
+"""So that each finds the room that it has been promised."""
 
 
 def keep_dumps(machine: Machine, folder: ArtifactFolder, *, what: Collection[Dump]) -> None:
@@ -46,7 +47,7 @@ def keep_dumps(machine: Machine, folder: ArtifactFolder, *, what: Collection[Dum
         "disk": (DISKS, _copy_disks),
         "guest": (FROZEN, _freeze),
     }
-    with _standing_still(machine):
+    with _one_at_a_time, _standing_still(machine):
         for kind, (name, keep) in ways.items():
             if kind in what:
                 folder.write_together(name, partial(keep, machine))
@@ -56,7 +57,11 @@ def keep_dumps(machine: Machine, folder: ArtifactFolder, *, what: Collection[Dum
 def _standing_still(machine: Machine) -> Generator[None]:
     ran = machine.domain.alive() and machine.domain.state() is DomainState.RUNNING
     if ran:
-        machine.domain.suspend()
+        try:
+            machine.domain.suspend()
+        except DomainFailed:
+            if machine.domain.alive():
+                raise
     try:
         yield
     finally:
@@ -72,7 +77,8 @@ def _check_alive(machine: Machine) -> None:
 def _dump_memory(machine: Machine, folder: Path) -> None:
     _check_alive(machine)
     found: dict[str, int] = machine.domain.qmp("query-memory-size-summary")
-    _check_room(machine, folder, mib=(found["base-memory"] + found.get("plugged-memory", 0)) // _MIB)
+    needed = (found["base-memory"] + found.get("plugged-memory", 0)) // _MIB
+    check_room([(folder, needed + LEFT_MIB)], what=f"no room for the memory of {machine.name}")
     machine.domain.dump_memory(write_private(folder / _MEMORY_FILE, b""))
 
 
@@ -83,12 +89,12 @@ def _freeze(machine: Machine, folder: Path) -> None:
 
 def _copy_disks(machine: Machine, folder: Path) -> None:
     """Copy what the guest can write to; the other disks hold nothing of its own."""
-    disks = [layers_of(disk.file) for disk in disks_of(machine.domain.xml()) if disk.is_written]
-    _check_room(machine, folder, mib=sum(disk.taken_mib for disk in disks))
+    xml = machine.domain.xml()
+    if others := other_disks_of(xml):
+        raise SavepointRefused(f"{machine.name} has a disk that is no file: {others[0]}")
+    written = [disk for disk in disks_of(xml) if disk.is_written]
+    disks = [layers_of(disk.file, disk_format=disk.format) for disk in written]
+    needed = sum(disk.taken_mib for disk in disks) + LEFT_MIB
+    check_room([(folder, needed)], what=f"no room for the disks of {machine.name}")
     for number, layers in enumerate(disks):
         copy_as_one(layers, folder / f"disk{number}.{layers.formats[0]}")
-
-
-def _check_room(machine: Machine, folder: Path, *, mib: int) -> None:
-    if why := why_no_space(folder, mib=mib + _LEFT_MIB):
-        raise NoCapacity(f"{machine.name}: no room for the dump: {why}")

@@ -95,6 +95,7 @@ class Evidence:
         console_since: How much the console had shown by then, in bytes.
         transcript: Returns what was done with the guest since then.
         dump: What is kept beside the usual.
+        goes_on: Whether the guest is of use afterwards.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Evidence:
         console_since: int = 0,
         transcript: Callable[[], str] = str,
         dump: Collection[Dump] = (),
+        goes_on: bool = True,
     ) -> None:
         self.folder = folder
         self._machine = machine
@@ -116,6 +118,7 @@ class Evidence:
         self._console_since = console_since
         self._transcript = transcript
         self._dump = dump
+        self._goes_on = goes_on
         self._has_screenshot = False
 
     def keep_screenshot(self) -> None:
@@ -165,17 +168,21 @@ class Evidence:
                 self._copy(name, source)
         if trouble is None or (trouble.monitor_answers and not trouble.has_ended):
             self.keep_screenshot()
-        if self._dump:  # before the guest is asked anything, which it would do
-            with self._part("dumps"):
-                if trouble is not None and not (trouble.monitor_answers or trouble.has_ended):
-                    raise NoAnswer(trouble.what)
-                keep_dumps(self._machine, self.folder, what=self._dump)
-                if trouble is None:
-                    renew(self._machine)  # its clock has stood still
+        if self._dump:  # first of all, so that it does not show our own questions
+            self._keep_dumps(trouble)
         with self._part("what only the guest itself can tell"):
             if trouble is not None and not (trouble.agent_answers or trouble.sshd_answers):
                 raise NoAnswer(trouble.what)
             self._keep_from_guest(trouble)
+
+    def _keep_dumps(self, trouble: Trouble | None) -> None:
+        with self._part("dumps"):
+            if trouble is not None and not (trouble.monitor_answers or trouble.has_ended):
+                raise NoAnswer(trouble.what)
+            keep_dumps(self._machine, self.folder, what=self._dump)
+        if self._goes_on and (trouble is None or trouble.agent_answers or trouble.sshd_answers):
+            with self._part("the right time in the guest, which has stood still"):
+                renew(self._machine)
 
     @contextmanager
     def _part(self, name: str) -> Generator[None]:

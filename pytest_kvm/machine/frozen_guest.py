@@ -9,34 +9,44 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.errors import NoCapacity, SavepointRefused, SpecError
-from pytest_kvm.host.disk_space import why_no_space
+from pytest_kvm.errors import SavepointRefused, SpecError
+from pytest_kvm.host.disk_space import check_room
 from pytest_kvm.host.resources import memory_saved_mib
 from pytest_kvm.host.run_records import read_machine
 from pytest_kvm.host.ssh_keys import write_private
 from pytest_kvm.images.disk_layers import DiskLayers, copy_all, drop_snapshots, layers_of
 from pytest_kvm.images.image import BLOB
 from pytest_kvm.images.image_store import digest_in_store
-from pytest_kvm.render.thawed_xml import boot_files_of, disks_of, host_cards_of
+from pytest_kvm.machine.savepoints import drop_former
+from pytest_kvm.render.thawed_xml import (
+    BOOT_FILES,
+    boot_files_of,
+    disks_of,
+    host_cards_of,
+    other_disks_of,
+)
 
 if TYPE_CHECKING:
     from pytest_kvm.machine.machine import Machine
 
-SNAPSHOT = "kvm-frozen"
-"""In the disks: memory and devices."""
 MANIFEST = "frozen.json"
 DOMAIN_XML = "domain.xml"
 CONSOLE = "console.log"
 KEY = "id_ed25519"
 _FORMAT = 1
-_LEFT_MIB = 64
+_FIRST_YEAR = 2020
+"""Nothing was frozen earlier."""
+_DISK_FORMATS = ("qcow2", "raw")
+LEFT_MIB = 64
 """Room on a disk that is left for what guests write."""
 
 
@@ -57,6 +67,8 @@ class FrozenGuest:
 
     format: int
     guest: str
+    snapshot: str
+    """Its name: it is in the disks, and holds memory and devices."""
     frozen: float
     """When, in seconds since the epoch."""
     qemu: str
@@ -95,12 +107,17 @@ class FrozenGuest:
             found._check()
         except OSError as failure:
             raise SpecError(f"{path} cannot be read: {failure.strerror}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as mistake:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as mistake:
             raise SpecError(f"{path} cannot be read: {mistake!r}") from None
         for name in (DOMAIN_XML, KEY, CONSOLE, *found.files):
             if "/" in name or not (folder / name).is_file():
                 raise SpecError(f"the frozen guest in {folder} is not complete: {name} is missing")
         return found
+
+    @property
+    def moment(self) -> datetime:
+        """When it was frozen, in UTC."""
+        return datetime.fromtimestamp(self.frozen, UTC)
 
     @property
     def files(self) -> list[str]:
@@ -110,9 +127,13 @@ class FrozenGuest:
 
     def _check(self) -> None:
         """Raise ValueError if something in it has the wrong form."""
-        texts: list[object] = [self.guest, self.qemu, self.image, self.login, self.host_key]
-        if wrong := [each for each in texts if not isinstance(each, str)]:
+        texts: list[object] = [self.guest, self.snapshot, self.qemu, self.image, self.login, self.host_key]
+        if wrong := [each for each in (*texts, *self.files) if not isinstance(each, str)]:
             raise ValueError(f"{wrong[0]!r} is no text")
+        if wrong := [name for name in self.boot_files if name not in BOOT_FILES]:
+            raise ValueError(f"{wrong[0]!r} is nothing that a guest boots from")
+        if self.moment.year < _FIRST_YEAR:
+            raise ValueError(f"{self.frozen!r} is no time")
         if not re.match(r"\d+\.\d+\.", self.qemu):
             raise ValueError(f"{self.qemu!r} is no version")
         if wrong := [each for each in self.from_store if not BLOB.fullmatch(each)]:
@@ -128,6 +149,8 @@ def find_frozen(artifact: Path) -> Path:
     Raises:
         SpecError: There is none, or there are several.
     """
+    if not artifact.is_dir() or not os.access(artifact, os.R_OK | os.X_OK):
+        raise SpecError(f"{artifact} is no folder that you can read")
     found = [path.parent for path in sorted(artifact.rglob(MANIFEST))]
     if len(found) > 1:
         raise SpecError(
@@ -162,22 +185,26 @@ def freeze(machine: Machine, folder: Path) -> None:
     xml = domain.xml()
     if cards := host_cards_of(xml):
         raise SavepointRefused(f"{machine.name} has a card on a network of the host ({cards[0]})")
-    disks = [layers_of(disk.file) for disk in disks_of(xml)]
+    if others := other_disks_of(xml):
+        raise SavepointRefused(f"{machine.name} has a disk that is no file: {others[0]}")
+    disks = [layers_of(disk.file, disk_format=disk.format) for disk in disks_of(xml)]
     _check_room(machine, folder, disks)
-    domain.take_snapshot(SNAPSHOT)
-    try:
-        kept = [_keep_disk(disk, number, folder) for number, disk in enumerate(disks)]
-    finally:
-        domain.drop_snapshot(SNAPSHOT)
     shutil.copyfile(machine.console.log, folder / CONSOLE)
     boot_files = {name: _keep_boot_file(path, folder / name) for name, path in boot_files_of(xml).items()}
     write_private(folder / DOMAIN_XML, xml)
     write_private(folder / KEY, machine.access.key_file.read_bytes())
+    snapshot = f"kvm-frozen-{secrets.token_hex(4)}"  # one that could not be dropped is in nobody's way
+    domain.take_snapshot(snapshot)
+    try:
+        kept = [_keep_disk(disk, number, folder, snapshot=snapshot) for number, disk in enumerate(disks)]
+    finally:
+        drop_former(machine, [snapshot])
     record = read_machine(machine.folder, owner=os.geteuid())
     qemu = domain.qmp("query-version")["qemu"]
     known = FrozenGuest(
         format=_FORMAT,
         guest=machine.name,
+        snapshot=snapshot,
         frozen=time.time(),
         qemu=f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}",
         pytest_kvm=version("pytest-kvm"),
@@ -193,7 +220,8 @@ def freeze(machine: Machine, folder: Path) -> None:
 
 def _disk_from_json(stored: dict[str, Any]) -> KeptDisk:
     disk = KeptDisk(files=tuple(stored["files"]), formats=tuple(stored["formats"]), image=stored["image"])
-    if not disk.files or len(disk.files) != len(disk.formats):
+    is_known = all(each in _DISK_FORMATS for each in disk.formats)
+    if not disk.files or len(disk.files) != len(disk.formats) or not is_known:
         raise ValueError(f"{stored!r} is no disk")
     return disk
 
@@ -201,10 +229,8 @@ def _disk_from_json(stored: dict[str, Any]) -> KeptDisk:
 def _check_room(machine: Machine, folder: Path, disks: list[DiskLayers]) -> None:
     """Check that there is room for the snapshot in the machine's disks, and for copies of these."""
     memory = memory_saved_mib(machine.domain.pid) if machine.domain.pid is not None else 0
-    needed = {machine.folder: memory, folder: memory + sum(disk.taken_mib for disk in disks)}
-    for place, mib in needed.items():
-        if why := why_no_space(place, mib=mib + _LEFT_MIB):
-            raise NoCapacity(f"{machine.name} is not frozen: {why}")
+    copies = memory + sum(disk.taken_mib for disk in disks) + LEFT_MIB
+    check_room([(machine.folder, memory), (folder, copies)], what=f"{machine.name} is not frozen")
 
 
 def _keep_boot_file(path: Path, target: Path) -> str | None:
@@ -215,13 +241,13 @@ def _keep_boot_file(path: Path, target: Path) -> str | None:
     return digest
 
 
-def _keep_disk(layers: DiskLayers, number: int, folder: Path) -> KeptDisk:
+def _keep_disk(layers: DiskLayers, number: int, folder: Path, *, snapshot: str) -> KeptDisk:
     names = [
         f"disk{number}{f'-below{depth}' if depth else ''}.{disk_format}"
         for depth, disk_format in enumerate(layers.formats)
     ]
     copy_all(layers, [folder / name for name in names])
     if layers.formats[0] == "qcow2":
-        drop_snapshots(folder / names[0], but=SNAPSHOT)
+        drop_snapshots(folder / names[0], but=snapshot)
     image = None if layers.image is None else digest_in_store(layers.image)
     return KeptDisk(files=tuple(names), formats=layers.formats, image=image)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_kvm.errors import SpecError
 from pytest_kvm.host.artifact_folder import DUMPS, FROZEN, ArtifactFolder
 from pytest_kvm.host.folder_marker import MARKER
+from pytest_kvm.options import OPTIONS, from_environment, settings_from
 from pytest_kvm.plugin.captures import copy_captures
 from pytest_kvm.plugin.file_names import place_of
 from pytest_kvm.plugin.session import existing_run, settings_stashed
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_kvm.host.artifact_store import ArtifactStore
     from pytest_kvm.machine.evidence import Evidence
     from pytest_kvm.provision.watched_kernels import ReadyGuest
+    from pytest_kvm.settings import Settings
 
 PROPERTY = "kvm_artifacts"
 """Name of the test's property that holds the path of its folder."""
@@ -153,7 +156,7 @@ class Artifacts:
             move(boot, kept)
             known[boot] = kept, about
             self._guests[place] = about
-        self._lines.append(_line_of(kept, about))
+        self._lines.append(_line_of(kept, about, self._settings))
 
     def _place_of(self, guest: str, *, when: str) -> str:
         """Return a name in the test's folder that nothing has yet, for what is kept of a guest.
@@ -196,7 +199,7 @@ class Artifacts:
     def _finish_guests(self) -> None:
         for place, evidence in self._fresh.items():
             self._guests[place] |= evidence.finish()
-            self._lines.append(_line_of(evidence.folder.path, self._guests[place]))
+            self._lines.append(_line_of(evidence.folder.path, self._guests[place], self._settings))
         self._fresh.clear()
 
     def _keep_captures(self, report: pytest.TestReport) -> list[str]:
@@ -285,13 +288,23 @@ def _is_attached(path: Path, folder: Path) -> bool:
     return path.name != MARKER and not {*DUMPS}.intersection(path.relative_to(folder).parts[:-1])
 
 
-def _line_of(folder: Path, about: Mapping[str, Any]) -> str:
+def _line_of(folder: Path, about: Mapping[str, Any], settings: Settings) -> str:
     """Return what a report tells of a guest's folder."""
     missing = f" (not all: {about['missing'][0]})" if about["missing"] else ""
     line = f"{folder}: {', '.join(about['files']) or 'nothing'}{missing}"
-    return f"{line}\n{_resume_command(folder)}" if f"{FROZEN}/" in about["files"] else line
+    return f"{line}\n{_resume_command(folder, settings)}" if f"{FROZEN}/" in about["files"] else line
 
 
-def _resume_command(folder: Path) -> str:
+def _resume_command(folder: Path, settings: Settings) -> str:
     """Return the command by which a guest goes on that was kept whole."""
-    return shlex.join(["pytest-kvm", "resume", str(folder)])
+    try:
+        usual = settings_from([from_environment])
+    except SpecError:  # there is no home
+        usual = None
+    flags = [
+        f"{option.flag}={value}"
+        for option in OPTIONS
+        if option.name in ("uri", "cache_dir", "run_dir")
+        and (value := getattr(settings, option.name)) != getattr(usual, option.name, None)
+    ]
+    return shlex.join(["pytest-kvm", *flags, "resume", str(folder)])

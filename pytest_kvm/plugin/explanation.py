@@ -183,9 +183,11 @@ class Explanation:
             return
         failures = [*run.kernels.boot_failures(self._guests), *([self._failure] if self._failure else [])]
         errors = [error for failure in failures for error in _chain(failure) if isinstance(error, KvmError)]
-        for boot in dict.fromkeys(error.kept for error in errors):
-            if boot is not None:
-                self._artifacts.adopt(boot, when=self._when)
+        boots = [boot for boot in dict.fromkeys(error.kept for error in errors) if boot is not None]
+        if boots:
+            with holding_timeout(self._item, can_cancel=self._has_failed):
+                for boot in boots:
+                    self._artifacts.adopt(boot, when=self._when)
 
     def _find_troubles(self, run: Run) -> None:
         ready = run.kernels.that_are_ready(self._guests)

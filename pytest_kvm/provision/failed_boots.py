@@ -12,14 +12,21 @@ import os
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvm.errors import CloudInitTimeout, GuestError, KernelPanicked, SshNeverAnswered
+from pytest_kvm.errors import (
+    CloudInitTimeout,
+    GuestError,
+    HostCommandFailed,
+    KernelPanicked,
+    SshNeverAnswered,
+)
 from pytest_kvm.host import json_file, run_folder
 from pytest_kvm.host.artifact_folder import ArtifactFolder
+from pytest_kvm.images.disk_layers import copy_to_own
 from pytest_kvm.machine.evidence import Evidence
 from pytest_kvm.machine.vitals import Trouble, find_trouble
 
@@ -76,6 +83,7 @@ def keeping_failed_boot(
                     since=begun,
                     console_since=machine.console.beginning,
                     dump=keeping.dump,
+                    goes_on=False,
                 )
                 _keep(machine, request, failure=failure, evidence=evidence)
             except Exception:  # noqa: BLE001 - the error of the boot is more important
@@ -106,12 +114,24 @@ def move(folder: Path, target: Path) -> None:
     Raises:
         OSError: It cannot be copied, and stays.
     """
-    with suppress(OSError):  # in one step if it is on the same disk: it may hold a guest's memory
+    try:
         folder.rename(target)
-        (target / _ABOUT).unlink()
-        return
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(_ABOUT))
-    shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # it is on another disk
+        try:
+            shutil.copytree(folder, target, copy_function=_copy)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+    (target / _ABOUT).unlink(missing_ok=True)
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file, which may be a large one with holes."""
+    try:
+        copy_to_own(Path(source), Path(target))
+    except HostCommandFailed as failure:
+        raise OSError(f"{source} is not copied: {failure.details or failure.brief}") from failure
 
 
 def _keep(machine: Machine, request: StartRequest, *, failure: GuestError, evidence: Evidence) -> None:

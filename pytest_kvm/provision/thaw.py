@@ -22,13 +22,13 @@ from pytest_kvm.host.run_records import MachineRecord, now, write_machine
 from pytest_kvm.host.run_token import new_run_token
 from pytest_kvm.host.ssh_keys import write_private
 from pytest_kvm.hypervisor.protocol import Domain
+from pytest_kvm.images.disk_layers import copy_to_own
 from pytest_kvm.images.image_store import ImageStore
-from pytest_kvm.images.qemu_img import copy_sparse, point_at
+from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.frozen_guest import (
     CONSOLE,
     DOMAIN_XML,
     KEY,
-    SNAPSHOT,
     FrozenGuest,
     KeptDisk,
 )
@@ -46,7 +46,7 @@ from pytest_kvm.provision.run_resources import (
     qemu_overhead_mib,
 )
 from pytest_kvm.provision.start_request import Place, clean_name
-from pytest_kvm.render.thawed_xml import NewPlace, needs_kvm, size_of, thawed_xml
+from pytest_kvm.render.thawed_xml import NewPlace, firmware_of, needs_kvm, size_of, thawed_xml
 from pytest_kvm.settings import Settings
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.switch.client import Switch
@@ -80,7 +80,7 @@ def check_images(frozen: FrozenGuest, settings: Settings) -> None:
                 f"{frozen.guest} needs the image{name} that it was made from, and the cache has no file with "
                 f"the SHA-256 {digest}",
                 resolution="name the cache of the run that froze it with --kvm-cache-dir "
-                f"(now {settings.cache_dir})",
+                f"(now {settings.cache_dir}); an image that was built anew is another one",
             )
 
 
@@ -104,19 +104,20 @@ def thawed_guest(
         DomainFailed: QEMU refused it.
         SnapshotFailed: QEMU cannot load its memory.
     """
-    frozen = FrozenGuest.read(artifact)
-    guest = clean_name(frozen.guest)  # it becomes a folder's name
-    check_images(frozen, settings)
-    xml = (artifact / DOMAIN_XML).read_text(encoding="utf-8")
-    memory_mib, vcpus = size_of(xml)
     with ExitStack() as stack:
         if held := hold(artifact):
             stack.callback(held.release)
+        frozen = FrozenGuest.read(artifact)
+        guest = clean_name(frozen.guest)  # it becomes a folder's name
+        check_images(frozen, settings)
+        xml = (artifact / DOMAIN_XML).read_text(encoding="utf-8", errors="replace")
+        memory_mib, vcpus = size_of(xml)
         resources = stack.enter_context(_resources(settings, about))
         check_host(frozen, resources, xml=xml)
         room = resources.admission.room(guest, Amount(memory_mib, vcpus, 1))
         stack.callback(room.release)
         room.wait(tell)
+        check_images(frozen, settings)  # that may have taken long
         tell("copying its disks")
         folder = stack.enter_context(guest_folder(resources, Place(guest)))
         store = ImageStore.of(settings)
@@ -124,9 +125,9 @@ def thawed_guest(
         tell("loading its memory")
         domain = stack.enter_context(paused_domain(resources, xml))
         room.note_process(domain.pid)
-        domain.load_snapshot(SNAPSHOT)
+        domain.load_snapshot(frozen.snapshot)
         access = _access(domain, frozen, folder)
-        _record(frozen, domain, access, memory_mib=memory_mib, vcpus=vcpus)
+        _record(frozen, domain, access, guest=guest, memory_mib=memory_mib, vcpus=vcpus)
         domain.resume()
         yield ThawedGuest(domain=domain, access=access, console_log=folder / CONSOLE)
 
@@ -152,7 +153,7 @@ def check_host(frozen: FrozenGuest, resources: RunResources, *, xml: str) -> Non
 
     Raises:
         KvmUnavailable: It ran under KVM, and there is none here.
-        HostError: QEMU is older than the one it ran in.
+        HostError: QEMU is older than the one it ran in, or the firmware is missing.
     """
     if needs_kvm(xml) and resources.accel != "kvm":
         raise KvmUnavailable(
@@ -165,6 +166,9 @@ def check_host(frozen: FrozenGuest, resources: RunResources, *, xml: str) -> Non
             f"{frozen.guest} ran in QEMU {frozen.qemu}, and an older one, here {here}, cannot go on with it",
             resolution="resume it on a host with that version, or a later one",
         )
+    firmware = firmware_of(xml)
+    if firmware is not None and not firmware.exists():
+        raise HostError(f"{frozen.guest} needs the firmware {firmware}, and this host has none there")
 
 
 def _series(version: str) -> list[int]:
@@ -213,7 +217,7 @@ def _copy_disk(disk: KeptDisk, artifact: Path, folder: Path, *, store: ImageStor
     """Copy a disk's files, and return the one that the guest writes to."""
     files = [folder / name for name in disk.files]
     for file in files:
-        copy_sparse(artifact / file.name, file)
+        copy_to_own(artifact / file.name, file)
     for file, below, disk_format in zip(files, files[1:], disk.formats[1:], strict=False):
         point_at(file, backing=below, backing_format=disk_format)
     if disk.image is not None:
@@ -235,10 +239,12 @@ def _access(domain: Domain, frozen: FrozenGuest, folder: Path) -> Access:
     )
 
 
-def _record(frozen: FrozenGuest, domain: Domain, access: Access, *, memory_mib: int, vcpus: int) -> None:
+def _record(
+    frozen: FrozenGuest, domain: Domain, access: Access, *, guest: str, memory_mib: int, vcpus: int
+) -> None:
     """Tell those who look from outside of the guest."""
     record = MachineRecord(
-        guest=access.known_hosts.parent.name,
+        guest=guest,
         state="running",
         since=now(),
         domain=domain.name,

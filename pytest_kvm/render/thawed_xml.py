@@ -16,7 +16,7 @@ from pytest_kvm.render.qemu_args import QEMU_NAMESPACE, add_arguments
 _COMMANDLINE = f"{{{QEMU_NAMESPACE}}}commandline"
 _ARGUMENT = f"{{{QEMU_NAMESPACE}}}arg"
 _RUN = f"metadata/{{{METADATA_NAMESPACE}}}run"
-_BOOT_FILES = ("kernel", "initrd", "nvram")
+BOOT_FILES = ("kernel", "initrd", "nvram")
 """Elements below ``<os>`` that name files which a run, or an image, brings."""
 
 
@@ -24,6 +24,7 @@ class DomainDisk(NamedTuple):
     """A disk of a domain."""
 
     file: Path
+    format: str
     is_written: bool
     """Whether the guest may write to it."""
 
@@ -51,16 +52,32 @@ class NewPlace:
 def disks_of(xml: str) -> list[DomainDisk]:
     """Return the disks of a domain."""
     return [
-        DomainDisk(Path(source.attrib["file"]), disk.find("readonly") is None)
+        DomainDisk(Path(source.attrib["file"]), _format_of(disk), disk.find("readonly") is None)
         for disk, source in _file_disks(_parse(xml))
     ]
 
 
+def other_disks_of(xml: str) -> list[str]:
+    """Return the disks of a domain that are no files of this host, as their devices are called."""
+    return [
+        target.get("dev", "")
+        for disk in _parse(xml).iterfind("devices/disk")
+        if (source := disk.find("source")) is not None and "file" not in source.attrib
+        for target in disk.iterfind("target")
+    ]
+
+
 def boot_files_of(xml: str) -> dict[str, Path]:
-    """Return the other files that a domain starts from: kernel, initrd and nvram, as far as it has them."""
+    """Return the other files that a domain starts from, as far as it has them: see :data:`BOOT_FILES`."""
     root = _parse(xml)
-    found = {name: root.findtext(f"os/{name}") for name in _BOOT_FILES}
-    return {name: Path(path) for name, path in found.items() if path}
+    found = {name: root.find(f"os/{name}") for name in BOOT_FILES}
+    return {name: _file_of(element) for name, element in found.items() if element is not None}
+
+
+def firmware_of(xml: str) -> Path | None:
+    """Return the file of the firmware that a domain starts, if the XML names one."""
+    path = _parse(xml).findtext("os/loader")
+    return Path(path) if path else None
 
 
 def needs_kvm(xml: str) -> bool:
@@ -71,8 +88,11 @@ def needs_kvm(xml: str) -> bool:
 def size_of(xml: str) -> tuple[int, int]:
     """Return the memory of a domain in MiB, and its virtual processors."""
     root = _parse(xml)
-    # The live XML of libvirt counts in KiB.
-    return int(root.findtext("memory", "0")) // 1024, int(root.findtext("vcpu", "1"))
+    try:
+        # The live XML of libvirt counts in KiB.
+        return int(root.findtext("memory", "")) // 1024, int(root.findtext("vcpu", "1"))
+    except ValueError as mistake:
+        raise SpecError(f"the XML of the domain tells no size: {mistake}") from None
 
 
 def host_cards_of(xml: str) -> list[str]:
@@ -88,11 +108,18 @@ def thawed_xml(xml: str, place: NewPlace) -> str:
     Args:
         xml: The live XML of the frozen domain.
         place: Where it goes on.
+
+    Raises:
+        SpecError: It is not what libvirt and the plugin have written.
     """
     domain = _parse(xml)
     domain.attrib.pop("id", None)
+    devices, emulator = domain.find("devices"), domain.find("devices/emulator")
+    if devices is not None and emulator is not None:
+        devices.remove(emulator)  # libvirt chooses its own
     texts = {"name": place.name, "uuid": place.uuid, f"{_RUN}/{{{METADATA_NAMESPACE}}}session": place.session}
-    texts |= {f"os/{name}": str(path) for name, path in place.boot_files.items()}
+    for name, file in place.boot_files.items():
+        _set_file(domain, name, file)
     for path, text in texts.items():
         _set_text(domain, path, text)
     owner = domain.find(f"{_RUN}/{{{METADATA_NAMESPACE}}}owner")
@@ -123,6 +150,28 @@ def _file_disks(domain: ET.Element) -> Iterator[tuple[ET.Element, ET.Element]]:
             yield disk, source
 
 
+def _format_of(disk: ET.Element) -> str:
+    driver = disk.find("driver")
+    return "raw" if driver is None else driver.get("type", "raw")
+
+
+def _file_of(element: ET.Element) -> Path:
+    """Return the file that an element of ``<os>`` names, by its text or its ``<source>``."""
+    source = element.find("source")
+    return Path(source.get("file", "") if source is not None else (element.text or "").strip())
+
+
+def _set_file(domain: ET.Element, name: str, file: Path) -> None:
+    element = domain.find(f"os/{name}")
+    if element is None:
+        return
+    source = element.find("source")
+    if source is not None:
+        source.set("file", str(file))
+    else:
+        element.text = str(file)
+
+
 def _set_text(domain: ET.Element, path: str, text: str) -> None:
     found = domain.find(path)
     if found is not None:
@@ -140,7 +189,10 @@ def _keep_firmware(domain: ET.Element) -> None:
 
 def _move_devices(domain: ET.Element, place: NewPlace) -> None:
     """Let disks, console and agent lead to the new place; each keeps its address in the guest."""
-    for (disk, file), path in zip(_file_disks(domain), place.disks, strict=True):
+    disks = list(_file_disks(domain))
+    if len(disks) != len(place.disks):
+        raise SpecError(f"the XML of the domain has {len(disks)} disks, not {len(place.disks)}")
+    for (disk, file), path in zip(disks, place.disks, strict=True):
         file.attrib = {"file": str(path)}
         for below in disk.findall("backingStore"):
             disk.remove(below)
@@ -171,7 +223,10 @@ def _move_arguments(domain: ET.Element) -> None:
 def _move_argument(argument: str, number: int) -> str:
     if not argument.startswith("{"):
         return argument
-    thing: dict[str, Any] = json.loads(argument)
+    try:
+        thing: dict[str, Any] = json.loads(argument)
+    except ValueError:
+        return argument  # of the user's own
     if thing.get("qom-type") == "memory-backend-file":
         kept = ("id", "size", "x-use-canonical-path-for-ramblock-id")
         thing = {"qom-type": "memory-backend-ram", **{name: thing[name] for name in kept if name in thing}}

@@ -95,6 +95,7 @@ def test_values(name, text, value):
         ("dump", "disks"),
         ("dump", "memory;disk"),
         ("dump", "memory,"),
+        ("dump", "nothing,memory"),
         ("allow_kernel_errors", "(unclosed"),
     ],
 )

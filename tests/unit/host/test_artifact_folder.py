@@ -103,3 +103,12 @@ def test_a_folder_for_them_that_cannot_be_made(folder):
     assert folder.files == []
     (missing,) = folder.missing
     assert missing.startswith("disks: [Errno 17] File exists")
+
+
+def test_what_is_there_already_stays(folder):
+    folder.write_together("disks", lambda place: (place / "disk0").write_text("first"))
+    folder.write_together("disks", lambda place: (place / "disk0").write_text("second"))
+    assert (folder.path / "disks/disk0").read_text() == "first"
+    assert [path.name for path in folder.path.iterdir()] == ["disks"]
+    assert folder.files == ["disks/"]
+    assert "Directory not empty" in folder.missing[0]

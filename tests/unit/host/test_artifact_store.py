@@ -151,7 +151,7 @@ def test_a_folder_that_is_held_is_not_removed(store, left, root):
     (kept,) = left(str(TEST))
     (kept / "web/frozen").mkdir(parents=True)
     (kept / "web/frozen/disk0").write_bytes(bytes(64 * 1024))
-    held = hold(kept / "web/frozen")
+    held = hold(root / "last/web/frozen")
     assert held is not None
     store(limit=1024).new_folder(Path("test_1.py/test_it"))
     assert (kept / "web/frozen/disk0").exists()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pytest_kvm.errors import NoCapacity
-from pytest_kvm.host.disk_space import full_disk_in_words, why_no_space
+from pytest_kvm.host import disk_space
+from pytest_kvm.host.disk_space import check_room, full_disk_in_words, why_no_space
 from pytest_kvm.host.resources import disk_free_mib
 
 RESOLUTION = "make room"
@@ -52,3 +54,16 @@ def test_the_file_that_the_error_names_may_be_on_another_disk(tmp_path):
 def test_other_errors_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError), full_disk_in_words(tmp_path, what="", resolution=RESOLUTION):
         (tmp_path / "missing").read_bytes()
+
+
+def test_what_folders_of_one_disk_need_adds_up(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(disk_space, "disk_free_mib", lambda _folder: 100)
+    check_room([(tmp_path, 60), (tmp_path / "a", 40)], what="web is not frozen")
+    with pytest.raises(NoCapacity, match="web is not frozen: 101 MiB are needed in .*/a, and 100 MiB are"):
+        check_room([(tmp_path, 60), (tmp_path / "a", 41)], what="web is not frozen")
+
+
+def test_other_disks_count_for_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_space, "disk_free_mib", lambda _folder: 100)
+    check_room([(tmp_path, 60), (Path("/dev"), 60)], what="web is not frozen")

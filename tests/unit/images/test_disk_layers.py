@@ -62,7 +62,7 @@ def target(tmp_path):
 
 
 def test_the_layers_of_a_clone(clone, store, tmp_path):
-    layers = layers_of(clone)
+    layers = layers_of(clone, disk_format="qcow2")
     assert layers.files == (clone, tmp_path / "template/root.qcow2")
     assert layers.formats == ("qcow2", "qcow2")
     assert layers.image == store
@@ -70,7 +70,8 @@ def test_the_layers_of_a_clone(clone, store, tmp_path):
 
 
 def test_one_copy_needs_only_the_image(clone, store, target, tmp_path):
-    copy_as_one(layers_of(clone), target)
+    clone.chmod(0o400)
+    copy_as_one(layers_of(clone, disk_format="qcow2"), target)
     shutil.rmtree(tmp_path / "template")
     found = info(target)
     assert (found.backing_file, found.snapshots) == (str(store), ())
@@ -79,7 +80,7 @@ def test_one_copy_needs_only_the_image(clone, store, target, tmp_path):
 
 def test_all_copies_name_each_other(clone, store, target, tmp_path):
     lower = target.with_name("disk0-below1.qcow2")
-    copy_all(layers_of(clone), [target, lower])
+    copy_all(layers_of(clone, disk_format="qcow2"), [target, lower])
     shutil.rmtree(tmp_path / "template")
     assert (info(target).backing_file, info(target).snapshots) == (lower.name, ("before",))
     assert info(lower).backing_file == str(store)
@@ -92,8 +93,10 @@ def test_files_of_the_host_are_copied_with_the_disk(target, tmp_path):
     file, disk = tmp_path / "data.raw", tmp_path / "disk1"
     file.write_bytes(b"f" * SIZE)
     create_overlay(disk, backing=file)
+    point_at(disk, backing=Path(file.name), backing_format="raw")
+    file.chmod(0o400)
     write(disk, _CLUSTER, "d")
-    layers = layers_of(disk)
+    layers = layers_of(disk, disk_format="qcow2")
     assert (layers.files, layers.formats, layers.image) == ((disk, file), ("qcow2", "raw"), None)
     copy_as_one(layers, target)
     assert info(target).backing_file is None
@@ -106,7 +109,7 @@ def test_files_of_the_host_are_copied_with_the_disk(target, tmp_path):
 def test_disks_without_a_file_below(target, tmp_path):
     for name, disk_format in (("a", "qcow2"), ("b", "raw")):
         create_blank(tmp_path / name, size=SIZE, disk_format=disk_format)
-        layers = layers_of(tmp_path / name)
+        layers = layers_of(tmp_path / name, disk_format=disk_format)
         assert (layers.formats, layers.image) == ((disk_format,), None)
         copy_as_one(layers, target.with_name(name))
         assert info(target.with_name(name)).format == disk_format
@@ -115,4 +118,39 @@ def test_disks_without_a_file_below(target, tmp_path):
 def test_a_layer_that_is_gone(clone, tmp_path):
     shutil.rmtree(tmp_path / "template")
     with pytest.raises(ImageError, match="template/root.qcow2 is not a disk image"):
-        layers_of(clone)
+        layers_of(clone, disk_format="qcow2")
+
+
+def test_what_a_guest_has_written_to_a_raw_disk_names_no_file_of_the_host(target, tmp_path):
+    secret, disk = tmp_path / "secret", tmp_path / "disk"
+    secret.write_text("of the host")
+    create_overlay(disk, backing=secret, size=SIZE)
+    layers = layers_of(disk, disk_format="raw")
+    assert (layers.files, layers.formats) == ((disk,), ("raw",))
+    copy_as_one(layers, target)
+    assert target.read_bytes() == disk.read_bytes()
+
+
+def test_a_raw_file_below_names_no_other_file_either(tmp_path):
+    secret, file, disk = (tmp_path / name for name in ("secret", "file", "disk"))
+    secret.write_text("of the host")
+    create_overlay(file, backing=secret, size=SIZE)
+    create_overlay(disk, backing=file)
+    point_at(disk, backing=file, backing_format="raw")
+    assert layers_of(disk, disk_format="qcow2").files == (disk, file)
+
+
+def test_a_disk_that_is_below_itself(tmp_path):
+    create_blank(tmp_path / "disk", size=SIZE)
+    point_at(tmp_path / "disk", backing=tmp_path / "disk", backing_format="qcow2")
+    with pytest.raises(ImageError, match="is below itself"):
+        layers_of(tmp_path / "disk", disk_format="qcow2")
+
+
+@pytest.mark.parametrize("options", [["-f", "vmdk"], ["-f", "qcow2", "-o", "data_file={}/data"]])
+def test_disks_that_are_more_than_one_file(tmp_path, options):
+    options = [each.format(tmp_path) for each in options]
+    subprocess.run(["qemu-img", "create", "-q", *options, tmp_path / "file", "1M"], check=True)
+    create_overlay(tmp_path / "disk", backing=tmp_path / "file")
+    with pytest.raises(ImageError, match="file is not copied: only plain qcow2 and raw files are"):
+        layers_of(tmp_path / "disk", disk_format="qcow2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_kvm.errors import DomainFailed, SnapshotFailed
+from pytest_kvm.host import disk_space
 from pytest_kvm.host.artifact_folder import ArtifactFolder
 from pytest_kvm.hypervisor.protocol import DomainState
 from pytest_kvm.images.qemu_img import create_blank
@@ -25,8 +26,9 @@ def guest(tmp_path, domain, machine):
     """The machine of a guest with one disk that it can write to."""
     create_blank(tmp_path / "root.qcow2", size=1024**2)
     (tmp_path / "seed.iso").touch()
-    disks = [f"<disk><source file='{tmp_path}/{name}'/>{{}}</disk>" for name in ("root.qcow2", "seed.iso")]
-    xml = f"<domain><devices>{disks[0].format('')}{disks[1].format('<readonly/>')}</devices></domain>"
+    disks = [f"<disk>{{}}<source file='{tmp_path}/{name}'/></disk>" for name in ("root.qcow2", "seed.iso")]
+    first, second = disks[0].format("<driver type='qcow2'/>"), disks[1].format("<readonly/>")
+    xml = f"<domain><devices>{first}{second}</devices></domain>"
     domain.xml = lambda: xml
     domain.qmp = lambda command: {"base-memory": 1024**2}
     return machine
@@ -107,12 +109,12 @@ def test_one_that_ends_meanwhile(guest, folder, domain):
 
 
 def test_a_dump_without_room(guest, folder, monkeypatch):
-    monkeypatch.setattr(dumps, "why_no_space", lambda place, *, mib: f"{mib} MiB in {place.name}")
+    monkeypatch.setattr(disk_space, "why_no_space", lambda place, *, mib: f"{mib} MiB are needed")
     keep_dumps(guest, folder, what=("memory", "disk"))
     assert folder.files == []
     assert folder.missing == [
-        "memory: web: no room for the dump: 65 MiB in memory",
-        "disks: web: no room for the dump: 64 MiB in disks",
+        "memory: no room for the memory of web: 65 MiB are needed",
+        "disks: no room for the disks of web: 64 MiB are needed",
     ]
 
 
@@ -122,3 +124,31 @@ def test_an_error_of_ours_leaves_nothing_either(guest, folder, domain):
         keep_dumps(guest, folder, what=ALL)
     assert domain.done == ["suspend", "resume"]
     assert list(folder.path.iterdir()) == []
+
+
+def test_one_that_ends_just_before_it_is_paused(guest, folder, domain):
+    def suspend():
+        domain.end("QEMU died")
+        raise DomainFailed("web has ended: QEMU died")
+
+    domain.suspend = suspend
+    keep_dumps(guest, folder, what=ALL)
+    assert folder.files == ["disks/"]
+
+
+def test_one_that_cannot_be_paused(guest, folder, domain):
+    def suspend():
+        raise DomainFailed("web: libvirt is busy")
+
+    domain.suspend = suspend
+    with pytest.raises(DomainFailed, match="busy"):
+        keep_dumps(guest, folder, what=ALL)
+    assert not folder.path.exists()
+
+
+def test_disks_that_are_no_files_are_told(guest, folder, domain):
+    block = "<disk type='block'><source dev='/dev/loop0'/><target dev='vdc'/></disk>"
+    xml = domain.xml().replace("</devices>", f"{block}</devices>")
+    domain.xml = lambda: xml
+    keep_dumps(guest, folder, what={"disk"})
+    assert folder.missing == ["disks: web has a disk that is no file: vdc"]

@@ -353,9 +353,9 @@ def dumped(monkeypatch):
     return done
 
 
-def keep_with_dump(machine, tmp_path, trouble):
+def keep_with_dump(machine, tmp_path, trouble, **options):
     folder = ArtifactFolder(tmp_path / "dumped")
-    kept = Evidence(machine, folder, since=time.monotonic() - 60, dump={"memory", "guest"})
+    kept = Evidence(machine, folder, since=time.monotonic() - 60, dump={"memory", "guest"}, **options)
     kept.keep(trouble)
     return folder
 
@@ -372,6 +372,28 @@ def test_a_guest_in_trouble_is_dumped_and_not_renewed(guest, tmp_path, dumped, t
     folder = keep_with_dump(guest(), tmp_path, trouble)
     assert dumped == [["guest", "memory"]]
     assert "frozen/" in folder.files
+
+
+def test_a_guest_with_a_way_in_is_renewed_whatever_is_the_matter(guest, tmp_path, dumped):
+    keep_with_dump(guest(), tmp_path, replace(SILENT, agent_answers=True))
+    assert dumped == [["guest", "memory"], "web is renewed"]
+
+
+def test_a_guest_that_is_about_to_go_is_not_renewed(guest, tmp_path, dumped):
+    keep_with_dump(guest(), tmp_path, None, goes_on=False)
+    assert dumped == [["guest", "memory"]]
+
+
+def test_a_clock_that_cannot_be_set_is_told(guest, tmp_path, dumped, monkeypatch):
+    def renew(_machine):
+        raise GuestGone("web has no python3")
+
+    monkeypatch.setattr(evidence, "renew", renew)
+    folder = keep_with_dump(guest(), tmp_path, None)
+    assert "frozen/" in folder.files
+    assert folder.missing == [
+        "the right time in the guest, which has stood still: GuestGone('web has no python3')"
+    ]
 
 
 def test_a_monitor_that_is_silent_is_asked_for_no_dump(guest, tmp_path, dumped):

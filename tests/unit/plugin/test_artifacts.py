@@ -236,6 +236,14 @@ def test_a_report_tells_how_a_frozen_guest_goes_on(run, pytester, frozen):
     assert "disk0" not in junit
 
 
+def test_the_command_names_what_is_not_usual(run, pytester, frozen):
+    options = ["--kvm-dump=guest", f"--kvm-cache-dir={pytester.path}/a cache"]
+    result = run(FAILS, *options, f"--kvm-run-dir={pytester.path}/r")
+    folder = pytester.path / "kvm-artifacts/test_suite.py/test_it/web"
+    flags = f"'--kvm-cache-dir={pytester.path}/a cache' --kvm-run-dir={pytester.path}/r"
+    result.stdout.fnmatch_lines([f"pytest-kvm {flags} resume {folder}"])
+
+
 def test_nothing_is_dumped_unasked(run, frozen):
     run(FAILS).stdout.no_fnmatch_line("*pytest-kvm resume*")
     run(PASSES, "--kvm-dump=guest")

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 import pytest_kvm as kvm
-from pytest_kvm.errors import BootFailed, CloudInitTimeout, GuestGone, HostError, KernelPanicked
+from pytest_kvm.errors import (
+    BootFailed,
+    CloudInitTimeout,
+    GuestGone,
+    HostCommandFailed,
+    HostError,
+    KernelPanicked,
+)
 from pytest_kvm.host.folder_marker import MARKER
 from pytest_kvm.machine import evidence
 from pytest_kvm.provision import failed_boots
@@ -124,6 +131,22 @@ def test_what_is_kept_is_moved_to_another_disk(boot, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "web").iterdir()} >= {"console.log", "domain.xml"}
     assert not (tmp_path / "web/about.json").exists()
     assert not kept.exists()
+
+
+def test_a_move_that_fails_leaves_nothing_half_done(boot, tmp_path, monkeypatch):
+    def rename(self, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def copy_to_own(_source, _target):
+        raise HostCommandFailed("cp failed", details="No space left on device")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(failed_boots, "copy_to_own", copy_to_own)
+    kept = boot(BootFailed("web: nothing answers"))
+    with pytest.raises(OSError, match="No space left on device"):
+        move(kept, tmp_path / "web")
+    assert not (tmp_path / "web").exists()
+    assert read_about(kept)["guest"] == "web"
 
 
 def test_dumps_are_kept_if_they_are_asked_for(boot, monkeypatch):

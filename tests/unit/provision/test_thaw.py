@@ -16,6 +16,7 @@ DIGEST = "a" * 64
 FROZEN = FrozenGuest(
     format=1,
     guest="web",
+    snapshot="kvm-frozen-0",
     frozen=0.0,
     qemu="8.2.5",
     pytest_kvm="1.0",
@@ -51,11 +52,19 @@ def test_kvm_is_needed_by_those_that_ran_under_it():
         check_host(FROZEN, host("8.2.5"), xml=KVM)
 
 
+def test_the_firmware_has_to_be_there(tmp_path):
+    xml = f"<domain type='qemu'><os><loader>{tmp_path}/OVMF.fd</loader></os></domain>"
+    with pytest.raises(HostError, match="web needs the firmware .*/OVMF.fd, and this host has none there"):
+        check_host(FROZEN, host("8.2.5"), xml=xml)
+    (tmp_path / "OVMF.fd").touch()
+    check_host(FROZEN, host("8.2.5"), xml=xml)
+
+
 def test_images_have_to_be_there(tmp_path):
     settings = Settings(cache_dir=tmp_path / "cache", run_dir=tmp_path)
     with pytest.raises(UnknownImage, match=f"web needs the image .debian-13. .*{DIGEST}") as raised:
         check_images(FROZEN, settings)
-    assert f"(now {tmp_path}/cache)" in raised.value.resolution
+    assert f"(now {tmp_path}/cache); an image that was built anew is another one" in raised.value.resolution
     with pytest.raises(UnknownImage, match="web needs the image that it was made from"):
         check_images(replace(FROZEN, image=""), settings)
     (blob := tmp_path / "cache/images/blobs" / DIGEST).parent.mkdir(parents=True)

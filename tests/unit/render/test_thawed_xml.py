@@ -13,8 +13,10 @@ from pytest_kvm.render.thawed_xml import (
     NewPlace,
     boot_files_of,
     disks_of,
+    firmware_of,
     host_cards_of,
     needs_kvm,
+    other_disks_of,
     size_of,
     thawed_xml,
 )
@@ -63,6 +65,7 @@ XML = f"""
     <kernel>/old/kernel</kernel>
   </os>
   <devices>
+    <emulator>/old/qemu</emulator>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
       <source file='/old/root.qcow2' index='2'/>
@@ -162,7 +165,14 @@ def test_a_systems_daemon_runs_it_as_this_user(thawed):
 
 
 def test_what_is_read_of_a_domain():
-    assert disks_of(XML) == [(Path("/old/root.qcow2"), True), (Path("/old/seed.iso"), False)]
+    assert disks_of(XML) == [
+        (Path("/old/root.qcow2"), "qcow2", True), (Path("/old/seed.iso"), "raw", False)
+    ]  # fmt: skip
+    assert other_disks_of(XML) == []
+    block = "<disk type='block'><source dev='/dev/loop0'/><target dev='vdc'/></disk>"
+    assert other_disks_of(XML.replace("</devices>", f"{block}</devices>")) == ["vdc"]
+    assert firmware_of(XML) == Path("/usr/share/OVMF.fd")
+    assert firmware_of("<domain/>") is None
     assert boot_files_of(XML) == {"kernel": Path("/old/kernel"), "nvram": Path("/old/vars.fd")}
     assert size_of(XML) == (512, 2)
     assert not needs_kvm(XML)
@@ -175,3 +185,25 @@ def test_what_is_read_of_a_domain():
 def test_what_is_no_xml():
     with pytest.raises(SpecError, match="the XML of the domain cannot be read: "):
         disks_of("<domain>")
+
+
+def test_variables_of_the_firmware_by_source():
+    xml = XML.replace(">/old/vars.fd<", ">\n  <source file='/old/vars.fd'/>\n<")
+    assert boot_files_of(xml)["nvram"] == Path("/old/vars.fd")
+    assert "/old/" not in thawed_xml(xml, place())
+
+
+def test_arguments_of_the_users_own_stay():
+    xml = XML.replace("memory-backend=kvm-ram", "{odd")
+    assert 'value="{odd"' in thawed_xml(xml, place())
+
+
+@pytest.mark.parametrize("memory", ["", "x", "1.5"])
+def test_a_domain_without_a_size(memory):
+    with pytest.raises(SpecError, match="the XML of the domain tells no size"):
+        size_of(f"<domain><memory>{memory}</memory></domain>")
+
+
+def test_a_domain_with_other_disks_than_were_kept():
+    with pytest.raises(SpecError, match="the XML of the domain has 2 disks, not 1"):
+        thawed_xml(XML, place(disks=[Path("/new/disk0.qcow2")]))

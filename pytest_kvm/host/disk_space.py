@@ -35,7 +35,7 @@ def why_no_space(folder: Path, *, mib: int, files: int = _FILES) -> str:
 
 
 def check_room(needs: Sequence[tuple[Path, int]], *, what: str) -> None:
-    """Check that disks have room, before it is used.
+    """Check that there is room on disks, before anything is written to them.
 
     Args:
         needs: Folders with the MiB that are needed in each; those of folders on one disk add up.

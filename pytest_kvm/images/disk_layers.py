@@ -15,7 +15,8 @@ from pytest_kvm.host.resources import disk_taken_mib
 from pytest_kvm.images.image_store import digest_in_store
 from pytest_kvm.images.qemu_img import copy_sparse, drop_snapshot, info, point_at, rebase
 
-_FORMATS = ("qcow2", "raw")
+FORMATS = ("qcow2", "raw")
+"""Formats of files that can be copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def layers_of(disk: Path, *, disk_format: str) -> DiskLayers:
         if below in files:
             raise ImageError(f"{disk} is below itself")
         found = info(below, disk_format=format_below)
-        if found.format not in _FORMATS or found.data_file or found.encrypted:
+        if found.format not in FORMATS or found.data_file or found.encrypted:
             raise ImageError(f"{below} is not copied: only plain qcow2 and raw files are")
         files.append(below)
         formats.append(found.format)

@@ -91,7 +91,9 @@ def _copy_disks(machine: Machine, folder: Path) -> None:
     """Copy what the guest can write to; the other disks hold nothing of its own."""
     xml = machine.domain.xml()
     if others := other_disks_of(xml):
-        raise SavepointRefused(f"{machine.name} has a disk that is no file: {others[0]}")
+        raise SavepointRefused(
+            f"{machine.name} has a disk that cannot be copied, as it is no file: {others[0]}"
+        )
     written = [disk for disk in disks_of(xml) if disk.is_written]
     disks = [layers_of(disk.file, disk_format=disk.format) for disk in written]
     needed = sum(disk.taken_mib for disk in disks) + LEFT_MIB

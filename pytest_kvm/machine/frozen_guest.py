@@ -23,7 +23,7 @@ from pytest_kvm.host.disk_space import check_room
 from pytest_kvm.host.resources import memory_saved_mib
 from pytest_kvm.host.run_records import read_machine
 from pytest_kvm.host.ssh_keys import write_private
-from pytest_kvm.images.disk_layers import DiskLayers, copy_all, drop_snapshots, layers_of
+from pytest_kvm.images.disk_layers import FORMATS, DiskLayers, copy_all, drop_snapshots, layers_of
 from pytest_kvm.images.image import BLOB
 from pytest_kvm.images.image_store import digest_in_store
 from pytest_kvm.machine.savepoints import drop_former
@@ -45,7 +45,6 @@ KEY = "id_ed25519"
 _FORMAT = 1
 _FIRST_YEAR = 2020
 """Nothing was frozen earlier."""
-_DISK_FORMATS = ("qcow2", "raw")
 LEFT_MIB = 64
 """Room on a disk that is left for what guests write."""
 
@@ -184,9 +183,11 @@ def freeze(machine: Machine, folder: Path) -> None:
     domain = machine.domain
     xml = domain.xml()
     if cards := host_cards_of(xml):
-        raise SavepointRefused(f"{machine.name} has a card on a network of the host ({cards[0]})")
+        raise SavepointRefused(
+            f"{machine.name} cannot be frozen with a card on a network of the host ({cards[0]})"
+        )
     if others := other_disks_of(xml):
-        raise SavepointRefused(f"{machine.name} has a disk that is no file: {others[0]}")
+        raise SavepointRefused(f"{machine.name} cannot be frozen with a disk that is no file: {others[0]}")
     disks = [layers_of(disk.file, disk_format=disk.format) for disk in disks_of(xml)]
     _check_room(machine, folder, disks)
     shutil.copyfile(machine.console.log, folder / CONSOLE)
@@ -194,6 +195,7 @@ def freeze(machine: Machine, folder: Path) -> None:
     write_private(folder / DOMAIN_XML, xml)
     write_private(folder / KEY, machine.access.key_file.read_bytes())
     snapshot = f"kvm-frozen-{secrets.token_hex(4)}"  # one that could not be dropped is in nobody's way
+    frozen = time.time()
     domain.take_snapshot(snapshot)
     try:
         kept = [_keep_disk(disk, number, folder, snapshot=snapshot) for number, disk in enumerate(disks)]
@@ -205,7 +207,7 @@ def freeze(machine: Machine, folder: Path) -> None:
         format=_FORMAT,
         guest=machine.name,
         snapshot=snapshot,
-        frozen=time.time(),
+        frozen=frozen,
         qemu=f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}",
         pytest_kvm=version("pytest-kvm"),
         image=record.image if record is not None else "",
@@ -220,7 +222,7 @@ def freeze(machine: Machine, folder: Path) -> None:
 
 def _disk_from_json(stored: dict[str, Any]) -> KeptDisk:
     disk = KeptDisk(files=tuple(stored["files"]), formats=tuple(stored["formats"]), image=stored["image"])
-    is_known = all(each in _DISK_FORMATS for each in disk.formats)
+    is_known = all(each in FORMATS for each in disk.formats)
     if not disk.files or len(disk.files) != len(disk.formats) or not is_known:
         raise ValueError(f"{stored!r} is no disk")
     return disk

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_kvm.errors import DomainFailed
-from pytest_kvm.host.run_records import MachineRecord, now, write_machine
+from pytest_kvm.host.run_records import MachineRecord, MachineState, now, write_machine
 from pytest_kvm.host.ssh_keys import KeyPair, write_private
 from pytest_kvm.hypervisor.protocol import Domain
 from pytest_kvm.machine.console import Console
@@ -149,24 +149,6 @@ def _start_domain(
     return machine
 
 
-def _record(request: StartRequest, plan: DomainPlan, access: Access) -> None:
-    record = MachineRecord(
-        guest=request.name,
-        state=request.place.state_at_start,
-        since=now(),
-        domain=plan.name,
-        image=request.image.name,
-        memory_mib=request.spec.memory_kib // 1024,
-        vcpus=request.spec.vcpus,
-        user=access.user,
-        port=access.port,
-        key_file=str(access.key_file),
-        host_key=access.host_key,
-        known_hosts=str(access.known_hosts),
-    )
-    write_machine(plan.console_log.parent, record)
-
-
 @contextmanager
 def guest_folder(resources: RunResources, place: Place) -> Iterator[Path]:
     """Make a folder for one guest's files and remove it afterwards."""
@@ -217,15 +199,70 @@ def apply_link_state(domain: Domain, request: StartRequest) -> None:
             domain.qmp("set_link", {"name": card_id(user_netdev(index)), "up": False})
 
 
-def _ssh_port(domain: Domain, request: StartRequest) -> int:
-    """Return the port of this host that QEMU forwards to the guest's SSH."""
+def _record(request: StartRequest, plan: DomainPlan, access: Access) -> None:
+    record_machine(
+        plan.console_log.parent,
+        access,
+        domain=plan.name,
+        guest=request.name,
+        state=request.place.state_at_start,
+        image=request.image.name,
+        memory_mib=request.spec.memory_kib // 1024,
+        vcpus=request.spec.vcpus,
+    )
+
+
+def access_to(
+    domain: Domain, *, guest: str, folder: Path, user: str, host_key: str, key_file: Path
+) -> Access:
+    """Return how to log in to a domain's guest by SSH; its host key is written into the machine's folder.
+
+    Raises:
+        DomainFailed: QEMU forwards no port to the guest's SSH.
+    """
     ports = forwarded_ports(domain, _SSH_PORT)
     if not ports:
         raise DomainFailed(
-            f"{request.name}: QEMU forwards no port to the guest's SSH",
+            f"{guest}: QEMU forwards no port to the guest's SSH",
             resolution="an xml hook must keep the arguments in <qemu:commandline>",
         )
-    return ports.pop()
+    port = ports.pop()
+    return Access(
+        port=port,
+        key_file=key_file,
+        host_key=host_key,
+        known_hosts=write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n"),
+        user=user,
+    )
+
+
+def record_machine(
+    folder: Path,
+    access: Access,
+    *,
+    domain: str,
+    guest: str,
+    state: MachineState,
+    image: str,
+    memory_mib: int,
+    vcpus: int,
+) -> None:
+    """Tell those who look from outside of a machine; see :mod:`~pytest_kvm.host.run_records`."""
+    record = MachineRecord(
+        guest=guest,
+        state=state,
+        since=now(),
+        domain=domain,
+        image=image,
+        memory_mib=memory_mib,
+        vcpus=vcpus,
+        user=access.user,
+        port=access.port,
+        key_file=str(access.key_file),
+        host_key=access.host_key,
+        known_hosts=str(access.known_hosts),
+    )
+    write_machine(folder, record)
 
 
 def assemble_machine(
@@ -245,13 +282,13 @@ def assemble_machine(
     boot_timeout = request.spec.boot_timeout
     timeouts = resources.timeouts if boot_timeout is None else replace(resources.timeouts, boot=boot_timeout)
     folder = plan.console_log.parent
-    port = _ssh_port(domain, request)
-    access = Access(
-        port=port,
-        key_file=key_file,
-        host_key=host_key,
-        known_hosts=write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {host_key}\n"),
+    access = access_to(
+        domain,
+        guest=request.name,
+        folder=folder,
         user=request.spec.login,
+        host_key=host_key,
+        key_file=key_file,
     )
     request.room.note_process(domain.pid)
     _record(request, plan, access)

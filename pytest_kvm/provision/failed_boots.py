@@ -6,6 +6,7 @@ until a test that fails by it takes a copy.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -116,7 +117,9 @@ def move(folder: Path, target: Path) -> None:
     """
     try:
         folder.rename(target)
-    except OSError:  # it is on another disk
+    except OSError as failure:
+        if failure.errno != errno.EXDEV:
+            raise
         try:
             shutil.copytree(folder, target, copy_function=_copy)
         except BaseException:

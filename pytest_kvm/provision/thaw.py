@@ -12,19 +12,17 @@ from uuid import uuid4
 
 import psutil
 
-from pytest_kvm.errors import DomainFailed, HostError, KvmUnavailable, UnknownImage
+from pytest_kvm.errors import HostError, KvmUnavailable, UnknownImage
 from pytest_kvm.host.artifact_store import hold
 from pytest_kvm.host.disk_space import why_no_space
 from pytest_kvm.host.limits import limits_of
 from pytest_kvm.host.register import Register
 from pytest_kvm.host.resources import disk_taken_mib
-from pytest_kvm.host.run_records import MachineRecord, now, write_machine
 from pytest_kvm.host.run_token import new_run_token
 from pytest_kvm.host.ssh_keys import write_private
 from pytest_kvm.hypervisor.protocol import Domain
-from pytest_kvm.images.disk_layers import copy_to_own
+from pytest_kvm.images.disk_layers import DiskLayers, copy_all
 from pytest_kvm.images.image_store import ImageStore
-from pytest_kvm.images.qemu_img import point_at
 from pytest_kvm.machine.frozen_guest import (
     CONSOLE,
     DOMAIN_XML,
@@ -32,10 +30,9 @@ from pytest_kvm.machine.frozen_guest import (
     FrozenGuest,
     KeptDisk,
 )
-from pytest_kvm.machine.port_forwards import forwarded_ports
 from pytest_kvm.provision.admission import Admission
 from pytest_kvm.provision.admission_rules import Amount
-from pytest_kvm.provision.cold_boot import guest_folder, paused_domain
+from pytest_kvm.provision.cold_boot import access_to, guest_folder, paused_domain, record_machine
 from pytest_kvm.provision.disk_room import no_disk_room, run_disk_full_in_words
 from pytest_kvm.provision.machine_plan import run_as
 from pytest_kvm.provision.room import Tell
@@ -51,7 +48,6 @@ from pytest_kvm.settings import Settings
 from pytest_kvm.ssh.access import Access
 from pytest_kvm.switch.client import Switch
 
-_SSH_PORT = 22
 _WRITTEN_MIB = 64
 """Room on the disk for what the guest writes."""
 
@@ -127,7 +123,16 @@ def thawed_guest(
         room.note_process(domain.pid)
         domain.load_snapshot(frozen.snapshot)
         access = _access(domain, frozen, folder)
-        _record(frozen, domain, access, guest=guest, memory_mib=memory_mib, vcpus=vcpus)
+        record_machine(
+            folder,
+            access,
+            domain=domain.name,
+            guest=guest,
+            state="running",
+            image=frozen.image,
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+        )
         domain.resume()
         yield ThawedGuest(domain=domain, access=access, console_log=folder / CONSOLE)
 
@@ -215,46 +220,22 @@ def _moved_here(
 
 def _copy_disk(disk: KeptDisk, artifact: Path, folder: Path, *, store: ImageStore) -> Path:
     """Copy a disk's files, and return the one that the guest writes to."""
-    files = [folder / name for name in disk.files]
-    for file in files:
-        copy_to_own(artifact / file.name, file)
-    for file, below, disk_format in zip(files, files[1:], disk.formats[1:], strict=False):
-        point_at(file, backing=below, backing_format=disk_format)
-    if disk.image is not None:
-        point_at(files[-1], backing=store.blob(disk.image), backing_format="qcow2")
-    return files[0]
+    layers = DiskLayers(
+        files=tuple(artifact / name for name in disk.files),
+        formats=disk.formats,
+        image=None if disk.image is None else store.blob(disk.image),
+    )
+    copies = [folder / name for name in disk.files]
+    copy_all(layers, copies)
+    return copies[0]
 
 
 def _access(domain: Domain, frozen: FrozenGuest, folder: Path) -> Access:
-    ports = forwarded_ports(domain, _SSH_PORT)
-    if not ports:
-        raise DomainFailed(f"QEMU forwards no port to the SSH of {frozen.guest}")
-    port = ports.pop()
-    return Access(
-        port=port,
-        key_file=folder / KEY,
-        host_key=frozen.host_key,
-        known_hosts=write_private(folder / "known_hosts", f"[127.0.0.1]:{port} {frozen.host_key}\n"),
+    return access_to(
+        domain,
+        guest=frozen.guest,
+        folder=folder,
         user=frozen.login,
+        host_key=frozen.host_key,
+        key_file=folder / KEY,
     )
-
-
-def _record(
-    frozen: FrozenGuest, domain: Domain, access: Access, *, guest: str, memory_mib: int, vcpus: int
-) -> None:
-    """Tell those who look from outside of the guest."""
-    record = MachineRecord(
-        guest=guest,
-        state="running",
-        since=now(),
-        domain=domain.name,
-        image=frozen.image,
-        memory_mib=memory_mib,
-        vcpus=vcpus,
-        user=access.user,
-        port=access.port,
-        key_file=str(access.key_file),
-        host_key=access.host_key,
-        known_hosts=str(access.known_hosts),
-    )
-    write_machine(access.known_hosts.parent, record)

@@ -151,4 +151,4 @@ def test_disks_that_are_no_files_are_told(guest, folder, domain):
     xml = domain.xml().replace("</devices>", f"{block}</devices>")
     domain.xml = lambda: xml
     keep_dumps(guest, folder, what={"disk"})
-    assert folder.missing == ["disks: web has a disk that is no file: vdc"]
+    assert folder.missing == ["disks: web has a disk that cannot be copied, as it is no file: vdc"]

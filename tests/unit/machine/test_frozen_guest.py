@@ -96,14 +96,16 @@ def test_a_snapshot_that_cannot_be_dropped_is_in_nobodys_way(guest, folder, doma
 
 def test_disks_that_are_no_files_are_refused(guest, folder, domain):
     block = "<disk type='block'><source dev='/dev/loop0'/><target dev='vdc'/></disk>"
-    with pytest.raises(SavepointRefused, match="web has a disk that is no file: vdc"):
+    with pytest.raises(SavepointRefused, match="web cannot be frozen with a disk that is no file: vdc"):
         freeze(guest(block), folder)
     assert domain.done == []
 
 
 def test_cards_on_networks_of_the_host_are_refused(guest, folder, domain):
     card = "<interface type='bridge'><mac address='52:54:00:00:00:07'/></interface>"
-    with pytest.raises(SavepointRefused, match="a card on a network of the host .52:54:00:00:00:07"):
+    with pytest.raises(
+        SavepointRefused, match="web cannot be frozen with a card on a network of the host .52:54:00:00:00:07"
+    ):
         freeze(guest(card), folder)
     assert domain.done == []
 

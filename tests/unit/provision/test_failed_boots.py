@@ -133,6 +133,16 @@ def test_what_is_kept_is_moved_to_another_disk(boot, tmp_path, monkeypatch):
     assert not kept.exists()
 
 
+def test_what_is_in_the_way_of_a_move_stays(boot, tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/console.log").touch()
+    kept = boot(BootFailed("web: nothing answers"))
+    with pytest.raises(OSError, match="Directory not empty"):
+        move(kept, tmp_path / "web")
+    assert [path.name for path in (tmp_path / "web").iterdir()] == ["console.log"]
+    assert read_about(kept)["guest"] == "web"
+
+
 def test_a_move_that_fails_leaves_nothing_half_done(boot, tmp_path, monkeypatch):
     def rename(self, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
